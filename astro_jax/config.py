@@ -1,0 +1,225 @@
+"""A run's typed configuration: a YAML file and dotted overrides. Unknown keys are errors.
+
+Each default names its source: "paper" (with its section; the facts are in the README's reference) or "ours".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from etils import epath
+
+from astro_jax.errors import AstroError
+
+
+class Section(pydantic.BaseModel):
+    """Base of all sections: immutable, and strict about names."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Mesh(Section):
+    """Devices along each axis (astro_jax.mesh). On a CPU, as many virtual devices are made."""
+
+    data: int = pydantic.Field(1, ge=1)
+    fsdp: int = pydantic.Field(1, ge=1)
+    tp: int = pydantic.Field(1, ge=1)
+
+
+class Architecture(Section):
+    """A Llama trained from scratch (ours: the shape of the toy base)."""
+
+    d_model: int = 128
+    d_ff: int = 320
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    max_positions: int = 512
+
+
+class Problems(Section):
+    """Countdown's rules (problems.countdown.Game) and how many problems each stage draws."""
+
+    count: int = 3
+    max_number: int = 25
+    max_value: int = 75
+    ops: str = "+-*"
+    held_out: float = 0.2
+    search: int = pydantic.Field(1024, ge=1)  # problems to search (the paper: 20.7K)
+    rl: int = pydantic.Field(4096, ge=1)  # prompts for RL (the paper: 8.7K)
+    eval: int = pydantic.Field(1024, ge=1)  # held-out problems
+
+
+class Corpus(Section):
+    """What a base model is trained on from scratch (ours)."""
+
+    documents: int = pydantic.Field(600_000, ge=1)
+    solved: float = pydantic.Field(0.3, ge=0, le=1)  # share of solutions; the rest are random attempts
+    drills: float = pydantic.Field(0.1, ge=0, le=1)  # share of single sums
+
+
+class Sampler(Section):
+    """The one engine that generates text."""
+
+    slots: int = pydantic.Field(512, ge=1)  # rows that decode at once
+    chunk: int = pydantic.Field(16, ge=1)  # decode steps between two looks at which rows have ended
+
+
+class Search(Section):
+    """PUCT Monte Carlo tree search (paper, sections 2.1 and 2.2)."""
+
+    proposals: int = pydantic.Field(8, ge=1)  # k, paper
+    rollouts: int = pydantic.Field(16, ge=1)  # M, paper
+    iterations: int = pydantic.Field(32, ge=1)  # paper
+    depth: int = pydantic.Field(50, ge=1)  # paper
+    c_puct: float = pydantic.Field(1.0, ge=0)  # ours: the paper gives no value
+    leaves: int = pydantic.Field(1, ge=1)  # leaves of one tree expanded at once (virtual loss); 1 is exact PUCT
+    temperature: float = pydantic.Field(1.0, gt=0)  # ours
+    wave: int = pydantic.Field(128, ge=1)  # trees that grow together, one shard of the store
+    max_step_tokens: int = pydantic.Field(32, ge=1)
+    max_tokens: int = pydantic.Field(64, ge=1)  # of one rollout
+
+
+class Traces(Section):
+    """Algorithm 1 and procedure cloning (paper, sections 2.3 and 2.4)."""
+
+    direct_examples: int = pydantic.Field(1, ge=0)  # solutions with k = 0 a problem, paper
+    search_examples: int = pydantic.Field(3, ge=0)  # solutions with k >= 1 a problem, paper
+    max_backtracks: int = pydantic.Field(2, ge=1)  # the largest k; paper: 2
+    min_value_reflect: float = pydantic.Field(2.0, ge=0)  # Q from which an intermediate node is reflected on
+    replay: float = pydantic.Field(0.0, ge=0)  # documents of the base's corpus, as a share of the examples (ours)
+
+
+class Sft(Section):
+    """Supervised fine-tuning (paper, section 3.1 and appendix B.2)."""
+
+    epochs: float = pydantic.Field(1.0, gt=0)  # paper
+    learning_rate: float = pydantic.Field(3e-6, gt=0)  # paper
+    warmup: float = pydantic.Field(0.05, ge=0, lt=1)  # share of the steps (ours)
+    final_lr: float = pydantic.Field(0.0, ge=0, le=1)  # where the cosine ends, as a share of the peak
+    weight_decay: float = pydantic.Field(0.1, ge=0)  # ours
+    betas: tuple[float, float] = (0.9, 0.95)  # ours
+    clip_norm: float = pydantic.Field(1.0, gt=0)  # ours
+    batch: int = pydantic.Field(32, ge=1)  # rows a step
+    length: int = pydantic.Field(8192, ge=8)  # tokens a row; paper: 8192
+    attend_across: bool = False  # packed documents see each other, as in plain pretraining
+    remat: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters stay float32
+    save_every: int = pydantic.Field(200, ge=1)  # steps between checkpoints
+
+
+class Grpo(Section):
+    """Group relative policy optimization (paper, section 3.2)."""
+
+    steps: int = pydantic.Field(100, ge=1)
+    prompts: int = pydantic.Field(64, ge=1)  # problems a step
+    group: int = pydantic.Field(4, ge=2)  # samples a problem; paper: 4
+    max_tokens: int = pydantic.Field(256, ge=1)  # of a response; paper: 15,360
+    learning_rate: float = pydantic.Field(2e-7, gt=0)  # paper
+    warmup: float = pydantic.Field(0.05, ge=0, lt=1)
+    final_lr: float = pydantic.Field(1.0, ge=0, le=1)  # 1: constant after the warm-up
+    weight_decay: float = pydantic.Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = pydantic.Field(1.0, gt=0)
+    clip: float = pydantic.Field(0.2, gt=0)  # of the ratio, GRPO (arXiv 2402.03300)
+    updates: int = pydantic.Field(1, ge=1)  # optimizer steps a batch of responses
+    normalize_std: bool = True  # divide advantages by the group's standard deviation, GRPO
+    length: int = pydantic.Field(512, ge=8)  # tokens of a packed row
+    remat: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    save_every: int = pydantic.Field(10, ge=1)
+
+
+class Eval(Section):
+    """Evaluation on held-out problems."""
+
+    max_tokens: int = pydantic.Field(256, ge=1)
+    wave: int = pydantic.Field(512, ge=1)  # problems a shard
+
+
+class Config(Section):
+    """One run."""
+
+    seed: int = pydantic.Field(0, ge=0)
+    out: str = "runs/default"
+    model: str = "countdown-base"  # a Hugging Face folder, or a model that ships with the package
+    mesh: Mesh = Mesh()
+    architecture: Architecture = Architecture()
+    problems: Problems = Problems()
+    corpus: Corpus = Corpus()
+    sampler: Sampler = Sampler()
+    search: Search = Search()
+    traces: Traces = Traces()
+    pretrain: Sft = Sft()
+    sft: Sft = Sft()
+    grpo: Grpo = Grpo()
+    eval: Eval = Eval()
+
+    def digest(self) -> str:
+        """A hash of everything that results depend on; where the run is written is not part of it."""
+        return hashlib.sha256(json.dumps(self.model_dump(exclude={"out"}), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply "a.b=value" overrides (values are YAML).
+
+    Raises:
+      AstroError: for a missing file, bad YAML, an unknown key or a value of the wrong type, with its dotted name.
+    """
+    try:
+        raw = yaml.safe_load(epath.Path(path).read_text()) or {}
+    except OSError as e:
+        raise AstroError(f"{path}: cannot be read ({e.strerror or e}); give the path of a YAML config") from e
+    except yaml.YAMLError as e:
+        raise AstroError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from e
+    if not isinstance(raw, dict):
+        raise AstroError(f"{path}: a config is a mapping of keys to values")
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, path)
+
+
+def parse(raw: dict[str, Any], where: str = "config") -> Config:
+    """Validate a nested dict; every problem is named by its dotted key."""
+    try:
+        return Config.model_validate(raw)
+    except pydantic.ValidationError as e:
+        problems = [f"{'.'.join(map(str, x['loc']))}: {_explain(x)}" for x in e.errors()]
+        raise AstroError(f"{where}: {'; '.join(problems)}") from e
+
+
+def _explain(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "no such key; see astro_jax/config.py for all keys"
+    return f"{error['msg'].lower()}, got {error['input']!r}"
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise AstroError(f"override {text!r}: write key=value, as in sft.epochs=2")
+    *parents, last = key.split(".")
+    at = raw
+    for name in parents:
+        at = at.setdefault(name, {})
+        if not isinstance(at, dict):
+            raise AstroError(f"override {text!r}: {name!r} is not a section")
+    try:
+        at[last] = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise AstroError(f"override {text!r}: the value is not valid YAML") from e
+    if isinstance(at[last], str):
+        at[last] = _number(at[last])
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 3e-4 as a string; everybody means the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

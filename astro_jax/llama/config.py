@@ -1,0 +1,140 @@
+"""The shape of a Llama, read from and written to Hugging Face's config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from astro_jax.errors import AstroError
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's frequency scaling ("llama3" in Hugging Face's config)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Dimensions (letters as in the README) and constants of one Llama.
+
+    Hashable, so it can be a static argument of jit.
+    """
+
+    vocab_size: int  # V
+    d_model: int  # D
+    d_ff: int  # F
+    n_layers: int  # L
+    n_heads: int  # H
+    n_kv_heads: int  # K
+    head_dim: int  # h
+    max_positions: int = 4096
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise AstroError(f"{self.n_heads} query heads do not divide into {self.n_kv_heads} key-value heads")
+
+    @property
+    def groups(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.n_heads // self.n_kv_heads
+
+    def flops_per_token(self, context: int = 0) -> int:
+        """Matmul FLOPs of one forward token: 2 a parameter, plus attention over `context` keys."""
+        attn = self.d_model * self.head_dim * 2 * (self.n_heads + self.n_kv_heads)
+        layer = 2 * (attn + 3 * self.d_model * self.d_ff) + 4 * context * self.n_heads * self.head_dim
+        return self.n_layers * layer + 2 * self.d_model * self.vocab_size
+
+
+def llama3_8b(**changes: Any) -> LlamaConfig:
+    """Llama-3.1-8B's shape (its published config.json)."""
+    config = LlamaConfig(
+        vocab_size=128256, d_model=4096, d_ff=14336, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128,
+        max_positions=131072, rope_theta=500000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
+def from_hf(d: dict[str, Any]) -> LlamaConfig:
+    """Read a Hugging Face config.json.
+
+    Raises:
+      AstroError: for anything that this model would compute differently, by name.
+    """
+    if d.get("model_type") != "llama":
+        raise AstroError(f"config.json: model_type {d.get('model_type')!r} is not supported; only 'llama' is")
+    for key, allowed in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+        if d.get(key, allowed) != allowed:
+            raise AstroError(f"config.json: {key}={d[key]!r} is not supported; only {allowed!r} is")
+    # transformers 5 moved rope_theta and rope_scaling into rope_parameters; read either.
+    rope = d.get("rope_parameters") or d.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", d.get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise AstroError(f"config.json: rope scaling {kind!r} is not supported; 'default' and 'llama3' are")
+    scaling = None
+    if kind == "llama3":
+        scaling = RopeScaling(
+            float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]),
+            int(rope["original_max_position_embeddings"]),
+        )  # fmt: skip
+    heads = d["num_attention_heads"]
+    return LlamaConfig(
+        vocab_size=d["vocab_size"],
+        d_model=d["hidden_size"],
+        d_ff=d["intermediate_size"],
+        n_layers=d["num_hidden_layers"],
+        n_heads=heads,
+        n_kv_heads=d.get("num_key_value_heads") or heads,
+        head_dim=d.get("head_dim") or d["hidden_size"] // heads,
+        max_positions=d.get("max_position_embeddings", 2048),
+        rope_theta=float(theta),
+        rope_scaling=scaling,
+        norm_eps=d.get("rms_norm_eps", 1e-6),
+        tie_embeddings=d.get("tie_word_embeddings", False),
+        init_std=d.get("initializer_range", 0.02),
+    )
+
+
+def to_hf(config: LlamaConfig) -> dict[str, Any]:
+    """The config.json that Hugging Face reads; the inverse of `from_hf`."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if (s := config.rope_scaling) is not None:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": s.factor,
+            "low_freq_factor": s.low_freq_factor,
+            "high_freq_factor": s.high_freq_factor,
+            "original_max_position_embeddings": s.original_max_positions,
+        }
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_positions,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if config.rope_scaling is None else {k: v for k, v in rope.items() if k != "rope_theta"},
+        "rope_parameters": rope,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": "float32",
+    }

@@ -1,0 +1,264 @@
+"""Llama as pure functions on one parameter pytree.
+
+Training, prefill and decoding share `_block`; they differ only in what a query may attend to. Layers are scanned, so
+depth costs no compile time. Softmax, norms and RoPE are computed in float32 whatever the parameters' type.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from astro_jax.llama.config import LlamaConfig
+from astro_jax.llama.params import Layers, Params
+from astro_jax.mesh import Sharding
+
+# Rows of queries that attend at once in training: bounds the scores to [B, H, chunk, S].
+QUERY_CHUNK = 1024
+NEG_INF = -1e30
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the tokens so far. T is the last axis: on a CPU it decodes several times faster so."""
+
+    k: jax.Array  # [L, B, K, h, T]
+    v: jax.Array  # [L, B, K, h, T]
+
+    @property
+    def length(self) -> int:
+        """Columns that the cache has room for."""
+        return self.k.shape[-1]
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return y.astype(x.dtype) * jnp.broadcast_to(weight, x.shape)
+
+
+def rope_frequencies(config: LlamaConfig) -> jax.Array:
+    """Angular frequencies [h / 2], with Llama 3.1's scaling: long waves are stretched, short ones kept, with a ramp."""
+    h = config.head_dim
+    freq = 1.0 / config.rope_theta ** (jnp.arange(0, h, 2, dtype=jnp.float32) / h)
+    if (s := config.rope_scaling) is None:
+        return freq
+    turns = s.original_max_positions * freq / (2 * jnp.pi)
+    keep = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+    return freq * (keep + (1 - keep) / s.factor)
+
+
+def _rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate the halves of each head of x [B, S, N, h] by cos, sin [B, S, 1, h / 2] (Hugging Face's convention)."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def _block(
+    x: jax.Array,
+    p: Layers,
+    config: LlamaConfig,
+    rope: tuple[jax.Array, jax.Array],
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    sharding: Sharding | None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """One transformer block on x [B, S, D]; returns the new x and this block's keys and values [B, S, K, h]."""
+    # Between blocks the sequence is split over tp; decoding has a sequence of one, which stays whole.
+    pin = _pin(sharding)
+    y = rms_norm(x, p.attn_norm, config.norm_eps)
+    q = _rope(jnp.einsum("bsd,dnh->bsnh", y, p.wq), *rope)
+    k = _rope(jnp.einsum("bsd,dnh->bsnh", y, p.wk), *rope)
+    v = jnp.einsum("bsd,dnh->bsnh", y, p.wv)
+    q = pin(q, "batch", None, "heads", None)
+    k = pin(k, "batch", None, "kv_heads", None)
+    v = pin(v, "batch", None, "kv_heads", None)
+    x = x + jnp.einsum("bsnh,nhd->bsd", attend(q, k, v), p.wo)
+    x = pin(x, "batch", "seq", None)
+    y = rms_norm(x, p.mlp_norm, config.norm_eps)
+    y = jax.nn.silu(y @ p.w_gate) * (y @ p.w_up)
+    x = x + pin(y, "batch", None, "mlp") @ p.w_down
+    return pin(x, "batch", "seq", None), (k, v)
+
+
+def _pin(sharding: Sharding | None) -> Callable[..., jax.Array]:
+    """`constrain`, or nothing where there is no mesh or the sequence is a single token."""
+
+    def pin(x: jax.Array, *axes: str | None) -> jax.Array:
+        if sharding is None:
+            return x
+        return sharding.constrain(x, *[None if a == "seq" and x.shape[1] == 1 else a for a in axes])
+
+    return pin
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    """Causal attention inside segments, grouped queries, one chunk of queries at a time.
+
+    Args:
+      q: [B, S, H, h]; k, v: [B, S, K, h].
+      segments: int32 [B, S]; a token sees the earlier ones of its own segment. 0 is padding.
+
+    Returns:
+      [B, S, H, h]. Rows of padding hold finite values that nobody reads.
+    """
+    b, s, n, h = q.shape
+    n_kv = k.shape[2]
+    # Heads before sequence: plain batched matmuls, which XLA on a CPU runs ten times faster than the transposed ones.
+    q = q.reshape(b, s, n_kv, n // n_kv, h).transpose(0, 2, 3, 1, 4) * h**-0.5  # [B, K, G, S, h]
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))  # [B, K, S, h]
+    column = jnp.arange(s)
+
+    def chunk(q: jax.Array, q_segments: jax.Array, rows: jax.Array) -> jax.Array:
+        scores = jnp.einsum("bkgsh,bkth->bkgst", q, k, preferred_element_type=jnp.float32)
+        mask = (q_segments[:, :, None] == segments[:, None, :]) & (rows[:, None] >= column[None, :])[None]
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEG_INF), axis=-1)
+        return jnp.einsum("bkgst,bkth->bkgsh", weights.astype(v.dtype), v)
+
+    if s <= QUERY_CHUNK or s % QUERY_CHUNK:
+        out = chunk(q, segments, column)
+    else:
+        split = functools.partial(_split, parts=s // QUERY_CHUNK)
+        chunks = (split(q, axis=3), split(segments, axis=1), split(column, axis=0))
+        out = jax.lax.map(lambda c: jax.checkpoint(chunk)(*c), chunks)  # [parts, B, K, G, chunk, h]
+        out = jnp.moveaxis(out, 0, 3).reshape(b, n_kv, n // n_kv, s, h)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, s, n, h)
+
+
+def _split(x: jax.Array, parts: int, axis: int) -> jax.Array:
+    """Cut an axis into parts and put the parts first."""
+    return jnp.stack(jnp.split(x, parts, axis=axis))
+
+
+def hidden(
+    params: Params,
+    tokens: jax.Array,
+    config: LlamaConfig,
+    *,
+    positions: jax.Array | None = None,
+    segments: jax.Array | None = None,
+    sharding: Sharding | None = None,
+    remat: bool = False,
+    keep_kv: bool = False,
+) -> tuple[jax.Array, Cache | None]:
+    """The final hidden states of whole sequences, before the LM head.
+
+    Args:
+      tokens: int32 [B, S].
+      positions: int32 [B, S], for RoPE; default 0..S-1.
+      segments: int32 [B, S] of packed sequences; default one segment. 0 is padding.
+      remat: recompute each block in the backward pass.
+      keep_kv: also return the keys and values as a Cache of T = S columns.
+
+    Returns:
+      ([B, S, D], Cache or None).
+    """
+    b, s = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(s), (b, s)) if positions is None else positions
+    segments = jnp.ones((b, s), jnp.int32) if segments is None else segments
+    rope = _angles(positions, config)
+    attend = functools.partial(attention, segments=segments)
+
+    def step(x: jax.Array, layer: Layers) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        x, kv = _block(x, layer, config, rope, attend, sharding)
+        return x, (tuple(_to_cache(t) for t in kv) if keep_kv else None)
+
+    x = _embed(params, tokens, sharding)
+    x, kv = jax.lax.scan(jax.checkpoint(step) if remat else step, x, params.layers)
+    x = rms_norm(x, params.final_norm, config.norm_eps)
+    return x, (Cache(k=kv[0], v=kv[1]) if keep_kv else None)
+
+
+def decode(
+    params: Params,
+    tokens: jax.Array,
+    cache: Cache,
+    column: jax.Array,
+    start: jax.Array,
+    config: LlamaConfig,
+    *,
+    sharding: Sharding | None = None,
+) -> tuple[jax.Array, Cache]:
+    """One token of every row, given the cache of the tokens before.
+
+    All rows write at the same column, so that the update is one dynamic_update_slice: rows are right-aligned, row b
+    occupies the columns from start[b] on. The cache is read-only inside the scan over layers, which would else hold a
+    second copy of it; the new keys and values are written once, after the scan.
+
+    Args:
+      tokens: int32 [B]. column: int32 scalar, where these tokens go. start: int32 [B], the first column of each row.
+
+    Returns:
+      (logits float32 [B, V], the cache with the column written).
+    """
+    rope = _angles((column - start)[:, None], config)
+    columns = jnp.arange(cache.length)
+    visible = (columns[None, :] >= start[:, None]) & (columns[None, :] < column)  # [B, T]
+
+    def step(x: jax.Array, inputs: tuple[Layers, jax.Array, jax.Array]) -> tuple[jax.Array, tuple]:
+        layer, k_cache, v_cache = inputs
+        attend = functools.partial(_attend_cached, k_cache=k_cache, v_cache=v_cache, visible=visible)
+        x, kv = _block(x, layer, config, rope, attend, sharding)
+        return x, tuple(_to_cache(t) for t in kv)
+
+    x = _embed(params, tokens[:, None], sharding)
+    x, (k_new, v_new) = jax.lax.scan(step, x, (params.layers, cache.k, cache.v))
+    at = (0, 0, 0, 0, column)
+    cache = Cache(
+        k=jax.lax.dynamic_update_slice(cache.k, k_new, at), v=jax.lax.dynamic_update_slice(cache.v, v_new, at)
+    )
+    x = rms_norm(x, params.final_norm, config.norm_eps)
+    return lm_head(params, x)[:, 0], cache
+
+
+def _attend_cached(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, k_cache: jax.Array, v_cache: jax.Array, visible: jax.Array
+) -> jax.Array:
+    """Attention of one new token a row over its cached columns and itself.
+
+    q [B, 1, H, h]; k, v [B, 1, K, h]; caches [B, K, h, T]; visible bool [B, T]. Returns [B, 1, H, h].
+    """
+    b, _, n, h = q.shape
+    n_kv = k.shape[2]
+    q = q.reshape(b, n_kv, n // n_kv, h) * h**-0.5
+    past = jnp.einsum("bkgh,bkht->bkgt", q, k_cache, preferred_element_type=jnp.float32)
+    past = jnp.where(visible[:, None, None, :], past, NEG_INF)
+    own = jnp.einsum("bkgh,bkh->bkg", q, k[:, 0], preferred_element_type=jnp.float32)[..., None]
+    # One softmax over two pieces: the new token's key is not in the cache yet.
+    top = jnp.maximum(past.max(-1, keepdims=True), own)
+    e_past, e_own = jnp.exp(past - top), jnp.exp(own - top)
+    total = e_past.sum(-1, keepdims=True) + e_own
+    out = jnp.einsum("bkgt,bkht->bkgh", (e_past / total).astype(v.dtype), v_cache)
+    out = out + (e_own / total).astype(v.dtype) * v[:, 0, :, None, :]
+    return out.reshape(b, 1, n, h)
+
+
+def lm_head(params: Params, x: jax.Array) -> jax.Array:
+    """Logits float32 [..., V] of hidden states [..., D]."""
+    if params.lm_head is None:
+        return jnp.einsum("...d,vd->...v", x, params.embed, preferred_element_type=jnp.float32)
+    return jnp.einsum("...d,dv->...v", x, params.lm_head, preferred_element_type=jnp.float32)
+
+
+def forward(params: Params, tokens: jax.Array, config: LlamaConfig) -> jax.Array:
+    """Logits float32 [B, S, V] of tokens int32 [B, S]; for small inputs and tests (losses chunk the LM head)."""
+    return lm_head(params, hidden(params, tokens, config)[0])
+
+
+def _embed(params: Params, tokens: jax.Array, sharding: Sharding | None) -> jax.Array:
+    return _pin(sharding)(jnp.take(params.embed, tokens, axis=0), "batch", "seq", None)
+
+
+def _angles(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Array]:
+    """cos and sin [B, S, 1, h / 2] of positions [B, S]."""
+    angle = positions.astype(jnp.float32)[:, :, None] * rope_frequencies(config)[None, None, :]
+    return jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
+
+
+def _to_cache(x: jax.Array) -> jax.Array:
+    """Keys or values [B, S, K, h] in the cache's layout [B, K, h, S]."""
+    return jnp.moveaxis(x, 1, -1)

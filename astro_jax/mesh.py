@@ -1,0 +1,88 @@
+"""The device mesh, and the one table from logical axes to mesh axes.
+
+Arrays are described by logical axes ("batch", "embed", "heads", ...); a `Sharding` object turns them into a
+`NamedSharding`. Training shards parameters over fsdp x tp; decoding keeps them over tp alone, since gathering
+every weight for every token would cost more than the memory it saves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from astro_jax.errors import AstroError
+
+AXES = ("data", "fsdp", "tp")
+
+# The batch is split over data and fsdp alike; tp splits heads, width and vocabulary (Megatron's pattern).
+_COMMON: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "heads": ("tp",),
+    "kv_heads": ("tp",),
+    "mlp": ("tp",),
+    "vocab": ("tp",),
+}
+TRAIN_RULES = _COMMON | {"embed": ("fsdp",), "seq": ("tp",)}
+DECODE_RULES = _COMMON
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """A mesh and the rules by which logical axes lie on it.
+
+    "seq" is only used for activations between blocks: there they are split over tp (sequence parallelism), which
+    divides what remat keeps by the size of tp.
+    """
+
+    mesh: Mesh
+    rules: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """The PartitionSpec of an array with these logical axes. No mesh axis may serve twice."""
+        rules = dict(self.rules)
+        parts = [rules.get(axis, ()) if axis else () for axis in axes]
+        used = [name for part in parts for name in part]
+        if len(used) != len(set(used)):
+            raise ValueError(f"axes {axes} would use a mesh axis twice: {parts}")
+        return PartitionSpec(*[part[0] if len(part) == 1 else (part or None) for part in parts])
+
+    def named(self, *axes: str | None) -> NamedSharding:
+        """The NamedSharding of an array with these logical axes."""
+        return NamedSharding(self.mesh, self.spec(axes))
+
+    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Pin an intermediate value inside jit to its logical axes."""
+        return jax.lax.with_sharding_constraint(x, self.named(*axes))
+
+    @property
+    def batch_size(self) -> int:
+        """Devices that the batch axis is split over; every batch must divide by it."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of data x fsdp x tp devices, tp innermost: its traffic is the heaviest and wants the nearest links.
+
+    Raises:
+      AstroError: when there are fewer devices than that.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    need = data * fsdp * tp
+    if len(devices) < need:
+        raise AstroError(f"the mesh {data}x{fsdp}x{tp} needs {need} devices, there are {len(devices)}: set mesh.*")
+    return Mesh(np.asarray(devices[:need]).reshape(data, fsdp, tp), AXES)
+
+
+def train_sharding(mesh: Mesh) -> Sharding:
+    """Parameters over fsdp x tp, activations over the batch and, between blocks, the sequence."""
+    return Sharding(mesh, tuple(TRAIN_RULES.items()))
+
+
+def decode_sharding(mesh: Mesh) -> Sharding:
+    """Parameters over tp, sequences and their caches over the batch."""
+    return Sharding(mesh, tuple(DECODE_RULES.items()))

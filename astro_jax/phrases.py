@@ -1,0 +1,13 @@
+"""The fixed phrases of self-reflection (paper, section 2.4), on lines of their own.
+
+They stand below every room: the toy tokenizer gives each a token, traces write them, evaluation counts them.
+"""
+
+DOUBT = " But wait, are we solving the problem correctly so far? Hmm...\n"
+UNSURE = " I'm not sure if we're solving the problem correctly so far.\n"
+GO_BACK = " Let's go back to where we"
+RESTART = " Let's restart our solution from the beginning, and"
+CORRECT = " Our solution seems to be correct so far.\n"
+
+PHRASES = (DOUBT, UNSURE, GO_BACK, RESTART, CORRECT)
+BACKTRACKS = (GO_BACK, RESTART)

@@ -1,0 +1,1 @@
+"""Training: packed data, losses, one sharded step for SFT and GRPO, checkpoints."""

@@ -1,0 +1,104 @@
+"""Losses over packed sequences. No tensor of [B, S, V] is ever live: the LM head runs in chunks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from astro_jax.llama import model
+from astro_jax.llama.config import LlamaConfig
+from astro_jax.llama.params import Params
+from astro_jax.mesh import Sharding
+
+# Positions of each row whose logits are live at once.
+LOGITS_CHUNK = 1024
+
+
+@struct.dataclass
+class Batch:
+    """Packed rows. A token with weight w counts w times in the loss; its prediction comes from the token before."""
+
+    tokens: Any  # int32 [B, S]
+    segments: Any  # int32 [B, S]; 0 is padding
+    positions: Any  # int32 [B, S]; restart in each segment
+    weights: Any  # float32 [B, S]; 0 on padding and on each segment's first token
+
+
+@struct.dataclass
+class RolloutBatch:
+    """Packed rollouts: a Batch and what GRPO knows of each response token. Weights sum to 1 over the batch."""
+
+    batch: Batch
+    advantages: Any  # float32 [B, S]
+    old_logprobs: Any  # float32 [B, S], from the sampler
+
+
+def token_logprobs(
+    params: Params, batch: Batch, config: LlamaConfig, sharding: Sharding | None = None, remat: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each token given those before it, and the entropy that it was drawn from.
+
+    Returns:
+      two float32 [B, S]; column 0 and each segment's first token hold values without meaning (their weight is 0).
+    """
+    x, _ = model.hidden(
+        params, batch.tokens, config,
+        positions=batch.positions, segments=batch.segments, sharding=sharding, remat=remat,
+    )  # fmt: skip
+    b, s, d = x.shape
+    targets = jnp.roll(batch.tokens, -1, axis=1)
+
+    def chunk(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x, targets = part
+        logits = model.lm_head(params, x)
+        if sharding is not None:
+            logits = sharding.constrain(logits, "batch", None, "vocab")
+        logits = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        # A masked sum, not a gather: it stays local where the vocabulary is split over devices.
+        hit = jnp.arange(config.vocab_size)[None, None, :] == targets[..., None]
+        picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+        mean_logit = jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
+        return picked - log_z, jax.lax.stop_gradient(log_z - mean_logit)
+
+    if s <= LOGITS_CHUNK or s % LOGITS_CHUNK:
+        logp, entropy = chunk((x, targets))
+    else:
+        n = s // LOGITS_CHUNK
+        parts = (
+            jnp.moveaxis(x.reshape(b, n, LOGITS_CHUNK, d), 1, 0),
+            jnp.moveaxis(targets.reshape(b, n, LOGITS_CHUNK), 1, 0),
+        )
+        logp, entropy = jax.lax.map(jax.checkpoint(chunk), parts)
+        logp, entropy = (jnp.moveaxis(y, 0, 1).reshape(b, s) for y in (logp, entropy))
+    return jnp.roll(logp, 1, axis=1), jnp.roll(entropy, 1, axis=1)
+
+
+def cross_entropy(logp: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted mean negative log-likelihood, in nats a token."""
+    return -jnp.sum(logp * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+
+
+def policy_loss(
+    logp: jax.Array, old_logp: jax.Array, advantages: jax.Array, weights: jax.Array, clip: float
+) -> tuple[jax.Array, jax.Array]:
+    """GRPO's clipped surrogate without a KL term (arXiv 2402.03300, eq. 3; ASTRO, section 3.2).
+
+    -sum_t w_t min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t) with r_t = exp(logp_t - old_logp_t).
+
+    Returns:
+      (the loss, the share of the weight whose ratio is clipped).
+    """
+    ratio = jnp.exp(jnp.where(weights > 0, logp - old_logp, 0.0))
+    bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
+    gain = jnp.minimum(ratio * advantages, bounded * advantages)
+    clipped = (ratio * advantages > gain).astype(jnp.float32)
+    return -jnp.sum(weights * gain), jnp.sum(weights * clipped) / jnp.maximum(jnp.sum(weights), 1e-9)
+
+
+def cast(params: Params, dtype: str) -> Params:
+    """Parameters in the computation's type; gradients come back in the parameters' own."""
+    return jax.tree.map(lambda p: p.astype(dtype), params)
