@@ -1,0 +1,70 @@
+"""A model on disk, shared by all stages: Orbax parameters, the config and the tokenizer in one folder."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax.numpy as jnp
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from astro_jax.errors import AstroError
+from astro_jax.llama import hf
+from astro_jax.llama import params as llama_params
+from astro_jax.llama.config import LlamaConfig, to_hf
+from astro_jax.llama.params import Params
+from astro_jax.mesh import Sharding, decode_sharding, make_mesh
+
+PARAMS = "params"
+# Models that ship with the package, found by their name.
+SHIPPED = epath.Path(__file__).parent.parent / "models"
+
+
+def resolve(path: str) -> epath.Path:
+    """A folder, or the name of a model that ships with the package.
+
+    Raises:
+      AstroError: when it is neither.
+    """
+    for candidate in (epath.Path(path), SHIPPED / path):
+        if candidate.is_dir():
+            return candidate
+    shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir())) if SHIPPED.exists() else "none"
+    raise AstroError(f"{path}: no such folder, and no model of that name ships with the package (there: {shipped})")
+
+
+def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any) -> None:
+    """Write a model. A folder that is there already is a finished one of an earlier try, and is replaced."""
+    part = folder.parent / f"{folder.name}.part"
+    for old in (part, folder):
+        if old.exists():
+            old.rmtree()
+    part.mkdir(parents=True)
+    tokenizer.save_pretrained(str(part))
+    (part / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n")
+    ocp.save_pytree(part / PARAMS, params)
+    part.rename(folder)
+
+
+def load(
+    path: str | epath.Path, sharding: Sharding | None = None, dtype: Any = jnp.float32
+) -> tuple[LlamaConfig, Params]:
+    """A model from a Hugging Face folder or from one of our checkpoints, onto any mesh.
+
+    Args:
+      path: a folder, or the name of a model that ships with the package.
+      sharding: where the parameters go; default one device.
+
+    Raises:
+      AstroError: when there is no model, or it is damaged.
+    """
+    folder = resolve(str(path))
+    if not (folder / PARAMS).exists():
+        return hf.read(folder, sharding, dtype)
+    config = hf.read_config(folder)
+    sharding = sharding or decode_sharding(make_mesh())
+    try:
+        return config, ocp.load_pytree(folder / PARAMS, llama_params.abstract(config, sharding, dtype))
+    except (ValueError, OSError) as e:
+        raise AstroError(f"{folder}: not a checkpoint of this model ({str(e).splitlines()[0]})") from e

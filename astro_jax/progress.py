@@ -1,0 +1,64 @@
+"""One progress bar for all long work: share done, rate, time left, and what the stage measures."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# Where there is no terminal (a log file, CI), a line is printed this often instead.
+LOG_SECONDS = 15.0
+
+
+class Bar:
+    """A context manager around one stage's bar.
+
+    Args:
+      label: the stage.
+      total: units of work; `done` of them stood before (a resumed stage).
+      unit: what is counted, plural.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0):
+        self.label, self.total, self.unit, self.count = label, total, unit, done
+        self._first, self._start, self._last = done, time.monotonic(), time.monotonic()
+        self._console = Console(file=sys.stderr)
+        self._live = self._console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description:>11}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
+        )  # fmt: skip
+        self._task = self._progress.add_task(label, total=total, completed=done, note="")
+
+    def __enter__(self) -> Bar:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._live:
+            self._progress.stop()
+        elif kind is None:
+            self._line()
+
+    def advance(self, n: int = 1, **measures: float) -> None:
+        """n more units are done; measures are shown beside the rate."""
+        self.count += n
+        rate = (self.count - self._first) / max(time.monotonic() - self._start, 1e-9)
+        shown = "  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in measures.items())
+        self._note = f"{rate:,.1f} {self.unit}/s  {shown}"
+        if self._live:
+            self._progress.update(self._task, completed=self.count, note=self._note)
+        elif time.monotonic() - self._last > LOG_SECONDS:
+            self._line()
+
+    _note = ""
+
+    def _line(self) -> None:
+        self._last = time.monotonic()
+        rate = (self.count - self._first) / max(self._last - self._start, 1e-9)
+        left = (self.total - self.count) / rate if rate else float("nan")
+        print(f"{self.label:>11} {self.count}/{self.total} {self._note}  {left:.0f} s left", file=sys.stderr, flush=True)

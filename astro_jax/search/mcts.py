@@ -1,0 +1,143 @@
+"""The batched driver: many trees grow together, and each phase is one call of the sampler for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from etils import epath
+
+from astro_jax import config as cfg
+from astro_jax.llama.params import Params
+from astro_jax.problems import Problem
+from astro_jax.progress import Bar
+from astro_jax.sampler import Request, Sample, Sampler
+from astro_jax.search.tree import Node, Tree
+from astro_jax.storage import Shards
+from astro_jax.verify import verify
+
+
+def run(
+    folder: epath.Path, problems: Sequence[Problem], c: cfg.Search, sampler: Sampler, params: Params, tokenizer: Any
+) -> dict[str, Any]:
+    """Search all problems, in waves; each finished wave is one shard of the store `folder`/trees-*.jsonl.
+
+    Returns:
+      counts: trees, nodes, and the yield (share of trees with a correct terminal).
+    """
+    store = Shards(folder, "trees")
+    waves = [problems[i : i + c.wave] for i in range(0, len(problems), c.wave)]
+    done = sum(len(wave) for i, wave in enumerate(waves) if store.has(i))
+    with Bar("search", len(problems), "trees", done) as bar:
+        for i, wave in enumerate(waves):
+            if store.has(i):
+                continue
+            trees = search(wave, c, sampler, params, tokenizer)
+            store.write(i, (tree.record() for tree in trees))
+            solved = sum(bool(tree.terminals(True)) for tree in trees) / len(trees)
+            bar.advance(len(wave), solved=solved, nodes_a_tree=sum(len(t.nodes) for t in trees) / len(trees))
+    trees = [Tree.from_record(r) for r in store.read()]
+    valid = sum(bool(tree.terminals(True)) for tree in trees)
+    return {
+        "trees": len(trees),
+        "nodes": sum(len(t.nodes) for t in trees),
+        "valid_trees": valid,
+        "yield": round(valid / max(len(trees), 1), 4),
+    }
+
+
+def search(
+    problems: Sequence[Problem], c: cfg.Search, sampler: Sampler, params: Params, tokenizer: Any
+) -> list[Tree]:
+    """Grow one tree a problem, all at the same time, for `c.iterations` iterations of `c.leaves` leaves each."""
+    trees = [Tree(p, tokenizer.encode(p.prompt)) for p in problems]
+    driver = _Driver(c, sampler, params, tokenizer)
+    for _ in range(c.iterations):
+        selected = [(tree, tree.select(c.c_puct)) for tree in trees for _ in range(c.leaves)]
+        leaves = list({(id(tree), node): (tree, node) for tree, node in selected}.values())
+        children = driver.expand([(t, n) for t, n in leaves if not t.nodes[n].terminal])
+        driver.evaluate(children)
+        for tree, node in selected:
+            tree.release(node)
+        for tree, node in leaves:
+            if tree.nodes[node].terminal:
+                tree.backup(node)
+        for tree, child in children:
+            tree.backup(child.id)
+    return trees
+
+
+class _Driver:
+    """Expansion and evaluation of leaves of many trees with one sampler."""
+
+    def __init__(self, c: cfg.Search, sampler: Sampler, params: Params, tokenizer: Any):
+        self.c, self.sampler, self.params, self.tokenizer = c, sampler, params, tokenizer
+        self.eos = tokenizer.eos_token_id
+        # A step ends with any token that ends a line, or with the end token.
+        ends = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).endswith("\n")]
+        self.step_ends = (*ends, self.eos)
+
+    def expand(self, leaves: Sequence[tuple[Tree, int]]) -> list[tuple[Tree, Node]]:
+        """Propose k next steps for each leaf; equal ones become one child.
+
+        The prior is the policy's probability of the whole step, not divided by its length, normalized over siblings.
+        """
+        samples = self._sample(leaves, self.c.proposals, "propose", self._next_steps)
+        children = []
+        for (tree, leaf), proposed in zip(leaves, samples, strict=True):
+            distinct = {tuple(s.tokens.tolist()): float(s.logprobs.sum()) for s in proposed if s.stopped}
+            top = max(distinct.values(), default=0.0)
+            total = sum(math.exp(logp - top) for logp in distinct.values())
+            for tokens, logp in distinct.items():
+                child = tree.add(leaf, tokens, self._text(tokens), math.exp(logp - top) / total)
+                children.append((tree, child))
+            if not distinct:  # no step within max_step_tokens: nothing can follow this node
+                tree.nodes[leaf].terminal, tree.nodes[leaf].correct = True, False
+        return children
+
+    def evaluate(self, children: Sequence[tuple[Tree, Node]]) -> None:
+        """Set R(S') of new nodes: a terminal's verdict, else the mean verdict of M rollouts (Eq. 2)."""
+        open_nodes = []
+        for tree, node in children:
+            ended = node.tokens[-1] == self.eos
+            if ended or len(tree.path(node.id)) >= self.c.depth:
+                verdict = verify(tree.problem, tree.text(node.id), ended)
+                node.terminal, node.correct = True, verdict.correct
+                node.answer, node.reward = verdict.answer, float(verdict.correct)
+            else:
+                open_nodes.append((tree, node))
+        samples = self._sample([(t, n.id) for t, n in open_nodes], self.c.rollouts, "rollout", self._to_the_end)
+        for (tree, node), rollouts in zip(open_nodes, samples, strict=True):
+            steps = tree.text(node.id)
+            verdicts = [verify(tree.problem, steps + self._text(r.tokens.tolist()), r.stopped) for r in rollouts]
+            node.reward = sum(v.correct for v in verdicts) / len(verdicts)
+
+    def _sample(
+        self,
+        nodes: Sequence[tuple[Tree, int]],
+        n: int,
+        purpose: str,
+        generate: Callable[[list[Request]], list[list[Sample]]],
+    ) -> list[list[Sample]]:
+        requests = [
+            Request(tree.tokens(node), n, ("search", tree.problem.id, purpose, *(s.id for s in tree.path(node))))
+            for tree, node in nodes
+        ]
+        return generate(requests) if requests else []
+
+    def _next_steps(self, requests: list[Request]) -> list[list[Sample]]:
+        """Up to the end of the line, or of the text."""
+        c = self.c
+        return self.sampler.generate(
+            self.params, requests, max_tokens=c.max_step_tokens, stop=self.step_ends, temperature=c.temperature
+        )
+
+    def _to_the_end(self, requests: list[Request]) -> list[list[Sample]]:
+        c = self.c
+        return self.sampler.generate(
+            self.params, requests, max_tokens=c.max_tokens, stop=(self.eos,), temperature=c.temperature
+        )
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode([t for t in tokens if t != self.eos])

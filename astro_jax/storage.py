@@ -1,0 +1,104 @@
+"""Files that are whole or not there: atomic writes, append-only shards, manifests. Paths may be gs://."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from etils import epath
+
+from astro_jax.errors import AstroError
+
+Json = dict[str, Any]
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Write a file so that a reader, or a kill at any moment, finds the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f"{path.name}.part"
+    part.write_text(text)
+    part.replace(path)
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Write JSON for people: indented, atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: epath.Path) -> Any:
+    """Read JSON.
+
+    Raises:
+      AstroError: when the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as e:
+        raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
+    except ValueError as e:
+        raise AstroError(f"{path}: not valid JSON ({e}); delete it to make it anew") from e
+
+
+def write_jsonl(path: epath.Path, records: Iterable[Json]) -> None:
+    """Write one record a line, atomically."""
+    write_text(path, "".join(json.dumps(r) + "\n" for r in records))
+
+
+def read_jsonl(path: epath.Path) -> Iterator[Json]:
+    """Read one record a line.
+
+    Raises:
+      AstroError: when the file is missing or a line is not JSON, with its number.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as e:
+        raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except ValueError as e:
+            raise AstroError(f"{path}, line {number}: not valid JSON ({e})") from e
+
+
+class Shards:
+    """An append-only store: numbered JSONL files, each written whole.
+
+    Work that makes a shard is deterministic, so after a kill only the shards that are missing are made again.
+    """
+
+    def __init__(self, folder: epath.Path, name: str):
+        self.folder, self.name = folder, name
+
+    def path(self, index: int) -> epath.Path:
+        return self.folder / f"{self.name}-{index:05d}.jsonl"
+
+    def has(self, index: int) -> bool:
+        return self.path(index).exists()
+
+    def write(self, index: int, records: Iterable[Json]) -> None:
+        write_jsonl(self.path(index), records)
+
+    def read(self) -> Iterator[Json]:
+        """All records, in the order of the shards."""
+        for path in sorted(self.folder.glob(f"{self.name}-*.jsonl")):
+            yield from read_jsonl(path)
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    names = ("astro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def finish(folder: epath.Path, stage: str, digest: str, parents: list[str], wall_s: float, **counts: Any) -> None:
+    """Write a stage's manifest: from then on it is finished."""
+    manifest = {"stage": stage, "config_hash": digest, "parents": parents, "wall_s": round(wall_s, 2)}
+    write_json(folder / "manifest.json", manifest | counts | {"versions": versions()})
+
+
+def finished(folder: epath.Path) -> bool:
+    """Whether a stage has ended here."""
+    return (folder / "manifest.json").exists()
