@@ -91,7 +91,7 @@ class Traces(Section):
     direct_examples: int = pydantic.Field(1, ge=0)  # solutions with k = 0 a problem, paper
     search_examples: int = pydantic.Field(3, ge=0)  # solutions with k >= 1 a problem, paper
     max_backtracks: int = pydantic.Field(2, ge=1)  # the largest k; paper: 2
-    min_value_reflect: float = pydantic.Field(2.0, ge=0)  # Q from which an intermediate node is reflected on
+    min_value_reflect: float | None = None  # Q from which an intermediate node gets the positive reflection
     replay: float = pydantic.Field(0.0, ge=0)  # documents of the base's corpus, as a share of the examples (ours)
 
 
@@ -147,7 +147,10 @@ class Config(Section):
 
     seed: int = pydantic.Field(0, ge=0)
     out: str = "runs/default"
-    model: str = "countdown-base"  # a Hugging Face folder, or a model that ships with the package
+    model: str = "countdown-base"  # a Hugging Face folder, a model that ships with the package, or "scratch"
+    stages: tuple[str, ...] = (
+        "base", "search", "traces", "direct-sft", "astro-sft", "direct-rl", "astro-rl", "eval", "report",
+    )  # fmt: skip
     mesh: Mesh = Mesh()
     architecture: Architecture = Architecture()
     problems: Problems = Problems()

@@ -65,6 +65,14 @@ class Sharding:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
+def start(devices: int) -> None:
+    """Before the first use of a device: on a CPU, make as many virtual devices as the mesh needs."""
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:
+        pass  # the backend is up already, with the devices that it has; make_mesh says when they are too few
+
+
 def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of data x fsdp x tp devices, tp innermost: its traffic is the heaviest and wants the nearest links.
 

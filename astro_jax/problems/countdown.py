@@ -165,6 +165,12 @@ def step_text(numbers: Numbers, move: Move, target: int) -> str:
     return text + (HIT if left[0] == target else MISS)
 
 
+def numbers_left(step: str) -> Numbers:
+    """The numbers that a step's text says are left."""
+    _, _, left = step.rstrip(".\n").partition(", left ")
+    return tuple(map(int, left.split()))
+
+
 def attempt_text(numbers: Numbers, path: tuple[Move, ...], target: int) -> str:
     """The steps of a whole attempt."""
     text = ""

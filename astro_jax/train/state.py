@@ -93,7 +93,7 @@ def make_step(
 
     Every array of the batch is [B, ...] and split over the batch axes.
     """
-    where = jax.tree.map(lambda s: s.sharding, abstract_state(config, tx, sharding))
+    where = _shardings(config, tx, sharding)
 
     @functools.partial(
         jax.jit,
@@ -103,9 +103,64 @@ def make_step(
     )
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-        return state, metrics | {"grad_norm": optax.global_norm(grads), "lr": learning_rate(state)}
+        state, more = _update(state, grads, tx)
+        return state, metrics | more
 
     return step
+
+
+def make_accumulate(
+    loss: Loss, tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
+) -> Callable[[Params, Params, Any], tuple[Params, Metrics]]:
+    """(params, sum of gradients, batch) -> (the sum with this batch's gradient, its metrics). The sum is donated.
+
+    For a loss whose weights sum to 1 over all batches of one update.
+    """
+    where = _shardings(config, tx, sharding).params
+
+    @functools.partial(
+        jax.jit,
+        in_shardings=(where, where, sharding.named("batch")),
+        out_shardings=(where, sharding.named()),
+        donate_argnums=1,
+    )
+    def accumulate(params: Params, total: Params, batch: Any) -> tuple[Params, Metrics]:
+        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+    return accumulate
+
+
+def make_apply(
+    tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
+) -> Callable[[TrainState, Params], tuple[TrainState, Metrics]]:
+    """(state, gradients) -> (the updated state, metrics). Both are donated."""
+    where = _shardings(config, tx, sharding)
+
+    @functools.partial(
+        jax.jit,
+        in_shardings=(where, where.params),
+        out_shardings=(where, sharding.named()),
+        donate_argnums=(0, 1),
+    )
+    def apply(state: TrainState, grads: Params) -> tuple[TrainState, Metrics]:
+        return _update(state, grads, tx)
+
+    return apply
+
+
+def zero_gradients(config: LlamaConfig, sharding: Sharding) -> Params:
+    """Where a sum of gradients starts."""
+    like = llama_params.abstract(config, sharding)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), like)
+
+
+def _shardings(config: LlamaConfig, tx: optax.GradientTransformation, sharding: Sharding) -> TrainState:
+    return jax.tree.map(lambda s: s.sharding, abstract_state(config, tx, sharding))
+
+
+def _update(state: TrainState, grads: Params, tx: optax.GradientTransformation) -> tuple[TrainState, Metrics]:
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+    return state, {"grad_norm": optax.global_norm(grads), "lr": learning_rate(state)}

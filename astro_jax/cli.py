@@ -1,0 +1,120 @@
+"""`astro COMMAND`: one thin function a command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from astro_jax.errors import AstroError
+
+# Commands that run stages of a config: what they run (nothing: all), and what they are for.
+STAGE_COMMANDS = {
+    "run": ((), "all stages in order; what is finished is skipped"),
+    "base": (("base",), "import the base model, or train it from scratch"),
+    "search": (("search",), "grow a search tree for each problem"),
+    "traces": (("traces",), "turn trees into chains of thought"),
+    "sft": (("direct-sft", "astro-sft"), "fine-tune on the traces, and on the Direct control"),
+    "grpo": (("direct-rl", "astro-rl"), "reinforcement learning from both fine-tuned models"),
+    "eval": (("eval",), "evaluate all models on held-out problems"),
+    "report": (("report",), "write results.json and report.html"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Exit code 2 for bad input, with one line; 130 after Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(argv)
+    _quiet()
+    try:
+        return args.call(args, shlex.join(["astro", *argv]))
+    except AstroError as e:
+        return _fail(str(e))
+    except KeyboardInterrupt:
+        print("astro: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as e:
+        # A full disk shows as an OSError here and as others inside Orbax.
+        if "No space left on device" in str(e):
+            return _fail("no space left on device: free some, and the same command goes on from here")
+        if isinstance(e, PermissionError):
+            return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
+        raise
+
+
+def _fail(message: str) -> int:
+    print(f"astro: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="astro", description="ASTRO for JAX (arXiv 2507.00417)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (stages, help_text) in STAGE_COMMANDS.items():
+        p = commands.add_parser(name, help=help_text)
+        p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
+        p.add_argument("overrides", nargs="*", metavar="key=value", help="as in seed=7 or sft.epochs=2")
+        p.set_defaults(call=_run, stages=stages)
+    p = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
+    p.add_argument("checkpoint", metavar="CKPT", help="a model folder of a run, as in runs/quickstart/astro-rl/model")
+    p.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
+    p.set_defaults(call=_export)
+    return parser
+
+
+def _run(args: argparse.Namespace, command: str) -> int:
+    from astro_jax import config, pipeline
+
+    c = config.load(args.config, args.overrides)
+    run = pipeline.execute(c, command, args.stages)
+    if "report" in (args.stages or c.stages):
+        _print_results(pipeline.results(run))
+        print(f"report: {run.folder / 'report.html'}")
+    return 0
+
+
+def _export(args: argparse.Namespace, command: str) -> int:
+    from etils import epath
+
+    from astro_jax.llama import checkpoint, hf, tokenizer
+
+    config, params = checkpoint.load(args.checkpoint)
+    hf.write(epath.Path(args.destination), config, params, tokenizer.load(args.checkpoint))
+    print(f"written: {args.destination}")
+    return 0
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    n = next(iter(results["models"].values()))["pass@1"]["n"]
+    table = Table(title=f"{n} held-out problems, 95% intervals, seed {results['seed']}")
+    for column in ("model", "pass@1 %", "greedy %", "majority % at equal tokens", "tokens", "backtracks", "valid %",
+                   "cut off %"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, m in results["models"].items():
+        vote = f"{_percent(m['maj'])} (k={m['maj']['k']})" if "maj" in m else ""
+        table.add_row(
+            name, _percent(m["pass@1"]), _percent(m["greedy"]), vote, f"{m['mean_tokens']:.1f}",
+            f"{m['mean_backtracks']:.2f}", f"{100 * m['valid_rate']:.1f}", f"{100 * m['truncated_rate']:.1f}",
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+def _percent(rate: dict[str, float]) -> str:
+    return f"{100 * rate['mean']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+
+
+def _quiet() -> None:
+    """Libraries' notices that are not about the user's input."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""One model on the held-out problems: sampled at temperature 1, greedy, and by majority vote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from astro_jax import config as cfg
+from astro_jax.evaluate.metrics import majority, rate
+from astro_jax.llama.params import Params
+from astro_jax.problems import Problem
+from astro_jax.progress import Bar
+from astro_jax.sampler import Request, Sample, Sampler
+from astro_jax.storage import Json, Shards
+from astro_jax.verify import verify
+
+
+def run(
+    folder: epath.Path,
+    name: str,
+    problems: Sequence[Problem],
+    c: cfg.Eval,
+    sampler: Sampler,
+    params: Params,
+    tokenizer: Any,
+) -> dict[str, Any]:
+    """Answer every problem once by sampling and once greedily; shards `folder`/NAME-*.jsonl.
+
+    Returns:
+      the model's entry in results.json. Tokens, backtracks, valid and truncated rates are of the sampled answers;
+      the valid rate counts the answers whose every step, also in branches that were given up, is true and allowed.
+    """
+    store = Shards(folder, name)
+    waves = [problems[i : i + c.wave] for i in range(0, len(problems), c.wave)]
+    done = sum(len(wave) for i, wave in enumerate(waves) if store.has(i))
+    with Bar(f"{name}", len(problems), "problems", done) as bar:
+        for i, wave in enumerate(waves):
+            if not store.has(i):
+                sampled, greedy = (answers(name, wave, c, sampler, params, tokenizer, 1, t) for t in (1.0, 0.0))
+                store.write(
+                    i,
+                    (
+                        {"problem_id": p.id, "prompt": p.prompt, "sampled": s[0], "greedy": g[0]}
+                        for p, s, g in zip(wave, sampled, greedy, strict=True)
+                    ),
+                )
+                bar.advance(len(wave))
+    return summarize(list(store.read()))
+
+
+def summarize(records: Sequence[Json]) -> dict[str, Any]:
+    """The entry in results.json of a model's records."""
+    sampled = [r["sampled"] for r in records]
+
+    def mean(key: str) -> float:
+        return round(sum(float(s[key]) for s in sampled) / len(sampled), 4)
+
+    return {
+        "pass@1": rate([s["correct"] for s in sampled]),
+        "greedy": rate([r["greedy"]["correct"] for r in records]),
+        "mean_tokens": mean("tokens"),
+        "mean_backtracks": mean("backtracks"),
+        "valid_rate": mean("valid"),
+        "truncated_rate": mean("truncated"),
+    }
+
+
+def vote(
+    name: str,
+    problems: Sequence[Problem],
+    c: cfg.Eval,
+    sampler: Sampler,
+    params: Params,
+    tokenizer: Any,
+    k: int,
+) -> dict[str, Any]:
+    """maj@k: the share of problems whose most common answer among k samples is right, and the tokens spent for it."""
+    every = answers(f"{name}/vote", problems, c, sampler, params, tokenizer, k, 1.0)
+    right = [majority([a["answer"] for a in each]) == p.answer for p, each in zip(problems, every, strict=True)]
+    tokens = sum(a["tokens"] for each in every for a in each) / len(problems)
+    return {"k": k} | rate(right) | {"mean_tokens": round(tokens, 4)}
+
+
+def answers(
+    name: str,
+    problems: Sequence[Problem],
+    c: cfg.Eval,
+    sampler: Sampler,
+    params: Params,
+    tokenizer: Any,
+    n: int,
+    temperature: float,
+) -> list[list[Json]]:
+    """n judged answers to each problem."""
+    eos = tokenizer.eos_token_id
+    requests = [Request(tuple(tokenizer.encode(p.prompt)), n, ("eval", name, p.id)) for p in problems]
+    samples = sampler.generate(params, requests, max_tokens=c.max_tokens, stop=(eos,), temperature=temperature)
+    return [
+        [_judged(p, s, tokenizer, eos) for s in each] for p, each in zip(problems, samples, strict=True)
+    ]
+
+
+def _judged(problem: Problem, sample: Sample, tokenizer: Any, eos: int) -> Json:
+    text = tokenizer.decode([t for t in sample.tokens.tolist() if t != eos])
+    verdict = verify(problem, text, sample.stopped)
+    return {
+        "text": text,
+        "correct": verdict.correct,
+        "answer": verdict.answer,
+        "tokens": len(sample.tokens),
+        "backtracks": verdict.backtracks,
+        "valid": verdict.valid,
+        "truncated": not sample.stopped,
+    }

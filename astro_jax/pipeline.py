@@ -1,0 +1,270 @@
+"""The stages of a run, in the order of the paper. Each is a pure step between artifacts in the run's folder:
+
+    problems -> search -> traces -> SFT -> GRPO -> evaluation -> report
+
+A stage is finished when its manifest is there; a run that was stopped anywhere goes on from its last finished piece.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import jax
+from etils import epath
+
+from astro_jax import config as cfg
+from astro_jax import mesh as meshes
+from astro_jax import report, storage
+from astro_jax.errors import AstroError
+from astro_jax.evaluate import run as evaluation
+from astro_jax.llama import checkpoint
+from astro_jax.llama import params as llama_params
+from astro_jax.llama import tokenizer as tokenizers
+from astro_jax.llama.config import LlamaConfig
+from astro_jax.llama.params import Params
+from astro_jax.problems import Problem, countdown
+from astro_jax.sampler import Sampler
+from astro_jax.search import mcts
+from astro_jax.storage import Shards
+from astro_jax.traces import dataset
+from astro_jax.train import data, grpo, loop, sft
+from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
+
+# Which model each training stage starts from.
+PARENT = {"direct-sft": "base", "astro-sft": "base", "direct-rl": "direct-sft", "astro-rl": "astro-sft"}
+MODELS = ("base", *PARENT)
+
+
+class Run:
+    """One run's folder, devices and configuration."""
+
+    def __init__(self, c: cfg.Config, command: str = ""):
+        self.c, self.folder, self.digest = c, epath.Path(c.out), c.digest()
+        self._claim(command)
+        meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
+        mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
+        self.train_sharding, self.decode_sharding = meshes.train_sharding(mesh), meshes.decode_sharding(mesh)
+        p = c.problems
+        self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
+
+    def _claim(self, command: str) -> None:
+        """Write config.json, or check that the folder belongs to the same configuration."""
+        path = self.folder / "config.json"
+        mine = {"hash": self.digest, "command": command, "config": self.c.model_dump(mode="json")}
+        if not path.exists():
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise AstroError(f"{self.folder}: not empty and not a run; choose another folder with out=DIR")
+            return storage.write_json(path, mine)
+        theirs = storage.read_json(path)
+        if theirs.get("hash") != self.digest:
+            changed = _differences(theirs.get("config", {}), mine["config"])
+            raise AstroError(
+                f"{self.folder}: holds a run of another config ({changed}); nothing was changed, "
+                "choose another folder with out=DIR or remove it"
+            )
+        return None
+
+    def execute(self, stage: str) -> None:
+        """Run a stage unless it is finished.
+
+        Raises:
+          AstroError: when a stage that it rests on has not finished.
+        """
+        function, parents = STAGES[stage]
+        folder = self.folder / stage
+        if storage.finished(folder):
+            return
+        parents = parents if stage != "eval" else self.models()
+        for parent in parents:
+            if not storage.finished(self.folder / parent):
+                raise AstroError(f"{self.folder}: {stage} rests on {parent}, which has not finished: run that first")
+        start = time.monotonic()
+        counts = function(self) or {}
+        storage.finish(folder, stage, self.digest, list(parents), time.monotonic() - start, **counts)
+
+    def models(self) -> list[str]:
+        """The models that this run makes."""
+        return [m for m in MODELS if m in self.c.stages]
+
+    def sampler(self, config: LlamaConfig) -> Sampler:
+        return Sampler(config, self.decode_sharding, self.c.seed, self.c.sampler.slots, self.c.sampler.chunk)
+
+    def load(self, model: str, sharding: meshes.Sharding) -> tuple[LlamaConfig, Params, Any]:
+        """A finished stage's model: config, parameters, tokenizer."""
+        folder = self.folder / model / "model"
+        config, params = checkpoint.load(folder, sharding)
+        return config, params, tokenizers.load(str(folder))
+
+    def problems(self, use: str) -> list[Problem]:
+        """The problems of one use; search and RL draw from one side of the split, evaluation from the other."""
+        n = getattr(self.c.problems, use)
+        return countdown.problems(self.game, n, self.c.seed, held_out=use == "eval")
+
+
+def base(run: Run) -> None:
+    """The base model: imported, or with `model: scratch` trained on Countdown's corpus."""
+    folder = run.folder / "base"
+    if run.c.model == "scratch":
+        return _pretrain(run, folder)
+    source = checkpoint.resolve(run.c.model)
+    config, params = checkpoint.load(source, run.decode_sharding)
+    checkpoint.save(folder / "model", config, params, tokenizers.load(str(source)))
+    return None
+
+
+def _pretrain(run: Run, folder: epath.Path) -> None:
+    c, a = run.c, run.c.architecture
+    tokenizer = tokenizers.countdown_tokenizer(run.game.max_value)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), d_model=a.d_model, d_ff=a.d_ff, n_layers=a.n_layers, n_heads=a.n_heads,
+        n_kv_heads=a.n_kv_heads, head_dim=a.d_model // a.n_heads, max_positions=a.max_positions, tie_embeddings=True,
+    )  # fmt: skip
+    params = llama_params.init(jax.random.key(c.seed), config)
+    texts = islice(_corpus(run, c.seed), c.corpus.documents)
+    _train_sft(run, "base", c.pretrain, config, params, tokenizer, texts)
+
+
+def _corpus(run: Run, seed: int) -> Iterator[str]:
+    pairs = countdown.corpus(run.game, seed, run.c.corpus.solved, run.c.corpus.drills)
+    return (prompt + response for prompt, response in pairs)
+
+
+def search(run: Run) -> dict[str, Any]:
+    """Grow a tree for each problem."""
+    config, params, tokenizer = run.load("base", run.decode_sharding)
+    problems = run.problems("search")
+    return mcts.run(run.folder / "search", problems, run.c.search, run.sampler(config), params, tokenizer)
+
+
+def traces(run: Run) -> dict[str, Any]:
+    """Linearize the trees and write them out in language."""
+    return dataset.run(run.folder / "traces", Shards(run.folder / "search", "trees"), run.c.traces, run.c.seed)
+
+
+def fine_tune(kind: str) -> Callable[[Run], None]:
+    """SFT on the traces of one kind, "astro" or "direct"."""
+
+    def stage(run: Run) -> None:
+        config, params, tokenizer = run.load("base", run.train_sharding)
+        examples = list(storage.read_jsonl(run.folder / "traces" / f"{kind}.jsonl"))
+        if not examples:
+            raise AstroError(f"{run.folder}: the search solved no problem, so there is no trace; raise problems.search")
+        # Both kinds are mixed with the same documents of the base's corpus.
+        replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(examples)))
+        texts = [e["prompt"] + e["response"] for e in examples]
+        _train_sft(run, f"{kind}-sft", run.c.sft, config, params, tokenizer, [*texts, *replay])
+
+    return stage
+
+
+def _train_sft(
+    run: Run, name: str, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Any, texts: Any
+) -> None:
+    folder, sharding = run.folder / name, run.train_sharding
+    end = [tokenizer.eos_token_id]
+    documents = [data.document(tokenizer.encode(text) + end, c.length) for text in texts]
+    tokens = sum(len(d.tokens) for d in documents)
+    steps = max(1, round(c.epochs * tokens / (c.batch * c.length)))
+    batches = data.batches(documents, c.batch, c.length, run.c.seed, c.attend_across)
+    tx = make_optimizer(c, steps)
+    like = abstract_state(config, tx, sharding)
+    step = make_step(sft.make_loss(c, config, sharding), tx, config, sharding)
+    with batches:
+        state = loop.run(
+            folder, name, place(new_state(params, tx), like), like,
+            lambda state, _: step(state, next(batches)), steps, c.save_every, data=batches,
+        )  # fmt: skip
+    checkpoint.save(folder / "model", config, state.params, tokenizer)
+
+
+def reinforce(kind: str) -> Callable[[Run], None]:
+    """GRPO from the SFT model of one kind."""
+
+    def stage(run: Run) -> None:
+        c, name, sharding = run.c.grpo, f"{kind}-rl", run.train_sharding
+        config, params, tokenizer = run.load(PARENT[name], sharding)
+        tx = make_optimizer(c, c.steps * c.updates)
+        like = abstract_state(config, tx, sharding)
+        trainer = grpo.Trainer(
+            c, name, run.problems("rl"), run.sampler(config), tokenizer, tx, config, sharding
+        )
+        state = loop.run(
+            run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.steps, c.save_every
+        )
+        checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
+
+    return stage
+
+
+def evaluate(run: Run) -> None:
+    """All models on the held-out problems; and Direct's majority vote with as many tokens as ASTRO's answers take."""
+    folder, c, problems = run.folder / "eval", run.c.eval, run.problems("eval")
+    entries: dict[str, Any] = {}
+    for name in run.models():
+        config, params, tokenizer = run.load(name, run.decode_sharding)
+        entries[name] = evaluation.run(folder, name, problems, c, run.sampler(config), params, tokenizer)
+    for direct, astro in (("direct-sft", "astro-sft"), ("direct-rl", "astro-rl")):
+        if direct in entries and astro in entries:
+            config, params, tokenizer = run.load(direct, run.decode_sharding)
+            k = max(1, round(entries[astro]["mean_tokens"] / entries[direct]["mean_tokens"]))
+            entries[direct]["maj"] = evaluation.vote(
+                direct, problems, c, run.sampler(config), params, tokenizer, k
+            )
+    storage.write_json(folder / "models.json", entries)
+
+
+def results(run: Run) -> dict[str, Any]:
+    """results.json: the seed, the time of all stages, and each model's figures."""
+    manifests = [storage.read_json(run.folder / s / "manifest.json") for s in run.c.stages if s != "report"]
+    wall = round(sum(m["wall_s"] for m in manifests), 1)
+    found = {"seed": run.c.seed, "wall_s": wall, "models": storage.read_json(run.folder / "eval" / "models.json")}
+    storage.write_json(run.folder / "results.json", found)
+    return found
+
+
+def write_report(run: Run) -> None:
+    """results.json, and the page."""
+    results(run)
+    report.write(run.folder)
+
+
+# Each stage with those that it rests on (evaluation: all models of the run).
+STAGES: dict[str, tuple[Callable[[Run], Any], tuple[str, ...]]] = {
+    "base": (base, ()),
+    "search": (search, ("base",)),
+    "traces": (traces, ("search",)),
+    "direct-sft": (fine_tune("direct"), ("traces",)),
+    "astro-sft": (fine_tune("astro"), ("traces",)),
+    "direct-rl": (reinforce("direct"), ("direct-sft",)),
+    "astro-rl": (reinforce("astro"), ("astro-sft",)),
+    "eval": (evaluate, ()),
+    "report": (write_report, ("eval",)),
+}
+
+
+def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = ()) -> Run:
+    """Run a config's stages in order, or only some of them; what is finished is skipped."""
+    run = Run(c, command)
+    for stage in only or c.stages:
+        if stage not in STAGES:
+            raise AstroError(f"stages: no stage {stage!r}; there are {', '.join(STAGES)}")
+        run.execute(stage)
+        print(f"{stage} done", file=sys.stderr)
+    return run
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> str:
+    """The first keys in which two configs differ, for people."""
+    found = []
+    for key in sorted(theirs.keys() | mine.keys()):
+        a, b = theirs.get(key), mine.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if inner := _differences(a, b, f"{prefix}{key}."):
+                found.append(inner)
+        elif a != b and f"{prefix}{key}" != "out":
+            found.append(f"{prefix}{key} is {a} there, {b} here")
+    return ", ".join(found[:3])

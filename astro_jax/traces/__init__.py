@@ -1,0 +1,1 @@
+"""From search trees to chains of thought (paper, sections 2.3 and 2.4)."""

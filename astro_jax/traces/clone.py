@@ -1,0 +1,59 @@
+"""Procedure cloning: a sequence of nodes becomes text. Countdown's prose comes from templates.
+
+After a backtrack the state is restated in the words of a prompt (its numbers and the target), so that a retry looks
+like a fresh start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from astro_jax import phrases
+from astro_jax.problems import countdown
+from astro_jax.search.tree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A part of a chain of thought.
+
+    Attributes:
+      node: the node that it is about; of a backtrack, the one returned to.
+    """
+
+    node: int
+    kind: Literal["step", "reflect", "backtrack"]
+    text: str
+
+
+def clone(tree: Tree, sequence: Sequence[int], min_value: float | None, reflect: bool) -> list[Piece]:
+    """Write out a linearization.
+
+    Args:
+      sequence: node ids, from traces.linearize.
+      min_value: intermediate nodes with at least this Q get the positive reflection; None: none does.
+      reflect: whether the end, and such nodes, are reflected on; the Direct control has no reflection at all.
+    """
+    pieces: list[Piece] = []
+    at = 0
+    for n in sequence:
+        node = tree.nodes[n]
+        if node.parent != at:
+            pieces.append(Piece(at, "reflect", phrases.DOUBT + phrases.UNSURE))
+            pieces.append(Piece(node.parent, "backtrack", _go_back(tree, node.parent)))
+        pieces.append(Piece(n, "step", node.text))
+        high = min_value is not None and not node.terminal and node.value >= min_value
+        if reflect and (high or n == sequence[-1]):
+            pieces.append(Piece(n, "reflect", phrases.DOUBT + phrases.CORRECT))
+        at = n
+    return pieces
+
+
+def _go_back(tree: Tree, node: int) -> str:
+    """Back to an inner node, or to the root; the state is restated."""
+    target = tree.problem.meta["target"]
+    if node == 0:
+        return phrases.RESTART + countdown.restate(tuple(tree.problem.meta["numbers"]), target)
+    return phrases.GO_BACK + countdown.restate(countdown.numbers_left(tree.nodes[node].text), target)
