@@ -81,6 +81,7 @@ class Search(Section):
     leaves: int = pydantic.Field(1, ge=1)  # leaves of one tree expanded at once (virtual loss); 1 is exact PUCT
     temperature: float = pydantic.Field(1.0, gt=0)  # ours
     wave: int = pydantic.Field(128, ge=1)  # trees that grow together, one shard of the store
+    step_end: str = ".\n"  # what ends a step (ours: the lines of Countdown's language, but for a verdict)
     max_step_tokens: int = pydantic.Field(32, ge=1)
     max_tokens: int = pydantic.Field(64, ge=1)  # of one rollout
 

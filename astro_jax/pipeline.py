@@ -7,6 +7,7 @@ A stage is finished when its manifest is there; a run that was stopped anywhere 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -173,7 +174,7 @@ def _train_sft(
     tx = make_optimizer(c, steps)
     like = abstract_state(config, tx, sharding)
     step = make_step(sft.make_loss(c, config, sharding), tx, config, sharding)
-    with batches:
+    with contextlib.closing(batches):
         state = loop.run(
             folder, name, place(new_state(params, tx), like), like,
             lambda state, _: step(state, next(batches)), steps, c.save_every, data=batches,

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
 
-HIT = ", which is the target.\n"
-MISS = ", which misses the target.\n"
+# A verdict does not end like other lines (search.step_end): it and the end token belong to the last step.
+HIT = ", which is the target!\n"
+MISS = ", which misses the target!\n"
 
 Numbers = tuple[int, ...]
 

@@ -74,8 +74,8 @@ class _Driver:
     def __init__(self, c: cfg.Search, sampler: Sampler, params: Params, tokenizer: Any):
         self.c, self.sampler, self.params, self.tokenizer = c, sampler, params, tokenizer
         self.eos = tokenizer.eos_token_id
-        # A step ends with any token that ends a line, or with the end token.
-        ends = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).endswith("\n")]
+        # A step ends with any token whose text ends so, or with the end token.
+        ends = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).endswith(c.step_end)]
         self.step_ends = (*ends, self.eos)
 
     def expand(self, leaves: Sequence[tuple[Tree, int]]) -> list[tuple[Tree, Node]]:

@@ -134,14 +134,14 @@ def make_accumulate(
 def make_apply(
     tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
 ) -> Callable[[TrainState, Params], tuple[TrainState, Metrics]]:
-    """(state, gradients) -> (the updated state, metrics). Both are donated."""
+    """(state, gradients) -> (the updated state, metrics). The state is donated."""
     where = _shardings(config, tx, sharding)
 
     @functools.partial(
         jax.jit,
         in_shardings=(where, where.params),
         out_shardings=(where, sharding.named()),
-        donate_argnums=(0, 1),
+        donate_argnums=0,
     )
     def apply(state: TrainState, grads: Params) -> tuple[TrainState, Metrics]:
         return _update(state, grads, tx)
