@@ -130,7 +130,8 @@ def _pretrain(run: Run, folder: epath.Path) -> None:
 
 
 def _corpus(run: Run, seed: int) -> Iterator[str]:
-    pairs = countdown.corpus(run.game, seed, run.c.corpus.solved, run.c.corpus.drills)
+    c = run.c.corpus
+    pairs = countdown.corpus(run.game, seed, c.solved, c.drills, c.recall)
     return (prompt + response for prompt, response in pairs)
 
 

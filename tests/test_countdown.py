@@ -117,18 +117,18 @@ def test_texts():
     assert problem.meta == {"numbers": [7, 2, 3], "target": 20} and problem.id == "countdown-2-3-7-to-20"
     first, second = Move(7, "+", 3, 10), Move(10, "*", 2, 20)
     assert countdown.step_text((7, 2, 3), first, 20) == " 7 + 3 = 10, left 2 10.\n"
-    assert countdown.step_text((2, 10), second, 20) == " 10 * 2 = 20, which is the target.\n"
-    assert countdown.step_text((2, 10), second, 21) == " 10 * 2 = 20, which misses the target.\n"
+    assert countdown.step_text((2, 10), second, 20) == " 10 * 2 = 20, which is the target!\n"
+    assert countdown.step_text((2, 10), second, 21) == " 10 * 2 = 20, which misses the target!\n"
     assert countdown.restate((2, 10), 20) == " make 20 from 2 10.\n"
     assert countdown.attempt_text((7, 2, 3), (first, second), 20) == (
-        " 7 + 3 = 10, left 2 10.\n 10 * 2 = 20, which is the target.\n"
+        " 7 + 3 = 10, left 2 10.\n 10 * 2 = 20, which is the target!\n"
     )
     assert countdown.numbers_left(" 7 + 3 = 10, left 2 10.\n") == (2, 10)
     assert countdown.numbers_left(" 10 * 2 = 20" + HIT) == countdown.numbers_left(" 10 * 2 = 20" + MISS) == ()
 
 
-def corpus(game, n, solved=0.3, drills=0.1, seed=0):
-    return list(itertools.islice(countdown.corpus(game, seed, solved, drills), n))
+def corpus(game, n, solved=0.3, drills=0.1, seed=0, recall=0.0):
+    return list(itertools.islice(countdown.corpus(game, seed, solved, drills, recall), n))
 
 
 def stated(prompt):
@@ -162,6 +162,13 @@ def test_the_shares_of_solutions_and_drills_are_as_asked():
     assert all(response.endswith(HIT) for response in attempts)
     assert any(response.endswith(MISS) for _, response in corpus(SMALL, 50, solved=0.0))
     assert corpus(SMALL, 50) == corpus(SMALL, 50) != corpus(SMALL, 50, seed=1)
+
+
+def test_recall_says_one_of_the_problems_again_word_for_word():
+    for prompt, response in corpus(SMALL, 200, drills=0.0, recall=1.0):
+        *lines, last = response.splitlines()
+        assert not prompt and last in lines and len(set(lines)) >= 1
+        assert all(tuple(sorted(stated(line + "\n")[0])) not in set(countdown.multisets(SMALL, True)) for line in lines)
 
 
 def test_the_corpus_passes_over_states_without_a_move():

@@ -184,34 +184,48 @@ def attempt_text(numbers: Numbers, path: tuple[Move, ...], target: int) -> str:
 # ---- the corpus that a base model learns the rules from
 
 
-def corpus(game: Game, seed: int, solved: float, drills: float) -> Iterator[tuple[str, str]]:
+def corpus(game: Game, seed: int, solved: float, drills: float, recall: float) -> Iterator[tuple[str, str]]:
     """Endless (prompt, response) pairs that teach arithmetic and format, and hold no search.
 
-    A share `drills` are single sums; of the rest a share `solved` are solutions, the others random valid attempts
-    with their verdict. Problems have 2 to game.count numbers; held-out multisets never appear.
+    A share `drills` are single sums; a share `recall` are lists of problems of which one is said again, word for
+    word, which teaches to copy from far above; of the rest a share `solved` are solutions, the others random valid
+    attempts with their verdict. Problems have 2 to game.count numbers; held-out multisets never appear.
     """
     rng = random.Random(f"corpus/{seed}")
-    everything = multisets(game, False)
     while True:
-        numbers = tuple(rng.sample(everything[rng.randrange(len(everything))], game.count))
-        if rng.random() < drills:
+        kind = rng.random()
+        numbers, target = _random_problem(game, rng)
+        if kind < drills:
             move = rng.choice(moves(numbers, game))
             yield "", f" {move.a} {move.op} {move.b} = {move.result}.\n"
-            continue
-        while len(numbers) > 2 and rng.random() < 0.3:
-            numbers = after(numbers, rng.choice(moves(numbers, game)))
-        ends = reachable(numbers, game)
-        target = rng.choice(sorted(ends))
-        if rng.random() < solved:
-            path = rng.choice(ends[target])
+        elif kind < drills + recall:
+            every = [prompt(numbers, target), *(prompt(*_random_problem(game, rng)) for _ in range(rng.randrange(5)))]
+            yield "", "".join(every) + rng.choice(every)
+        elif rng.random() < solved:
+            path = rng.choice(reachable(numbers, game)[target])
+            yield prompt(numbers, target), attempt_text(numbers, path, target)
         else:
-            path = _random_attempt(numbers, game, rng)
-        yield prompt(numbers, target), attempt_text(numbers, path, target)
+            yield prompt(numbers, target), attempt_text(numbers, _random_attempt(numbers, game, rng), target)
+
+
+def _random_problem(game: Game, rng: random.Random) -> tuple[Numbers, int]:
+    """A problem of the training side, or a later state of one."""
+    numbers: Numbers = ()
+    while not reachable(numbers, game):
+        numbers = tuple(rng.sample(rng.choice(multisets(game, False)), game.count))
+    while len(numbers) > 2 and rng.random() < 0.3:
+        numbers = after(numbers, rng.choice(_finishable(numbers, game)))
+    return numbers, rng.choice(sorted(reachable(numbers, game)))
 
 
 def _random_attempt(numbers: Numbers, game: Game, rng: random.Random) -> tuple[Move, ...]:
     path: tuple[Move, ...] = ()
     while len(numbers) > 1:
-        move = rng.choice(moves(numbers, game))
+        move = rng.choice(_finishable(numbers, game))
         path, numbers = (*path, move), after(numbers, move)
     return path
+
+
+def _finishable(numbers: Numbers, game: Game) -> list[Move]:
+    """The moves that do not lead to a dead end, such as two large numbers whose sum exceeds max_value."""
+    return [move for move in moves(numbers, game) if reachable(after(numbers, move), game)]

@@ -73,11 +73,11 @@ class Tree:
         A selection counts as a visit of value 0 on its path until it is backed up (virtual loss).
         """
         at = self.nodes[0]
-        at.virtual += 1
         while at.children:
             total = math.sqrt(at.visits + at.virtual)
-            at = max((self.nodes[c] for c in at.children), key=lambda n: _puct(n, total, c_puct))
             at.virtual += 1
+            at = max((self.nodes[c] for c in at.children), key=lambda n: _puct(n, total, c_puct))
+        at.virtual += 1
         return at.id
 
     def release(self, node: int) -> None:

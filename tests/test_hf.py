@@ -1,0 +1,239 @@
+"""Hugging Face folders and our own checkpoints: round trips bit for bit, and refusals that name what is wrong."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from etils import epath
+from helpers import LLAMA3, assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
+
+from astro_jax.errors import AstroError
+from astro_jax.llama import checkpoint, hf, tokenizer
+from astro_jax.llama import params as llama_params
+from astro_jax.mesh import decode_sharding, make_mesh, train_sharding
+
+TOKENIZER = countdown_tokenizer(9)
+VARIANTS = {
+    "grouped": {},
+    "every-head-its-own": {"n_kv_heads": 4},
+    "one-shared-tied": {"n_kv_heads": 1, "tie_embeddings": True},
+    "wide-heads-llama3": {"head_dim": 8, "rope_scaling": LLAMA3, "n_layers": 3},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A written model, to be damaged."""
+    config = tiny_config()
+    hf.write(epath.Path(tmp_path / "model"), config, tiny_params(config), TOKENIZER)
+    return epath.Path(tmp_path / "model")
+
+
+def refused(folder, *parts):
+    """Reading is refused by one line that holds these parts."""
+    with pytest.raises(AstroError) as e:
+        hf.read(folder)
+    message = str(e.value)
+    assert "\n" not in message and all(str(part) in message for part in parts), message
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_tensors(folder, **changes):
+    path = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path) | changes
+    safetensors.numpy.save_file({k: v for k, v in tensors.items() if v is not None}, path)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_write_then_read_is_the_same_bit_for_bit(name, tmp_path):
+    config = tiny_config(**VARIANTS[name])
+    params = tiny_params(config)
+    folder = epath.Path(tmp_path / "deep" / "model")
+    hf.write(folder, config, params, TOKENIZER)
+    config_again, again = hf.read(folder)
+    assert config_again == config and jax.tree.structure(again) == jax.tree.structure(params)
+    assert_trees_equal(again, params)
+    assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_tensors_have_the_names_and_shapes_of_hugging_face(folder):
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    layer = "model.layers.1."
+    expected = {  # [out, in]; D = 16, F = 24, H h = 16, K h = 8, V = 20
+        "model.embed_tokens.weight": (20, 16), "model.norm.weight": (16,), "lm_head.weight": (20, 16),
+        layer + "input_layernorm.weight": (16,), layer + "post_attention_layernorm.weight": (16,),
+        layer + "self_attn.q_proj.weight": (16, 16), layer + "self_attn.o_proj.weight": (16, 16),
+        layer + "self_attn.k_proj.weight": (8, 16), layer + "self_attn.v_proj.weight": (8, 16),
+        layer + "mlp.gate_proj.weight": (24, 16), layer + "mlp.up_proj.weight": (24, 16),
+        layer + "mlp.down_proj.weight": (16, 24),
+    }  # fmt: skip
+    assert expected.items() <= {name: value.shape for name, value in tensors.items()}.items()
+    assert len(tensors) == 3 + 2 * 9
+    params = tiny_params(tiny_config())
+    # Row 4 n + i of q_proj is unit i of head n.
+    for n, i in ((0, 0), (2, 3)):
+        np.testing.assert_array_equal(tensors[layer + "self_attn.q_proj.weight"][4 * n + i], params.layers.wq[1, :, n, i])
+        np.testing.assert_array_equal(tensors[layer + "self_attn.o_proj.weight"][:, 4 * n + i], params.layers.wo[1, n, i])
+
+
+def test_the_config_names_the_tokenizers_end_token(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["eos_token_id"] == TOKENIZER.eos_token_id
+    assert tokenizer.load(str(folder)).get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_bfloat16_weights_are_read(folder):
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    half = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
+    safetensors.numpy.save_file(half, folder / "model.safetensors")
+    _, params = hf.read(folder)
+    assert params.embed.dtype == np.float32
+    np.testing.assert_array_equal(params.embed, half["model.embed_tokens.weight"].astype(np.float32))
+    assert hf.read(folder, dtype=ml_dtypes.bfloat16)[1].embed.dtype == ml_dtypes.bfloat16
+
+
+def split(folder):
+    """The weights in two files and an index, as large models have them."""
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, held in parts.items():
+        safetensors.numpy.save_file({n: tensors[n] for n in held}, folder / file)
+    index = {"metadata": {}, "weight_map": {n: file for file, held in parts.items() for n in held}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_weights_in_several_files_are_read(folder):
+    _, whole = hf.read(folder)
+    split(folder)
+    assert_trees_equal(hf.read(folder)[1], whole)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    refused(folder, "model-00002-of-00002.safetensors", "damaged or unreadable")
+
+
+def test_reading_onto_a_mesh_gives_the_same_values_on_their_shardings(folder):
+    config, plain = hf.read(folder)
+    sharding = train_sharding(make_mesh(2, 2, 2))
+    _, sharded = hf.read(folder, sharding)
+    assert_trees_equal(sharded, plain)
+    jax.tree.map(lambda x, s: None if x.sharding == s else pytest.fail(str(s)), sharded,
+                 llama_params.shardings(config, sharding))  # fmt: skip
+
+
+# ---- Refusals
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"model_type": "qwen3"}, ["model_type", "'qwen3'", "'llama'"]),
+        ({"attention_bias": True}, ["attention_bias=True"]),
+        ({"mlp_bias": True}, ["mlp_bias=True"]),
+        ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, ["rope scaling 'yarn'"]),
+        ({"num_key_value_heads": 3}, ["4 query heads", "3 key-value heads"]),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, ["config.json", "factor"]),
+        ({"hidden_size": 17}, ["(20, 16)", "(20, 17)", "model.embed_tokens.weight"]),
+        ({"num_hidden_layers": 3}, ["model.layers.2.", "missing"]),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_a_config_that_does_not_fit_is_refused(folder, changes, parts):
+    change_config(folder, **changes)
+    refused(folder, *parts)
+
+
+@pytest.mark.parametrize("text", ["{", '{"model_type": "llama"}', "[1]"])
+def test_a_config_that_is_none_is_refused(folder, text):
+    (folder / "config.json").write_text(text)
+    refused(folder, folder / "config.json", "not a Llama's config")
+
+
+def test_a_missing_config_is_refused(folder):
+    (folder / "config.json").unlink()
+    refused(folder, folder, "no config.json")
+
+
+def test_missing_weights_are_refused(folder):
+    (folder / "model.safetensors").unlink()
+    refused(folder, folder, "no model.safetensors")
+
+
+def test_a_missing_tensor_is_refused(folder):
+    change_tensors(folder, **{"model.layers.1.mlp.up_proj.weight": None})
+    refused(folder, "model.layers.1.mlp.up_proj.weight", "missing")
+
+
+def test_a_tensor_of_another_shape_is_refused(folder):
+    change_tensors(folder, **{"lm_head.weight": np.zeros((16, 20), np.float32)})
+    refused(folder, "lm_head.weight", "(16, 20)", "(20, 16)")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 1000, -1])
+def test_a_truncated_file_is_refused(folder, kept):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    refused(folder, path, "damaged or unreadable")
+
+
+def test_a_broken_index_is_refused(folder):
+    split(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map"')
+    refused(folder, "model.safetensors.index.json")
+
+
+def test_an_existing_destination_is_refused_and_left_alone(folder):
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    with pytest.raises(AstroError, match="exists; nothing was written"):
+        hf.write(folder, tiny_config(), tiny_params(tiny_config(), seed=1), TOKENIZER)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+# ---- Our own checkpoints
+
+
+def test_a_checkpoint_is_read_back_onto_any_mesh(tmp_path):
+    config = tiny_config(rope_scaling=LLAMA3)
+    params = tiny_params(config)
+    folder = epath.Path(tmp_path / "model")
+    checkpoint.save(folder, config, params, TOKENIZER)
+    config_again, again = checkpoint.load(folder)
+    assert config_again == config
+    assert_trees_equal(again, params)
+    sharding = train_sharding(make_mesh(2, 2, 2))
+    _, sharded = checkpoint.load(folder, sharding)
+    assert_trees_equal(sharded, params)
+    assert sharded.layers.wq.sharding.spec == sharding.spec(("layers", "embed", "heads", "head"))
+    # From that mesh to another one.
+    checkpoint.save(folder, config, sharded, TOKENIZER)
+    _, third = checkpoint.load(folder, decode_sharding(make_mesh(data=4, tp=2)))
+    assert_trees_equal(third, params)
+    assert tokenizer.load(str(folder)).get_vocab() == TOKENIZER.get_vocab()
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def test_load_reads_a_hugging_face_folder_too(folder):
+    config, params = checkpoint.load(folder)
+    assert config == tiny_config()
+    assert_trees_equal(params, tiny_params(config))
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
+    folder = epath.Path(tmp_path / "model")
+    checkpoint.save(folder, tiny_config(), tiny_params(tiny_config()), TOKENIZER)
+    change_config(folder, hidden_size=32)
+    with pytest.raises(AstroError, match=r"not a checkpoint of this model"):
+        checkpoint.load(folder)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(AstroError, match="no such folder, and no model of that name"):
+        checkpoint.load(tmp_path / "nothing")

@@ -1,0 +1,224 @@
+"""The search driver with a scripted sampler in the model's place: golden trees, worked by hand."""
+
+import hashlib
+import math
+import random
+
+import numpy as np
+import pytest
+from etils import epath
+from helpers import countdown_tokenizer
+
+from astro_jax import config as cfg
+from astro_jax.phrases import CORRECT, DOUBT, UNSURE
+from astro_jax.problems import countdown
+from astro_jax.problems.countdown import HIT, MISS, Game
+from astro_jax.sampler import Sample
+from astro_jax.search import mcts
+from astro_jax.search.tree import Tree
+
+TOKENIZER = countdown_tokenizer(99)
+EOS = TOKENIZER.eos_token_id
+PROBLEM = countdown.make_problem((2, 3, 4), 10)
+A, B = " 3 * 2 = 6, left 4 6.\n", " 4 + 3 = 7, left 2 7.\n"
+H, M = " 6 + 4 = 10" + HIT, " 6 - 4 = 2" + MISS
+GONE = " 7 + 2 = 9" + MISS
+
+
+def sample(text, probability=1.0, ended=False, stopped=True):
+    """A Sample of a text; its probability is spread evenly over its tokens."""
+    tokens = TOKENIZER.encode(text) + [EOS] * ended
+    logprobs = np.full(len(tokens), math.log(probability) / len(tokens), np.float32)
+    return Sample(np.asarray(tokens, np.int32), logprobs, stopped)
+
+
+class Scripted:
+    """A sampler that answers from a table: text so far -> (next steps, rollouts)."""
+
+    def __init__(self, script):
+        self.script, self.calls = script, []
+
+    def generate(self, params, requests, *, max_tokens, stop, temperature, progress=None):
+        self.calls.append((max_tokens, tuple(stop), temperature, requests))
+        rollout = tuple(stop) == (EOS,)
+        found = []
+        for r in requests:
+            assert r.name[0] == "search" and r.name[2] == ("rollout" if rollout else "propose")
+            found.append(self.script[TOKENIZER.decode(r.prefix)][rollout])
+            assert len(found[-1]) == r.n
+        return found
+
+
+SCRIPT = {
+    "": ([sample(A, 0.6), sample(B, 0.2), sample(A, 0.6)], None),
+    A: ([sample(H, 0.5), sample(M, 0.25), sample(H, 0.5)], [sample(H, ended=True), sample(M, ended=True)]),
+    B: (None, [sample(GONE, ended=True), sample(GONE, stopped=False)]),
+    A + H: ([sample("", 0.9, ended=True)] * 3, [sample("", ended=True)] * 2),
+    A + M: (None, [sample("", ended=True)] * 2),
+}
+SCRIPT = {PROBLEM.prompt + steps: answers for steps, answers in SCRIPT.items()}
+SEARCH = cfg.Search(proposals=3, rollouts=2, iterations=4, depth=50, c_puct=1.0, temperature=0.75)
+
+
+def grow(script=SCRIPT, problem=PROBLEM, **changes):
+    sampler = Scripted(script)
+    (tree,) = mcts.search([problem], SEARCH.model_copy(update=changes), sampler, None, TOKENIZER)
+    return tree, sampler
+
+
+def test_golden_tree():
+    # 1. The root's two distinct steps: A with prior 0.6 / 0.8, R = 1/2, and B with 0.2 / 0.8, R = 0.
+    #    root N = 2, Q = 0.5 / 3.
+    # 2. PUCT sqrt(2): A 0.5 + 0.75 * 1.414 / 2 = 1.03, B 0.25 * 1.414 / 2 = 0.18. Below A: H with prior 2/3, R = 1,
+    #    and M with 1/3, R = 0. A: N = 3, Q = (1 + 0 + 0.5) / 3 = 0.5.
+    # 3. sqrt(4): A 0.5 + 0.75 * 2 / 4 = 0.875, B 0.25; then sqrt(3): H 1 + 0.577, M 0.289. Below H the end, right.
+    #    H: N = 2, Q = 1. A: N = 4, Q = (2 + 0 + 0.5) / 4 = 0.625.
+    # 4. sqrt(5): A 0.96, B 0.28; sqrt(4): H 1 + 0.444, M 0.333; the end again, which is terminal: counted once more.
+    #    end: N = 2, Q = 1. H: N = 3, Q = (2 + 1) / 3. A: N = 5, Q = (3 + 0 + 0.5) / 5 = 0.7. root: N = 6, Q = 3.5 / 7.
+    tree, _ = grow()
+    golden = [
+        # parent, text, prior, reward, visits, value, terminal, correct, answer
+        (-1, "", 1.0, 0.0, 6, 0.5, False, None, None),
+        (0, A, 0.75, 0.5, 5, 0.7, False, None, None),
+        (0, B, 0.25, 0.0, 1, 0.0, False, None, None),
+        (1, H, 2 / 3, 1.0, 3, 1.0, False, None, None),
+        (1, M, 1 / 3, 0.0, 1, 0.0, False, None, None),
+        (3, "", 1.0, 1.0, 2, 1.0, True, True, "10"),
+    ]
+    fields = ("parent", "text", "prior", "reward", "visits", "value", "terminal", "correct", "answer")
+    for node, row in zip(tree.nodes, golden, strict=True):
+        for field, expected in zip(fields, row, strict=True):
+            got = getattr(node, field)
+            assert got == (pytest.approx(expected) if isinstance(expected, float) else expected), (node.id, field)
+    assert all(node.virtual == 0 for node in tree.nodes)
+    assert tree.nodes[5].tokens == (EOS,) and tree.text(5) == A + H
+
+
+def test_each_setting_reaches_the_sampler():
+    _, sampler = grow(max_step_tokens=9, max_tokens=17)
+    steps, rollouts = sampler.calls[0], sampler.calls[1]
+    assert steps[0] == 9 and rollouts[0] == 17 and steps[2] == rollouts[2] == 0.75
+    assert [len(r) for *_, r in sampler.calls] == [1, 2, 1, 2, 1]  # the end needs no rollouts, nor a fourth expansion
+
+
+@pytest.mark.parametrize("step_end, others", [(".\n", set()), ("\n", {HIT, MISS})])
+def test_a_step_ends_with_a_token_that_ends_so_or_with_the_end_token(step_end, others):
+    _, sampler = grow(step_end=step_end)
+    ends = {TOKENIZER.decode([t]) for t in sampler.calls[0][1] if t != EOS}
+    assert EOS in sampler.calls[0][1] and ends == {".\n", DOUBT, UNSURE, CORRECT} | others
+
+
+def test_names_of_draws_differ_between_nodes_and_purposes():
+    _, sampler = grow()
+    names = [r.name for *_, requests in sampler.calls for r in requests]
+    assert len(set(names)) == len(names) and all(PROBLEM.id in name for name in names)
+
+
+def test_a_node_at_the_depth_limit_is_a_wrong_end():
+    tree, sampler = grow(depth=1, iterations=2)
+    assert [(n.terminal, n.correct, n.visits) for n in tree.nodes[1:]] == [(True, False, 2), (True, False, 1)]
+    assert len(sampler.calls) == 1 and tree.terminals(True) == []
+
+
+def test_a_leaf_without_a_finished_step_becomes_a_dead_end():
+    script = SCRIPT | {PROBLEM.prompt + A: ([sample(H, stopped=False)] * 3, [sample(GONE, ended=True)] * 2)}
+    tree, _ = grow(script, iterations=2)
+    assert tree.nodes[1].terminal and tree.nodes[1].correct is False and len(tree.nodes) == 3
+
+
+def test_two_leaves_at_once_are_different_leaves():
+    script = SCRIPT | {PROBLEM.prompt + B: ([sample(GONE)] * 3, SCRIPT[PROBLEM.prompt + B][1])}
+    script |= {PROBLEM.prompt + B + GONE: (None, [sample("", ended=True)] * 2)}
+    # Iteration 1 selects the root twice, 2 selects A; with A's virtual visit, N = 2 and Q = 0.25:
+    # A 0.25 + 0.1 * 0.75 * sqrt(3) / 3 = 0.293, B 0.1 * 0.25 * sqrt(3) / 2 = 0.02: A again, so c = 1.5 spreads less
+    # than c = 40: A 0.25 + 40 * 0.433 = 17.57, B 40 * 0.2165 = 8.7. From equal priors on, both are taken.
+    script[PROBLEM.prompt] = ([sample(A, 0.5), sample(B, 0.5), sample(A, 0.5)], None)
+    tree, sampler = grow(script, leaves=2, iterations=2, c_puct=40.0)
+    assert [len(requests) for *_, requests in sampler.calls] == [1, 2, 2, 3]
+    assert all(node.virtual == 0 for node in tree.nodes)
+    assert [(n.visits, len(n.children)) for n in tree.nodes[:3]] == [(5, 2), (3, 2), (2, 1)]
+
+
+# ---- Many problems
+
+
+class Player:
+    """A sampler that plays at random, named by the request: mostly true steps, some errors, some long ones."""
+
+    def __init__(self):
+        self.problems = []
+
+    def generate(self, params, requests, *, max_tokens, stop, temperature, progress=None):
+        self.problems.extend(r.name[1] for r in requests)
+        return [[self.one(r, j, tuple(stop) == (EOS,)) for j in range(r.n)] for r in requests]
+
+    def one(self, request, j, to_the_end):
+        seed = hashlib.sha256(repr((request.name, j)).encode()).hexdigest()
+        rng = random.Random(seed)
+        lines = TOKENIZER.decode(request.prefix).splitlines()
+        _, _, _, target, _, *numbers = lines[0].removesuffix(".").split()
+        numbers = tuple(map(int, numbers)) if len(lines) == 1 else countdown.numbers_left(lines[-1])
+        text = ""
+        while len(numbers) > 1:
+            moves = countdown.moves(numbers, Game(max_value=90))
+            if rng.random() < 0.1 or not moves:
+                return sample(text + " 1 = 2.\n" * 3, rng.random(), stopped=False)
+            move = rng.choice(moves)
+            text += countdown.step_text(numbers, move, int(target))
+            numbers = countdown.after(numbers, move)
+            if not to_the_end:
+                return sample(text, rng.random(), ended=len(numbers) == 1)
+        return sample(text, rng.random(), ended=True)
+
+
+PROBLEMS = countdown.problems(Game(count=3, max_number=12, max_value=60), 5, 0, held_out=False)
+MANY = cfg.Search(proposals=4, rollouts=3, iterations=8, wave=2)
+
+
+@pytest.mark.parametrize("leaves", [1, 3])
+def test_trees_grown_together_equal_trees_grown_alone(leaves):
+    c = MANY.model_copy(update={"leaves": leaves})
+    together = mcts.search(PROBLEMS, c, Player(), None, TOKENIZER)
+    alone = [mcts.search([p], c, Player(), None, TOKENIZER)[0] for p in PROBLEMS]
+    assert [t.record() for t in together] == [t.record() for t in alone]
+    assert max(len(t.nodes) for t in together) > 10
+
+
+def run(folder):
+    player = Player()
+    return mcts.run(epath.Path(folder), PROBLEMS, MANY, player, None, TOKENIZER), player
+
+
+def test_a_store_that_lost_a_shard_is_completed_with_the_same_bytes(tmp_path):
+    counts, _ = run(tmp_path)
+    files = sorted(tmp_path.iterdir())
+    before = [f.read_bytes() for f in files]
+    assert len(files) == 3 and [b.count(b"\n") for b in before] == [2, 2, 1]
+    files[1].unlink()
+    again, player = run(tmp_path)
+    assert again == counts and [f.read_bytes() for f in sorted(tmp_path.iterdir())] == before
+    assert set(player.problems) == {PROBLEMS[2].id, PROBLEMS[3].id}  # nothing else was searched again
+    _, player = run(tmp_path)
+    assert player.problems == []
+
+
+def test_counts_say_what_the_store_holds(tmp_path):
+    counts, _ = run(tmp_path)
+    lines = [line for f in sorted(tmp_path.iterdir()) for line in f.read_text().splitlines()]
+    trees = mcts.search(PROBLEMS, MANY, Player(), None, TOKENIZER)
+    solved = [any(n.correct for n in t.nodes) for t in trees]
+    assert counts == {
+        "trees": len(lines), "nodes": sum(len(t.nodes) for t in trees),
+        "valid_trees": sum(solved), "yield": round(sum(solved) / 5, 4),
+    }  # fmt: skip
+    assert 0 < sum(solved)
+
+
+def test_every_reward_is_the_share_of_right_rollouts():
+    for tree in mcts.search(PROBLEMS, MANY, Player(), None, TOKENIZER):
+        assert isinstance(tree, Tree)
+        for node in tree.nodes[1:]:
+            assert node.reward in ((0.0, 1.0) if node.terminal else (0.0, 1 / 3, 2 / 3, 1.0))
+            siblings = [tree.nodes[c] for c in tree.nodes[node.parent].children]
+            assert sum(s.prior for s in siblings) == pytest.approx(1)
+            assert len({s.tokens for s in siblings}) == len(siblings) <= MANY.proposals
