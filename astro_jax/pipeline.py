@@ -55,7 +55,7 @@ class Run:
     def _claim(self, command: str) -> None:
         """Write config.json, or check that the folder belongs to the same configuration."""
         path = self.folder / "config.json"
-        mine = {"hash": self.digest, "command": command, "config": self.c.model_dump(mode="json")}
+        mine: dict[str, Any] = {"hash": self.digest, "command": command, "config": self.c.model_dump(mode="json")}
         if not path.exists():
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise AstroError(f"{self.folder}: not empty and not a run; choose another folder with out=DIR")
@@ -75,11 +75,11 @@ class Run:
         Raises:
           AstroError: when a stage that it rests on has not finished.
         """
-        function, parents = STAGES[stage]
+        function, rests_on = STAGES[stage]
+        parents = rests_on if stage != "eval" else tuple(self.models())
         folder = self.folder / stage
         if storage.finished(folder):
             return
-        parents = parents if stage != "eval" else self.models()
         for parent in parents:
             if not storage.finished(self.folder / parent):
                 raise AstroError(f"{self.folder}: {stage} rests on {parent}, which has not finished: run that first")

@@ -23,13 +23,14 @@ class Bar:
     """
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0):
-        self.label, self.total, self.unit, self.count = label, total, unit, done
+        self.label, self.total, self.unit, self.count, self._note = label, total, unit, done, ""
         self._first, self._start, self._last = done, time.monotonic(), time.monotonic()
         self._console = Console(file=sys.stderr)
         self._live = self._console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description:>11}"), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
+            TextColumn("{task.description:>11}"), BarColumn(30), MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self._console,
         )  # fmt: skip
         self._task = self._progress.add_task(label, total=total, completed=done, note="")
 
@@ -55,10 +56,9 @@ class Bar:
         elif time.monotonic() - self._last > LOG_SECONDS:
             self._line()
 
-    _note = ""
-
     def _line(self) -> None:
         self._last = time.monotonic()
-        rate = (self.count - self._first) / max(self._last - self._start, 1e-9)
-        left = (self.total - self.count) / rate if rate else float("nan")
-        print(f"{self.label:>11} {self.count}/{self.total} {self._note}  {left:.0f} s left", file=sys.stderr, flush=True)
+        seconds = self._last - self._start
+        left = seconds * (self.total - self.count) / max(self.count - self._first, 1)
+        text = f"{self.label:>11} {self.count}/{self.total} {self._note} {seconds:.0f} s, {left:.0f} s left"
+        print(text, file=sys.stderr, flush=True)

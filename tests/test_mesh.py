@@ -28,7 +28,7 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("which, make", enumerate([train_sharding, decode_sharding]))
+@pytest.mark.parametrize("which, make", [(0, train_sharding), (1, decode_sharding)])
 def test_every_parameter_lies_as_the_table_says(which, make):
     sharding = make(make_mesh(2, 2, 2))
     leaves = jax.tree_util.tree_leaves_with_path(llama_params.shardings(tiny_config(), sharding))

@@ -43,7 +43,7 @@ def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any
     part.mkdir(parents=True)
     tokenizer.save_pretrained(str(part))
     (part / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n")
-    ocp.save_pytree(part / PARAMS, params)
+    ocp.save(part / PARAMS, params)
     part.rename(folder)
 
 
@@ -65,6 +65,6 @@ def load(
     config = hf.read_config(folder)
     sharding = sharding or decode_sharding(make_mesh())
     try:
-        return config, ocp.load_pytree(folder / PARAMS, llama_params.abstract(config, sharding, dtype))
+        return config, ocp.load(folder / PARAMS, llama_params.abstract(config, sharding, dtype))
     except (ValueError, OSError) as e:
         raise AstroError(f"{folder}: not a checkpoint of this model ({str(e).splitlines()[0]})") from e

@@ -26,7 +26,7 @@ def read_config(folder: epath.Path) -> LlamaConfig:
         return from_hf(json.loads((folder / "config.json").read_text()))
     except OSError as e:
         raise AstroError(f"{folder}: no config.json there; give a Hugging Face folder or one of our checkpoints") from e
-    except (KeyError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise AstroError(f"{folder / 'config.json'}: not a Llama's config ({e})") from e
 
 
@@ -97,7 +97,10 @@ def _tensor_files(folder: epath.Path) -> dict[str, str]:
     """Which file holds each tensor."""
     index = folder / f"{WEIGHTS}.index.json"
     if index.exists():
-        return {name: str(folder / file) for name, file in json.loads(index.read_text())["weight_map"].items()}
+        try:
+            return {name: str(folder / file) for name, file in json.loads(index.read_text())["weight_map"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            raise AstroError(f"{index}: damaged or unreadable ({e}); copy it again") from e
     path = folder / WEIGHTS
     if not path.exists():
         raise AstroError(f"{folder}: no {WEIGHTS} there")

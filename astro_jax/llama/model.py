@@ -29,8 +29,8 @@ UNROLLED_LAYERS = 4
 class Cache:
     """Keys and values of the tokens so far. T is the last axis: on a CPU it decodes several times faster so."""
 
-    k: jax.Array  # [L, B, K, h, T]
-    v: jax.Array  # [L, B, K, h, T]
+    k: Any  # [L, B, K, h, T]
+    v: Any  # [L, B, K, h, T]
 
     @property
     def length(self) -> int:
@@ -167,8 +167,8 @@ def hidden(
     attend = functools.partial(attention, segments=segments)
 
     def step(x: jax.Array, layer: Layers) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        x, kv = _block(x, layer, config, rope, attend, sharding)
-        return x, (tuple(_to_cache(t) for t in kv) if keep_kv else None)
+        x, (k, v) = _block(x, layer, config, rope, attend, sharding)
+        return x, ((_to_cache(k), _to_cache(v)) if keep_kv else None)
 
     x = _embed(params, tokens, sharding)
     x, kv = _scan(jax.checkpoint(step) if remat else step, x, params.layers, config)
@@ -205,8 +205,8 @@ def decode(
     def step(x: jax.Array, inputs: tuple[Layers, jax.Array, jax.Array]) -> tuple[jax.Array, tuple]:
         layer, k_cache, v_cache = inputs
         attend = functools.partial(_attend_cached, k_cache=k_cache, v_cache=v_cache, visible=visible)
-        x, kv = _block(x, layer, config, rope, attend, sharding)
-        return x, tuple(_to_cache(t) for t in kv)
+        x, (k, v) = _block(x, layer, config, rope, attend, sharding)
+        return x, (_to_cache(k), _to_cache(v))
 
     x = _embed(params, tokens[:, None], sharding)
     x, (k_new, v_new) = _scan(step, x, (params.layers, cache.k, cache.v), config)

@@ -89,9 +89,6 @@ def provenance(run: Run) -> Json:
         {"stage": stage, "wall_s": m.get("wall_s"), "extra": {k: v for k, v in m.items() if k not in known}}
         for stage, m in run.manifests.items()
     ]
-    results = run.results or {}
-    if "eval" not in run.manifests and results.get("wall_s") is not None:
-        stages.append({"stage": "eval", "wall_s": results["wall_s"], "extra": {}})
     versions: dict[str, list[str]] = {}
     for manifest in run.manifests.values():
         for name, version in (manifest.get("versions") or {}).items():
@@ -99,7 +96,7 @@ def provenance(run: Run) -> Json:
                 versions[name].append(str(version))
     config = run.config or {}
     return {
-        "seed": results.get("seed", (config.get("config") or {}).get("seed")),
+        "seed": (run.results or {}).get("seed", (config.get("config") or {}).get("seed")),
         "hash": config.get("hash"),
         "other_hashes": sorted(
             {str(m["config_hash"]) for m in run.manifests.values() if m.get("config_hash")} - {str(config.get("hash"))}

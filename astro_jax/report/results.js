@@ -51,8 +51,8 @@ function howToRead() {
   if (!MODELS.length) return [];
   const ns = [...new Set(MODELS.map((m) => DATA.models[m]["pass@1"].n))].map((n) => num(n)).join(" or ");
   return [el("p", { text: `Bars show the share of held-out problems solved by one sampled answer, whiskers its 95% interval (n = ${ns}); ` +
-      "greedy takes the likeliest token each time. Tokens and backtracks are means per sampled answer; valid is the share of answers that " +
-      "the verifier could read, cut off the share that ran into the length limit. Direct learned from the same search trees as ASTRO, " +
+      "greedy takes the likeliest token each time. Tokens and backtracks are means per sampled answer; valid is the share of answers " +
+      "whose every step is true and allowed, also in branches that were given up; cut off the share that ran into the length limit. Direct learned from the same search trees as ASTRO, " +
       "but only from solutions without reflection or backtracking, so the difference between the two is what search in language adds." }),
     DATA.equal_tokens && el("p", { text: DATA.equal_tokens })].filter(Boolean);
 }

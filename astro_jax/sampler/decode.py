@@ -6,6 +6,7 @@ start[b]. So each decode step writes one column of the cache, for all rows, with
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import ArrayLike
 
 from astro_jax.llama import model
 from astro_jax.llama.config import LlamaConfig
@@ -27,7 +29,7 @@ CACHE_AXES = (None, "batch", "kv_heads", None, None)  # [L, B, K, h, T]
 class Rows:
     """The state of the rows that decode together."""
 
-    cache: Cache
+    cache: Any  # Cache of T columns
     token: Any  # int32 [B]: the last token of each row, not in the cache yet
     start: Any  # int32 [B]: the first column of each row
     key: Any  # uint32 [B, 2]: the name of the row's sample, for its random draws
@@ -47,7 +49,7 @@ def rows_sharding(sharding: Sharding) -> Rows:
 
 
 @functools.lru_cache(maxsize=32)
-def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[[Params, jax.Array, jax.Array], Cache]:
+def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[[Params, ArrayLike, ArrayLike], Cache]:
     """(params, tokens int32 [G, P] right-aligned, start int32 [G]) -> Cache of P columns."""
 
     @functools.partial(jax.jit, out_shardings=cache_sharding(sharding))
@@ -65,7 +67,7 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[[Params, j
 
 
 @functools.lru_cache(maxsize=32)
-def make_spread(sharding: Sharding) -> Callable[[Rows, jax.Array, int], Rows]:
+def make_spread(sharding: Sharding) -> Callable[[Rows, ArrayLike, int], Rows]:
     """(rows, index int32 [B'], columns) -> the rows at those indices, in a cache with room for `columns`.
 
     One program serves to copy a prefix to its samples, to drop rows that have ended, and to lengthen the cache.
@@ -75,8 +77,8 @@ def make_spread(sharding: Sharding) -> Callable[[Rows, jax.Array, int], Rows]:
     def spread(rows: Rows, index: jax.Array, columns: int) -> Rows:
         grow = [(0, 0)] * 4 + [(0, columns - rows.cache.length)]
         cache = jax.tree.map(lambda x: jnp.pad(jnp.take(x, index, axis=1), grow), rows.cache)
-        rest = jax.tree.map(lambda x: jnp.take(x, index, axis=0), rows.replace(cache=None))
-        return rest.replace(cache=cache)
+        rest = jax.tree.map(lambda x: jnp.take(x, index, axis=0), dataclasses.replace(rows, cache=None))
+        return dataclasses.replace(rest, cache=cache)
 
     return spread
 
@@ -84,7 +86,7 @@ def make_spread(sharding: Sharding) -> Callable[[Rows, jax.Array, int], Rows]:
 @functools.lru_cache(maxsize=32)
 def make_decode(
     config: LlamaConfig, sharding: Sharding, chunk: int, stop: tuple[int, ...]
-) -> Callable[[Params, Rows, jax.Array, jax.Array], tuple[Rows, jax.Array, jax.Array]]:
+) -> Callable[[Params, Rows, ArrayLike, ArrayLike], tuple[Rows, jax.Array, jax.Array]]:
     """Up to `chunk` steps for all rows; it stops early when all have ended. The rows are donated.
 
     (params, rows, column int32 [], temperature float32 []) -> (rows, tokens int32 [chunk, B], logprobs float32
@@ -116,7 +118,7 @@ def make_decode(
             left = jnp.where(alive & ~ended, rows.left - 1, 0)
             tokens = tokens.at[i].set(jnp.where(alive, token, -1))
             logprobs = logprobs.at[i].set(jnp.where(alive, logp, 0.0))
-            return i + 1, rows.replace(cache=cache, token=token, left=left), tokens, logprobs
+            return i + 1, dataclasses.replace(rows, cache=cache, token=token, left=left), tokens, logprobs
 
         def going(carry: tuple) -> jax.Array:
             return (carry[0] < chunk) & jnp.any(carry[1].left > 0)

@@ -172,7 +172,8 @@ class Sampler:
         rows = Rows(cache=cache, token=last, start=start, key=np.zeros((size, 2), np.uint32), left=start)
         rows = self._spread(rows, index, power_of_two(columns + self.chunk))
         where = self.sharding.named("batch")
-        return rows.replace(key=jax.device_put(keys, where), left=jax.device_put(left, where)), columns
+        rows = dataclasses.replace(rows, key=jax.device_put(keys, where), left=jax.device_put(left, where))
+        return rows, columns
 
     def _padded(self, index: np.ndarray) -> np.ndarray:
         """Row indices, filled up to a compiled batch size with the first of them."""

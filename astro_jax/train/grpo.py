@@ -17,7 +17,7 @@ from astro_jax.mesh import Sharding
 from astro_jax.problems import Problem
 from astro_jax.sampler import Request, Sampler
 from astro_jax.train import data, losses
-from astro_jax.train.losses import Batch, RolloutBatch
+from astro_jax.train.losses import RolloutBatch
 from astro_jax.train.state import Loss, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
 from astro_jax.verify import Verdict, verify
 
