@@ -28,7 +28,7 @@ class Bar:
         self._console = Console(file=sys.stderr)
         self._live = self._console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description:>11}"), BarColumn(30), MofNCompleteColumn(),
+            TextColumn("{task.description:>15}"), BarColumn(30), MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=self._console,
         )  # fmt: skip
@@ -60,5 +60,5 @@ class Bar:
         self._last = time.monotonic()
         seconds = self._last - self._start
         left = seconds * (self.total - self.count) / max(self.count - self._first, 1)
-        text = f"{self.label:>11} {self.count}/{self.total} {self._note} {seconds:.0f} s, {left:.0f} s left"
+        text = f"{self.label:>15} {self.count}/{self.total} {self._note} {seconds:.0f} s, {left:.0f} s left"
         print(text, file=sys.stderr, flush=True)

@@ -230,7 +230,10 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
     folder = epath.Path(tmp_path / "model")
     checkpoint.save(folder, tiny_config(), tiny_params(tiny_config()), TOKENIZER)
     change_config(folder, hidden_size=32)
-    with pytest.raises(AstroError, match=r"not a checkpoint of this model"):
+    with pytest.raises(AstroError, match=r"embed is \(20, 16\), config.json says \(20, 32\)"):
+        checkpoint.load(folder)
+    change_config(folder, hidden_size=16, tie_word_embeddings=True)
+    with pytest.raises(AstroError, match=r"lm_head is \(16, 20\), config.json says None"):
         checkpoint.load(folder)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -35,7 +35,7 @@ def run(
     store = Shards(folder, name)
     waves = [problems[i : i + c.wave] for i in range(0, len(problems), c.wave)]
     done = sum(len(wave) for i, wave in enumerate(waves) if store.has(i))
-    with Bar(f"{name}", len(problems), "problems", done) as bar:
+    with Bar(name, len(problems), "problems", done) as bar:
         for i, wave in enumerate(waves):
             if not store.has(i):
                 sampled, greedy = (answers(name, wave, c, sampler, params, tokenizer, 1, t) for t in (1.0, 0.0))
@@ -77,7 +77,8 @@ def vote(
     k: int,
 ) -> dict[str, Any]:
     """maj@k: the share of problems whose most common answer among k samples is right, and the tokens spent for it."""
-    every = answers(f"{name}/vote", problems, c, sampler, params, tokenizer, k, 1.0)
+    with Bar(f"{name} vote", k * len(problems), "answers") as bar:
+        every = answers(f"{name}/vote", problems, c, sampler, params, tokenizer, k, 1.0, bar.advance)
     right = [majority([a["answer"] for a in each]) == p.answer for p, each in zip(problems, every, strict=True)]
     tokens = sum(a["tokens"] for each in every for a in each) / len(problems)
     return {"k": k} | rate(right) | {"mean_tokens": round(tokens, 4)}
@@ -92,14 +93,15 @@ def answers(
     tokenizer: Any,
     n: int,
     temperature: float,
+    progress: Callable[[int], None] | None = None,
 ) -> list[list[Json]]:
     """n judged answers to each problem."""
     eos = tokenizer.eos_token_id
     requests = [Request(tuple(tokenizer.encode(p.prompt)), n, ("eval", name, p.id)) for p in problems]
-    samples = sampler.generate(params, requests, max_tokens=c.max_tokens, stop=(eos,), temperature=temperature)
-    return [
-        [_judged(p, s, tokenizer, eos) for s in each] for p, each in zip(problems, samples, strict=True)
-    ]
+    samples = sampler.generate(
+        params, requests, max_tokens=c.max_tokens, stop=(eos,), temperature=temperature, progress=progress
+    )
+    return [[_judged(p, s, tokenizer, eos) for s in each] for p, each in zip(problems, samples, strict=True)]
 
 
 def _judged(problem: Problem, sample: Sample, tokenizer: Any, eos: int) -> Json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
@@ -64,7 +65,18 @@ def load(
         return hf.read(folder, sharding, dtype)
     config = hf.read_config(folder)
     sharding = sharding or decode_sharding(make_mesh())
+    wanted = llama_params.abstract(config, sharding, dtype)
     try:
-        return config, ocp.load(folder / PARAMS, llama_params.abstract(config, sharding, dtype))
+        # Shapes are compared first: a restore that fails half-way leaves noise of its threads behind.
+        stored, told = _shapes(ocp.metadata(folder / PARAMS).metadata), _shapes(wanted)
+        for name in sorted(stored.keys() | told.keys()):
+            if stored.get(name) != told.get(name):
+                raise ValueError(f"{name} is {stored.get(name)}, config.json says {told.get(name)}")
+        return config, ocp.load(folder / PARAMS, wanted)
     except (ValueError, OSError) as e:
         raise AstroError(f"{folder}: not a checkpoint of this model ({str(e).splitlines()[0]})") from e
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(x.shape) for path, x in leaves}

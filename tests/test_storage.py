@@ -1,0 +1,100 @@
+"""Files that are whole or not there."""
+
+import json
+
+import pytest
+from etils import epath
+
+from astro_jax import storage
+from astro_jax.errors import AstroError
+from astro_jax.storage import Shards
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return epath.Path(tmp_path)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_write_replaces_the_file_and_leaves_no_part(folder):
+    path = folder / "deep" / "a.txt"
+    for text in ("one", "two"):
+        storage.write_text(path, text)
+        assert path.read_text() == text and names(folder / "deep") == ["a.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(folder, monkeypatch):
+    path = folder / "a.json"
+    storage.write_json(path, {"x": 1})
+    with pytest.raises(TypeError):
+        storage.write_json(path, {"x": object()})
+    with pytest.raises(ZeroDivisionError):
+        storage.write_jsonl(path, ({"x": 1 / (1 - i)} for i in range(3)))
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(path), "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_json(path, {"x": 2})
+    assert storage.read_json(path) == {"x": 1}
+    monkeypatch.undo()
+    storage.write_json(path, {"x": 3})  # over the part that was left
+    assert storage.read_json(path) == {"x": 3} and names(folder) == ["a.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"x": 1', "\x00"])
+def test_a_damaged_json_file_is_named(folder, text):
+    (folder / "a.json").write_text(text)
+    with pytest.raises(AstroError, match=r"a\.json: not valid JSON"):
+        storage.read_json(folder / "a.json")
+
+
+def test_a_missing_file_is_named(folder):
+    for read in (storage.read_json, lambda path: list(storage.read_jsonl(path))):
+        with pytest.raises(AstroError, match=r"a\.json: cannot be read"):
+            read(folder / "a.json")
+
+
+def test_records_survive_whatever_they_hold(folder):
+    records = [{"text": "a\nb\u2028c\x85d\r\n", "n": 0.1}, {"text": "日本 😀 \x00"}, {}]
+    storage.write_jsonl(folder / "a.jsonl", records)
+    assert list(storage.read_jsonl(folder / "a.jsonl")) == records
+    assert len((folder / "a.jsonl").read_text().split("\n")) == 4
+
+
+def test_a_damaged_line_is_named_by_its_number(folder):
+    (folder / "a.jsonl").write_text('{"x": 1}\n{"x": \n')
+    with pytest.raises(AstroError, match=r"a\.jsonl, line 2: not valid JSON"):
+        list(storage.read_jsonl(folder / "a.jsonl"))
+
+
+def test_shards_are_read_in_their_order_whatever_order_they_were_written_in(folder):
+    shards = Shards(folder, "trees")
+    for i in (10, 2, 0, 1):
+        assert not shards.has(i)
+        shards.write(i, [{"i": i, "j": j} for j in range(2)])
+        assert shards.has(i)
+    assert [(r["i"], r["j"]) for r in shards.read()] == [(i, j) for i in (0, 1, 2, 10) for j in (0, 1)]
+    assert names(folder)[0] == "trees-00000.jsonl"
+
+
+def test_shards_pass_over_parts_and_other_stores(folder):
+    Shards(folder, "trees").write(0, [{"a": 1}])
+    Shards(folder, "traces").write(0, [{"b": 1}])
+    (folder / "trees-00001.jsonl.part").write_text('{"a": ')
+    assert list(Shards(folder, "trees").read()) == [{"a": 1}]
+    assert not Shards(folder, "trees").has(1)
+
+
+def test_a_stage_is_finished_when_its_manifest_is_there(folder):
+    stage = folder / "search"
+    assert not storage.finished(stage)
+    storage.finish(stage, "search", "abc", ["base"], 1.234, trees=5)
+    assert storage.finished(stage) and names(stage) == ["manifest.json"]
+    manifest = json.loads((stage / "manifest.json").read_text())
+    assert manifest.pop("versions").keys() >= {"astro_jax", "jax", "optax"}
+    assert manifest == {"stage": "search", "config_hash": "abc", "parents": ["base"], "wall_s": 1.23, "trees": 5}
