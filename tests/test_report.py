@@ -180,7 +180,8 @@ def fake_answers(run, rng, problems, hostile=""):
                 facts = {"tokens": len(text) // 3, "backtracks": k, "valid": True, "truncated": False}
                 answers[how] = {"text": text + hostile, "correct": correct, **facts}
             rows.append({"problem_id": problem["id"], "prompt": problem["prompt"] + hostile, **answers})
-        dump_lines(run / "eval" / f"{name}.jsonl", rows)
+        dump_lines(run / "eval" / f"{name}-00000.jsonl", rows[:7])
+        dump_lines(run / "eval" / f"{name}-00001.jsonl", rows[7:])
 
 
 def fake_run(run, trees=40, held_out=60, seed=0, hostile=""):

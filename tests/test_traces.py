@@ -1,5 +1,6 @@
 """Traces: Algorithm 1 and cloning by hand, then as properties of many random trees, judged by the verifier."""
 
+import dataclasses
 import json
 import random
 from collections import Counter
@@ -61,8 +62,8 @@ def random_tree(seed):
     rng = random.Random(seed)
     game = Game(count=rng.choice([2, 3, 4]), max_number=9, max_value=40)
     numbers = tuple(rng.randint(1, 9) for _ in range(game.count))
-    tree = Tree(countdown.make_problem(numbers, rng.choice(sorted(countdown.reachable(numbers, game)))))
-    target = tree.problem.meta["target"]
+    target = rng.choice(sorted(countdown.reachable(numbers, game)))
+    tree = Tree(dataclasses.replace(countdown.make_problem(numbers, target), id=f"problem-{seed}"))
     frontier = [(0, numbers)]
     while frontier:
         at, left = frontier.pop(0)
@@ -162,7 +163,7 @@ def test_each_node_stands_once_and_each_jump_goes_to_the_deepest_ancestor_that_w
             deepest = max(shared, key=len)
             assert tree.nodes[new].parent == (deepest[-1] if deepest else 0)
             jumps[len(deepest)] += 1
-    assert min(jumps[0], jumps[1], jumps[2]) > 20
+    assert min(jumps[0], jumps[1], jumps[2]) > 10
 
 
 # ---- Cloning
@@ -250,15 +251,14 @@ def test_how_many_examples_a_tree_gives(tmp_path, direct_examples, search_exampl
     settings = dict(direct_examples=direct_examples, search_examples=search_examples, max_backtracks=most)
     _, astro, direct = write(tmp_path, **settings)
     for tree in TREES:
-        mine = [e for e in astro if e["problem_id"] == tree.problem.id]
-        same = [t for t in VALID if t.problem.id == tree.problem.id]  # a problem may have come up twice
-        assert [e["kind"] for e in mine].count("direct") == direct_examples * len(same)
-        searched = sum(different_wrong_answers(t) > 0 for t in same)
-        assert [e["kind"] for e in mine].count("search") == search_examples * searched
-        possible = [different_wrong_answers(t) for t in same]
-        assert all(1 <= e["k"] <= min(most, max(possible)) for e in mine if e["kind"] == "search")
+        mine = [e["k"] for e in astro if e["problem_id"] == tree.problem.id]
+        possible = min(most, different_wrong_answers(tree))
+        assert mine.count(0) == direct_examples * (tree in VALID)
+        assert len(mine) - mine.count(0) == search_examples * (tree in VALID and possible > 0)
+        assert all(k <= possible for k in mine)
     if search_examples:
-        assert {e["k"] for e in astro if e["kind"] == "search"} == set(range(1, most + 1))
+        assert {e["k"] for e in astro if e["k"]} == set(range(1, most + 1))
+    assert all(e["kind"] == ("search" if e["k"] else "direct") for e in astro)
     assert [e["problem_id"] for e in direct] == [e["problem_id"] for e in astro]
     assert all(e["kind"] == "direct" and e["k"] == 0 for e in direct)
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from astro_jax.report.run import MODELS, Json, Run, lines, trees
+from astro_jax.report.run import MODELS, Json, Run, lines, shards
 
 PROBLEMS = 6  # with a trace; one more that search did not solve
 TRACES_A_PROBLEM = 4
@@ -71,7 +71,7 @@ def _find_trees(run: Run, chosen: list[Any]) -> dict[Any, Json]:
     """
     found: dict[Any, Json] = {}
     unsolved: dict[Any, Json] = {}
-    for tree in (tree for path in trees(run) for tree in lines(path)):
+    for tree in (tree for path in shards(run.path / "search", "trees") for tree in lines(path)):
         i, nodes = tree.get("problem", {}).get("id"), tree.get("nodes", [])
         solved = any(node.get("terminal") and node.get("correct") for node in nodes)
         if i in chosen or (not chosen and solved and len(found) < PROBLEMS):
@@ -164,7 +164,8 @@ def held_out(run: Run) -> Json:
     comes from the RL models when both were evaluated, else from the SFT models, else it is None.
     """
     answers = {
-        name: {row.get("problem_id"): row for row in lines(run.path / "eval" / f"{name}.jsonl")} for name in MODELS
+        name: {row.get("problem_id"): row for path in shards(run.path / "eval", name) for row in lines(path)}
+        for name in MODELS
     }
     answers = {name: rows for name, rows in answers.items() if rows}
     stage = next((s for s in ("rl", "sft") if f"astro-{s}" in answers and f"direct-{s}" in answers), None)

@@ -106,7 +106,7 @@ const OUTCOMES = (stage) => ({
 
 function answerExplorer() {
   const held = DATA.held_out;
-  if (!held.problems.length) return absent("The models' answers are not in this folder yet (eval/<model>.jsonl is missing).");
+  if (!held.problems.length) return absent("The models' answers are not in this folder yet (eval/<model>-*.jsonl is missing).");
   const state = { i: 0, how: "sampled" };
   const grid = el("div", { class: "answers" });
   const picker = el("select", { id: "held-out", onchange: () => show(+picker.value) }, pickerGroups(held));

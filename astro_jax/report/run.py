@@ -69,10 +69,9 @@ def missing(run: Run) -> list[str]:
     return lacks
 
 
-def trees(run: Run) -> list[epath.Path]:
-    """The shards of the search trees, in order."""
-    folder = run.path / "search"
-    return sorted(folder.glob("trees-*.jsonl")) if folder.is_dir() else []
+def shards(folder: epath.Path, name: str) -> list[epath.Path]:
+    """The shards of a store, in order."""
+    return sorted(folder.glob(f"{name}-*.jsonl")) if folder.is_dir() else []
 
 
 def read_json(path: epath.Path) -> Json | None:
