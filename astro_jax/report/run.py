@@ -56,7 +56,7 @@ def read(path: epath.PathLike) -> Run:
 def missing(run: Run) -> list[str]:
     """What a whole run has and this folder lacks, as "stage (file)"."""
     lacks = [] if run.config else ["the configuration (config.json)"]
-    if not trees(run):
+    if not shards(run.path / "search", "trees"):
         lacks.append("search (search/trees-*.jsonl)")
     if not (run.path / "traces" / "astro.jsonl").exists():
         lacks.append("traces (traces/astro.jsonl)")
