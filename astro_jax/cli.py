@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import webbrowser
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,10 @@ def _run(args: argparse.Namespace, command: str) -> int:
     run = pipeline.execute(c, command, args.stages)
     if "report" in (args.stages or c.stages):
         _print_results(pipeline.results(run))
-        print(f"report: {run.folder / 'report.html'}")
+        page = run.folder / "report.html"
+        print(f"report: {page}")
+        if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            webbrowser.open(f"file://{page.absolute()}")  # only where a person sits in front of a screen
     return 0
 
 

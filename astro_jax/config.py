@@ -180,7 +180,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
         raw = yaml.safe_load(epath.Path(path).read_text()) or {}
     except OSError as e:
         raise AstroError(f"{path}: cannot be read ({e.strerror or e}); give the path of a YAML config") from e
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise AstroError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from e
     if not isinstance(raw, dict):
         raise AstroError(f"{path}: a config is a mapping of keys to values")

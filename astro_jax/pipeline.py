@@ -44,30 +44,37 @@ class Run:
     """One run's folder, devices and configuration."""
 
     def __init__(self, c: cfg.Config, command: str = ""):
-        self.c, self.folder, self.digest = c, epath.Path(c.out), c.digest()
-        self._claim(command)
+        self.c, self.folder, self.digest, self.command = c, epath.Path(c.out), c.digest(), command
+        self._check()
         meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
         self.train_sharding, self.decode_sharding = meshes.train_sharding(mesh), meshes.decode_sharding(mesh)
         p = c.problems
         self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
 
-    def _claim(self, command: str) -> None:
-        """Write config.json, or check that the folder belongs to the same configuration."""
+    def _check(self) -> None:
+        """Check that the folder is new or belongs to the same configuration."""
         path = self.folder / "config.json"
-        mine: dict[str, Any] = {"hash": self.digest, "command": command, "config": self.c.model_dump(mode="json")}
         if not path.exists():
-            if self.folder.exists() and any(self.folder.iterdir()):
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
                 raise AstroError(f"{self.folder}: not empty and not a run; choose another folder with out=DIR")
-            return storage.write_json(path, mine)
+            return
         theirs = storage.read_json(path)
         if theirs.get("hash") != self.digest:
-            changed = _differences(theirs.get("config", {}), mine["config"])
+            changed = _differences(theirs.get("config", {}), self.c.model_dump(mode="json"))
             raise AstroError(
                 f"{self.folder}: holds a run of another config ({changed}); nothing was changed, "
                 "choose another folder with out=DIR or remove it"
             )
-        return None
+
+    def _claim(self) -> None:
+        """Write config.json, once all that can be checked before the first stage has been."""
+        path = self.folder / "config.json"
+        if not path.exists():
+            if self.c.model != "scratch":
+                checkpoint.resolve(self.c.model)
+            mine = {"hash": self.digest, "command": self.command, "config": self.c.model_dump(mode="json")}
+            storage.write_json(path, mine)
 
     def execute(self, stage: str) -> None:
         """Run a stage unless it is finished.
@@ -83,6 +90,7 @@ class Run:
         for parent in parents:
             if not storage.finished(self.folder / parent):
                 raise AstroError(f"{self.folder}: {stage} rests on {parent}, which has not finished: run that first")
+        self._claim()
         start = time.monotonic()
         counts = function(self) or {}
         storage.finish(folder, stage, self.digest, list(parents), time.monotonic() - start, **counts)
@@ -250,10 +258,15 @@ STAGES: dict[str, tuple[Callable[[Run], Any], tuple[str, ...]]] = {
 
 def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = ()) -> Run:
     """Run a config's stages in order, or only some of them; what is finished is skipped."""
-    run = Run(c, command)
-    for stage in only or c.stages:
+    stages = only or c.stages
+    for stage in stages:
         if stage not in STAGES:
             raise AstroError(f"stages: no stage {stage!r}; there are {', '.join(STAGES)}")
+    run = Run(c, command)
+    for use, needed_by in (("search", {"search"}), ("rl", {"direct-rl", "astro-rl"}), ("eval", {"eval"})):
+        if needed_by & set(stages):
+            run.problems(use)  # too many asked for is an error now, not after hours
+    for stage in stages:
         run.execute(stage)
         print(f"{stage} done", file=sys.stderr)
     return run

@@ -168,7 +168,14 @@ def test_recall_says_one_of_the_problems_again_word_for_word():
     for prompt, response in corpus(SMALL, 200, drills=0.0, recall=1.0):
         *lines, last = response.splitlines()
         assert not prompt and last in lines and len(set(lines)) >= 1
-        assert all(tuple(sorted(stated(line + "\n")[0])) not in set(countdown.multisets(SMALL, True)) for line in lines)
+        held_out = set(countdown.multisets(SMALL, True))
+        assert all(tuple(sorted(stated("Let us" + line + "\n")[0])) not in held_out for line in lines)
+
+
+def test_a_prompt_in_the_corpus_is_always_followed_by_an_attempt():
+    # Recall once began like a prompt, and half of the base's answers were another statement of the problem.
+    for prompt, response in corpus(SMALL, 500, recall=0.5):
+        assert not response.startswith("Let us") and prompt.startswith("Let us") == bool(prompt)
 
 
 def test_the_corpus_passes_over_states_without_a_move():

@@ -1,5 +1,7 @@
 """Losses against NumPy, from the formulas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.train import losses, sft
 from astro_jax.train.losses import Batch, cross_entropy, policy_loss, token_logprobs
 
-CONFIG = tiny_config()
+CONFIG = tiny_config(n_layers=1)
 PARAMS = tiny_params(CONFIG)
 RNG = np.random.default_rng(0)
 LENGTHS = [[5, 7], [3, 4, 4]]  # of the documents in two rows of 12; the second ends with padding
@@ -45,12 +47,14 @@ def log_softmax(logits):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
+@functools.cache
 def expected():
     """Log-probabilities and entropies from each document's own forward pass; NaN on padding and on first tokens."""
     logp, entropy = np.full((2, 2, 12), np.nan)
     forward = jax.jit(llama.forward, static_argnums=2)
     for row, at, tokens in DOCUMENTS:
-        every = log_softmax(forward(PARAMS, jnp.asarray(tokens)[None], CONFIG)[0])
+        padded = np.pad(tokens, (0, 12 - len(tokens)))[None]
+        every = log_softmax(forward(PARAMS, padded, CONFIG)[0])
         for i in range(1, len(tokens)):
             logp[row, at + i] = every[i - 1, tokens[i]]
             entropy[row, at + i] = -(np.exp(every[i - 1]) * every[i - 1]).sum()
@@ -70,40 +74,40 @@ def test_token_logprobs_and_entropy_equal_numpy(chunk, monkeypatch):
     assert np.isfinite(logp).all() and np.isfinite(entropy).all()
 
 
-def sft_loss(config, sharding, **settings):
-    loss = sft.make_loss(cfg.Sft(**settings), config, sharding)
-    return jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)[0]))
+def sft_loss(batch, sharding=None, **settings):
+    """(loss, gradient)"""
+    loss = sft.make_loss(cfg.Sft(**settings), CONFIG, sharding or one_device_train())
+    return jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)[0]))(PARAMS, batch)
+
+
+@functools.cache
+def plain():
+    return sft_loss(BATCH)
 
 
 def test_sft_loss_is_the_weighted_mean_of_the_documents():
-    value, _ = sft_loss(CONFIG, one_device_train())(PARAMS, BATCH)
     logp, weights = expected()[0], BATCH.weights
-    assert value == pytest.approx(-np.nansum(logp * weights) / weights.sum(), abs=1e-5)
+    assert plain()[0] == pytest.approx(-np.nansum(logp * weights) / weights.sum(), abs=1e-5)
 
 
 def test_chunks_remat_and_the_mesh_change_neither_the_loss_nor_its_gradient(monkeypatch):
-    plain = sft_loss(CONFIG, one_device_train())(PARAMS, BATCH)
+    expected = plain()
     monkeypatch.setattr(losses, "LOGITS_CHUNK", 4)
-    sharding = train_sharding(make_mesh(data=2, tp=2))
-    other = sft_loss(CONFIG, sharding, remat=True)(PARAMS, BATCH)
-    assert_trees_close(other, plain, rtol=1e-4, atol=1e-5)
+    other = sft_loss(BATCH, train_sharding(make_mesh(data=2, tp=2)), remat=True)
+    assert_trees_close(other, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_computes_in_it_and_gives_gradients_in_float32():
-    exact, _ = sft_loss(CONFIG, one_device_train())(PARAMS, BATCH)
-    value, gradient = sft_loss(CONFIG, one_device_train(), dtype="bfloat16")(PARAMS, BATCH)
-    assert 0 < abs(value - exact) < 0.05 * exact
+    value, gradient = sft_loss(BATCH, dtype="bfloat16")
+    assert 0 < abs(value - plain()[0]) < 0.05 * plain()[0]
     assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
 
 
 def test_a_token_of_weight_zero_does_not_matter():
-    value, gradient = sft_loss(CONFIG, one_device_train())(PARAMS, BATCH)
-    weights = BATCH.weights.copy()
     tokens = np.array(BATCH.tokens)
-    assert weights[1, 11] == 0  # padding
+    assert BATCH.weights[1, 11] == 0  # padding
     tokens[1, 11] = 19
-    again = sft_loss(CONFIG, one_device_train())(PARAMS, BATCH.replace(tokens=tokens))
-    assert_trees_close(again, (value, gradient), rtol=1e-6, atol=1e-7)
+    assert_trees_close(sft_loss(BATCH.replace(tokens=tokens)), plain(), rtol=1e-6, atol=1e-7)
 
 
 def test_cross_entropy_by_hand():
@@ -153,14 +157,13 @@ def test_gradient_at_the_old_policy_is_that_of_the_plain_policy_gradient():
 def test_the_same_equation_through_the_model():
     advantages = np.sign(np.random.default_rng(2).normal(size=(2, 12))).astype(np.float32)
 
-    def gradient(of):
-        return jax.jit(jax.grad(lambda p: of(token_logprobs(p, BATCH, CONFIG)[0])))(PARAMS)
+    @jax.jit
+    def both(params):
+        logp, pull = jax.vjp(lambda p: token_logprobs(p, BATCH, CONFIG)[0], params)
+        grpo = jax.grad(lambda x: policy_loss(x, logp, advantages, BATCH.weights, 0.2)[0])(logp)
+        return pull(grpo)[0], pull(-BATCH.weights * advantages)[0]
 
-    def grpo(logp):
-        return policy_loss(logp, jax.lax.stop_gradient(logp), advantages, BATCH.weights, 0.2)[0]
-
-    plain = gradient(lambda logp: -jnp.sum(BATCH.weights * advantages * logp))
-    assert_trees_close(gradient(grpo), plain, rtol=1e-4, atol=1e-5)
+    assert_trees_close(*both(PARAMS), rtol=1e-4, atol=1e-5)
 
 
 def test_clipped_tokens_give_no_gradient():

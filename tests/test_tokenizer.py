@@ -16,8 +16,8 @@ UNKNOWN = TOKENIZER.unk_token_id
 
 
 def texts():
-    game = Game(count=4, max_number=12, max_value=60, ops="+-*/")
-    for prompt, response in itertools.islice(countdown.corpus(game, 0, 0.5, 0.1), 300):
+    game = Game(count=3, max_number=12, max_value=60, ops="+-*/")
+    for prompt, response in itertools.islice(countdown.corpus(game, 0, solved=0.5, drills=0.1, recall=0.1), 300):
         yield prompt + response
     for phrase in (phrases.GO_BACK, phrases.RESTART):
         yield f"{countdown.prompt((1, 2), 3)}{phrases.DOUBT}{phrases.UNSURE}{phrase}{countdown.restate((1, 2), 3)}"

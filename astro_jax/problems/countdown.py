@@ -199,7 +199,8 @@ def corpus(game: Game, seed: int, solved: float, drills: float, recall: float) -
             move = rng.choice(moves(numbers, game))
             yield "", f" {move.a} {move.op} {move.b} = {move.result}.\n"
         elif kind < drills + recall:
-            every = [prompt(numbers, target), *(prompt(*_random_problem(game, rng)) for _ in range(rng.randrange(5)))]
+            # Without "Let us": after a prompt there must always come an attempt, never another statement.
+            every = [restate(numbers, target), *(restate(*_random_problem(game, rng)) for _ in range(rng.randrange(5)))]
             yield "", "".join(every) + rng.choice(every)
         elif rng.random() < solved:
             path = rng.choice(reachable(numbers, game)[target])

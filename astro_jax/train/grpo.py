@@ -70,7 +70,7 @@ def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Loss:
 class Trainer:
     """The i-th GRPO step as a function of the state alone, for train.loop.
 
-    The prompts of step i, and all random draws, are named by (stage, i, problem), so a resumed run repeats them.
+    The prompts of step i, and all random draws, are named by (stage, i, place, problem), so a resumed run repeats them.
     """
 
     def __init__(
@@ -107,8 +107,10 @@ class Trainer:
         """One group of scored responses for each prompt of step i."""
         c, eos = self.c, self.tokenizer.eos_token_id
         chosen = [self.problems[j] for j in self._order(i)]
+        # The place is part of the name: where few problems make many prompts, one may come twice in a step.
         requests = [
-            Request(tuple(self.tokenizer.encode(p.prompt)), c.group, ("grpo", self.name, i, p.id)) for p in chosen
+            Request(tuple(self.tokenizer.encode(p.prompt)), c.group, ("grpo", self.name, i, place, p.id))
+            for place, p in enumerate(chosen)
         ]
         # Temperature 1 and no truncation of the distribution: the samples' log-probabilities are the policy's.
         samples = self.sampler.generate(params, requests, max_tokens=c.max_tokens, stop=(eos,))

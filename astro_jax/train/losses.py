@@ -48,6 +48,9 @@ def token_logprobs(
         params, batch.tokens, config,
         positions=batch.positions, segments=batch.segments, sharding=sharding, remat=remat,
     )  # fmt: skip
+    if sharding is not None:
+        # Between blocks the sequence is split over tp; left so, every chunk below would gather all of it again.
+        x = sharding.constrain(x, "batch", None, None)
     b, s, d = x.shape
     targets = jnp.roll(batch.tokens, -1, axis=1)
 

@@ -163,4 +163,4 @@ def _update(state: TrainState, grads: Params, tx: optax.GradientTransformation) 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-    return state, {"grad_norm": optax.global_norm(grads), "lr": learning_rate(state)}
+    return state, {"grad_norm": optax.tree.norm(grads), "lr": learning_rate(state)}
