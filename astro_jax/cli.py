@@ -68,12 +68,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace, command: str) -> int:
-    from astro_jax import config, pipeline
+    from astro_jax import config, pipeline, storage
 
     c = config.load(args.config, args.overrides)
     run = pipeline.execute(c, command, args.stages)
     if "report" in (args.stages or c.stages):
-        _print_results(pipeline.results(run))
+        _print_results(storage.read_json(run.folder / "results.json"))
         page = run.folder / "report.html"
         print(f"report: {page}")
         if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):

@@ -44,7 +44,7 @@ class Run:
     """One run's folder, devices and configuration."""
 
     def __init__(self, c: cfg.Config, command: str = ""):
-        self.c, self.folder, self.digest, self.command = c, epath.Path(c.out), c.digest(), command
+        self.c, self.folder, self.digest, self.command = c, storage.absolute(c.out), c.digest(), command
         self._check()
         meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)

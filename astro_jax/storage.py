@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,12 @@ from etils import epath
 from astro_jax.errors import AstroError
 
 Json = dict[str, Any]
+
+
+def absolute(path: str | epath.Path) -> epath.Path:
+    """The absolute path, which Orbax asks for; gs:// and the like are absolute already."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
 def write_text(path: epath.Path, text: str) -> None:

@@ -85,7 +85,7 @@ class Scripted:
     def __init__(self):
         self.asked = []
 
-    def generate(self, params, requests, *, max_tokens, stop, temperature):
+    def generate(self, params, requests, *, max_tokens, stop, temperature, progress=None):
         assert max_tokens == 21 and stop == (EOS,)
         self.asked += [r.name[-1] for r in requests]
         by_prompt = {p.prompt: p for p in PROBLEMS}

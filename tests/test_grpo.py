@@ -172,7 +172,7 @@ def test_many_micro_batches_sum_to_one_and_the_clip_is_the_configs(scored, monke
     (one,) = (loss(params, m)[1] for m in trainer._micro_batches(rollouts, scores))
     for key in one:
         np.testing.assert_allclose(sum(m[key] for m in many), one[key], rtol=1e-5, err_msg=key)
-    assert one["loss"] == pytest.approx(plain_loss(params, rollouts, scores, 0.02), abs=1e-5)
+    assert one["loss"] == pytest.approx(float(plain_loss(params, rollouts, scores, 0.02)), abs=1e-5)
     assert abs(one["loss"] - plain_loss(params, rollouts, scores, 0.2)) > 0.01
 
 
@@ -269,7 +269,7 @@ def test_all_problems_come_once_before_any_comes_again():
     assert len({tuple(p) for p in passes}) > 3
 
 
-def test_samples_differ_between_steps_stages_and_places():
+def test_samples_differ_between_steps_and_places(scored):
     trainer = make(problems=PROBLEMS[:2])  # three prompts of two problems: one comes twice in a step
     asked = []
     generate = trainer.sampler.generate

@@ -78,9 +78,10 @@ def test_tensors_have_the_names_and_shapes_of_hugging_face(folder):
     assert len(tensors) == 3 + 2 * 9
     params = tiny_params(tiny_config())
     # Row 4 n + i of q_proj is unit i of head n.
+    q, o = (tensors[f"{layer}self_attn.{name}_proj.weight"] for name in "qo")
     for n, i in ((0, 0), (2, 3)):
-        np.testing.assert_array_equal(tensors[layer + "self_attn.q_proj.weight"][4 * n + i], params.layers.wq[1, :, n, i])
-        np.testing.assert_array_equal(tensors[layer + "self_attn.o_proj.weight"][:, 4 * n + i], params.layers.wo[1, n, i])
+        np.testing.assert_array_equal(q[4 * n + i], params.layers.wq[1, :, n, i])
+        np.testing.assert_array_equal(o[:, 4 * n + i], params.layers.wo[1, n, i])
 
 
 def test_the_config_names_the_tokenizers_end_token(folder):

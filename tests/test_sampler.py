@@ -1,6 +1,7 @@
 """The sampler against an autoregressive loop without a cache, and against itself in other batches."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ def test_greedy_equals_a_loop_without_a_cache():
 def test_sampled_tokens_equal_the_gumbel_trick_on_logits_without_a_cache(temperature):
     samples = make().generate(PARAMS, REQUESTS, **SETTINGS, temperature=temperature)
     check(samples, REQUESTS, temperature)
-    samples = sum(samples, [])
+    samples = [s for group in samples for s in group]
     assert len({tuple(s.tokens) for s in samples}) > 10  # they are not all alike
     assert max(len(s.tokens) for s in samples) == 40  # past column 32, where the cache has grown
 
@@ -159,7 +160,7 @@ def test_samples_end_at_the_first_stop_token_or_at_the_limit():
 def test_a_lower_limit_cuts_the_same_samples_shorter(max_tokens):
     longer = make().generate(PARAMS, REQUESTS, **SETTINGS)
     cut = make().generate(PARAMS, REQUESTS, max_tokens=max_tokens, stop=STOP)
-    for a, b in zip(sum(longer, []), sum(cut, []), strict=True):
+    for a, b in zip(itertools.chain(*longer), itertools.chain(*cut), strict=True):
         assert b.tokens.tolist() == a.tokens[:max_tokens].tolist()
         assert b.stopped == (a.stopped and len(a.tokens) <= max_tokens)
 

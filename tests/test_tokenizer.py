@@ -34,7 +34,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole():
     # Search joins the tokens of steps, traces those of prompts and responses.
     for text in texts():
         lines = text.splitlines(keepends=True)
-        assert sum((TOKENIZER.encode(line) for line in lines), []) == TOKENIZER.encode(text)
+        assert [t for line in lines for t in TOKENIZER.encode(line)] == TOKENIZER.encode(text)
         tokens = TOKENIZER.encode(text)
         assert "".join(TOKENIZER.decode([t]) for t in tokens) == text
 

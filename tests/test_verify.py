@@ -175,7 +175,8 @@ def test_a_response_with_backtracks_gives_the_expression_of_its_last_branch():
         paths = countdown.reachable(numbers, game)
         wrong = rng.choice([t for t in paths if t != target])
         first = countdown.attempt_text(numbers, rng.choice(paths[wrong]), target)
-        verdict = verify(problem, first + DOUBT + UNSURE + RESTART + countdown.restate(numbers, target) + response, True)
+        again = DOUBT + UNSURE + RESTART + countdown.restate(numbers, target)
+        verdict = verify(problem, first + again + response, True)
         assert verdict.correct and verdict.valid and verdict.backtracks == 1
         assert gym.score_answer(verdict.expression, {"metadata": problem.meta}) == 1.0
 

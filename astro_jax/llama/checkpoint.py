@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import hf
 from astro_jax.llama import params as llama_params
@@ -30,13 +31,14 @@ def resolve(path: str) -> epath.Path:
     """
     for candidate in (epath.Path(path), SHIPPED / path):
         if candidate.is_dir():
-            return candidate
+            return storage.absolute(candidate)
     shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir())) if SHIPPED.exists() else "none"
     raise AstroError(f"{path}: no such folder, and no model of that name ships with the package (there: {shipped})")
 
 
 def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any) -> None:
     """Write a model. A folder that is there already is a finished one of an earlier try, and is replaced."""
+    folder = storage.absolute(folder)
     part = folder.parent / f"{folder.name}.part"
     for old in (part, folder):
         if old.exists():

@@ -75,8 +75,13 @@ def make_spread(sharding: Sharding) -> Callable[[Rows, ArrayLike, int], Rows]:
 
     @functools.partial(jax.jit, static_argnums=2, out_shardings=rows_sharding(sharding))
     def spread(rows: Rows, index: jax.Array, columns: int) -> Rows:
-        grow = [(0, 0)] * 4 + [(0, columns - rows.cache.length)]
-        cache = jax.tree.map(lambda x: jnp.pad(jnp.take(x, index, axis=1), grow), rows.cache)
+        grow = [(0, 0)] * 3 + [(0, columns - rows.cache.length)]
+
+        def layer(cache: Cache) -> Cache:
+            return jax.tree.map(lambda x: jnp.pad(jnp.take(x, index, axis=0), grow), cache)
+
+        # A layer at a time: rows move between devices, where all are gathered before each keeps its own.
+        cache = jax.lax.map(layer, rows.cache)
         rest = jax.tree.map(lambda x: jnp.take(x, index, axis=0), dataclasses.replace(rows, cache=None))
         return dataclasses.replace(rest, cache=cache)
 

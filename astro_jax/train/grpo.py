@@ -67,6 +67,11 @@ def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Loss:
     return loss
 
 
+def make_reshard(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Callable[[Params], Params]:
+    """The jitted way of the parameters from where they train to where they decode, in the computation's type."""
+    return jax.jit(lambda p: losses.cast(p, c.dtype), out_shardings=llama_params.shardings(config, sharding))
+
+
 class Trainer:
     """The i-th GRPO step as a function of the state alone, for train.loop.
 
@@ -88,9 +93,7 @@ class Trainer:
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
         self._apply = make_apply(tx, config, train_sharding)
-        # One jitted reshard takes the parameters from where they train to where they decode.
-        where = llama_params.shardings(config, sampler.sharding)
-        self._reshard: Callable[[Params], Params] = jax.jit(lambda p: p, out_shardings=where)
+        self._reshard = make_reshard(c, config, sampler.sharding)
 
     def step(self, state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
         """Sample, score, update."""

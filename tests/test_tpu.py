@@ -1,0 +1,161 @@
+"""The programs of a run at Llama-3.1-8B's shapes, compiled for a TPU v5e:4x4 that is not there.
+
+`pytest -m "" -s tests/test_tpu.py` prints the memory that each needs of a chip.
+"""
+
+import collections
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+
+from astro_jax import config as cfg
+from astro_jax.llama import params as llama_params
+from astro_jax.llama.config import llama3_8b
+from astro_jax.mesh import decode_sharding, make_mesh, train_sharding
+from astro_jax.sampler import decode
+from astro_jax.train import grpo, sft
+from astro_jax.train.losses import Batch, RolloutBatch
+from astro_jax.train.state import abstract_state, make_accumulate, make_apply, make_optimizer, make_step
+
+pytest.importorskip("libtpu", reason="extra `plan` (libtpu) is not installed")
+
+GIB = 2**30
+HBM = 15.75 * GIB  # of the 16 GiB of a chip, what the compiler counts on
+SFT = cfg.Sft(batch=16, length=8192, remat=True, dtype="bfloat16")
+GRPO = cfg.Grpo(length=4096, remat=True, dtype="bfloat16")
+PREFIXES, PREFIX = 64, 2048  # prefixes that are prefilled at once, and their columns
+ROWS, COLUMNS = 128, 4096  # rows that decode at once, and their columns
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    """16 chips as fsdp 4 x tp 4: as in a run, training and decoding share one mesh."""
+    with pytest.MonkeyPatch.context() as patch:
+        # Another process may compile too, and nothing is to be asked of a TPU machine.
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        patch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        patch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+        devices = topologies.get_topology_desc(topology_name="v5e:4x4", platform="tpu").devices
+        yield make_mesh(fsdp=4, tp=4, devices=devices)
+
+
+@pytest.fixture(scope="module")
+def table():
+    """One line a program, printed after the last."""
+    lines = [f"\n{'GiB a chip':<16}{'arguments':>12}{'temporaries':>12}{'peak':>12}{'held beside':>12}{'at once':>12}"]
+    yield lines
+    print("\n".join(lines))
+
+
+class Abstract:
+    """A run's arrays as shapes with shardings; nothing is allocated."""
+
+    def __init__(self, config, mesh):
+        self.config, self.train, self.sample = config, train_sharding(mesh), decode_sharding(mesh)
+        self.tx = make_optimizer(GRPO, steps=100)
+        self.state = abstract_state(config, self.tx, self.train)
+        self.weights = llama_params.abstract(config, self.sample, jnp.bfloat16)  # that decode
+
+    def rows(self, n, columns):
+        c = self.config
+        shape = (c.n_layers, n, c.n_kv_heads, c.head_dim, columns)
+        where = decode.cache_sharding(self.sample)
+        cache = jax.tree.map(lambda s: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=s), where)
+        return decode.Rows(cache=cache, token=ints(n), start=ints(n), key=ints(n, 2, dtype=jnp.uint32), left=ints(n))
+
+
+def ints(*shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def floats(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def batch(*shape):
+    return Batch(tokens=ints(*shape), segments=ints(*shape), positions=ints(*shape), weights=floats(*shape))
+
+
+# Each program: the lowered program, and what the run holds on the devices beside its arguments and results.
+
+
+def sft_step(a):
+    step = make_step(sft.make_loss(SFT, a.config, a.train), a.tx, a.config, a.train)
+    return step.lower(a.state, batch(SFT.batch, SFT.length)), ()
+
+
+def grpo_gradient(a):
+    shape = (grpo.MICRO_ROWS, GRPO.length)
+    accumulate = make_accumulate(grpo.make_loss(GRPO, a.config, a.train), a.tx, a.config, a.train)
+    rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
+    return accumulate.lower(a.state.params, a.state.params, rollouts), a.state.opt_state
+
+
+def grpo_update(a):
+    return make_apply(a.tx, a.config, a.train).lower(a.state, a.state.params), ()
+
+
+def reshard(a):
+    return grpo.make_reshard(GRPO, a.config, a.sample).lower(a.state.params), a.state.opt_state
+
+
+def prefill(a):
+    program = decode.make_prefill(a.config, a.sample)
+    return program.lower(a.weights, ints(PREFIXES, PREFIX), ints(PREFIXES)), a.state
+
+
+def spread(a):
+    # The caches of all rows are lengthened: the most that this program holds.
+    program = decode.make_spread(a.sample)
+    return program.lower(a.rows(ROWS, COLUMNS // 2), ints(ROWS), COLUMNS), (a.state, a.weights)
+
+
+def decode_chunk(a):
+    program = decode.make_decode(a.config, a.sample, cfg.Sampler().chunk, (128009,))
+    return program.lower(a.weights, a.rows(ROWS, COLUMNS), ints(), floats()), a.state
+
+
+QUICK = [grpo_update, reshard, spread, decode_chunk]
+SLOW = [sft_step, grpo_gradient, prefill]
+
+
+def size(tree):
+    """Bytes that a tree of sharded arrays takes of a chip."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+@pytest.mark.parametrize("program", [*QUICK, *(pytest.param(p, marks=pytest.mark.slow) for p in SLOW)])
+def test_it_fits_a_chip(program, mesh, table, record_property):
+    lowered, held = program(Abstract(llama3_8b(), mesh))
+    m = lowered.compile().memory_analysis()
+    # A donated argument and its result are one array.
+    peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    sizes = (m.argument_size_in_bytes, m.temp_size_in_bytes, peak, size(held), peak + size(held))
+    table.append(f"{program.__name__:<16}" + "".join(f"{x / GIB:12.2f}" for x in sizes))
+    record_property("peak_gib", round(peak / GIB, 2))
+    record_property("at_once_gib", round(sizes[-1] / GIB, 2))
+    assert sizes[-1] < HBM
+
+
+@pytest.mark.parametrize("program", [*QUICK, *SLOW])
+def test_the_program_does_not_grow_with_depth(program, mesh):
+    shallow, deep = (program(Abstract(llama3_8b(n_layers=n), mesh))[0].as_text() for n in (8, 32))
+    assert operations(shallow) == operations(deep)
+
+
+def test_the_compiler_does_not_unroll_the_layers(mesh):
+    shallow, deep = (decode_chunk(Abstract(llama3_8b(n_layers=n), mesh))[0].compile().as_text() for n in (8, 32))
+    print(sum(operations(shallow).values()), sum(operations(deep).values()), operations(shallow)-operations(deep), operations(deep)-operations(shallow))
+    assert operations(shallow)["convolution"] == operations(deep)["convolution"]
+
+
+def operations(text):
+    """How often each operation stands in a program's text."""
+    found = re.findall(r"stablehlo\.(\w+)", text) or re.findall(r"= \S+ ([\w-]+)\(", text)
+    return collections.Counter(found)
