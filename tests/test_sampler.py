@@ -11,6 +11,7 @@ from helpers import count_compilations, one_device, tiny_config, tiny_params
 
 from astro_jax import llama
 from astro_jax.errors import AstroError
+from astro_jax.llama import model
 from astro_jax.mesh import decode_sharding, make_mesh
 from astro_jax.sampler import Request, Sampler
 from astro_jax.sampler.engine import power_of_two, sample_key
@@ -35,6 +36,14 @@ def requests(*lengths, n=2):
 
 
 REQUESTS = requests(1, 3, 3, 17, 8, n=3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rolled_layers():
+    """Rolled layers compile faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "UNROLLED_LAYERS", 0)
+        yield
 
 
 # ---- The reference: whole forward passes, one row at a time
@@ -102,7 +111,7 @@ def test_log_probabilities_are_the_policys_at_any_temperature():
 # ---- A sample does not depend on what it is drawn with
 
 
-@pytest.mark.parametrize("slots, chunk", [(3, 4), (8, 16), (64, 4)])
+@pytest.mark.parametrize("slots, chunk", [(3, 4), (8, 16)])
 def test_other_slots_and_chunks_give_the_same_samples(slots, chunk):
     expected = make().generate(PARAMS, REQUESTS, **SETTINGS)
     samples = make(slots=slots, chunk=chunk).generate(PARAMS, REQUESTS, **SETTINGS)
@@ -188,9 +197,9 @@ def test_a_prefix_without_tokens_or_without_room_is_an_error(prefix, max_tokens)
 
 
 def test_frequencies_at_temperature_one_match_the_softmax():
-    n = 2000
+    n = 1200
     request = Request((3, 1, 4), n, ("frequencies",))
-    (samples,) = make(slots=64).generate(PARAMS, [request], max_tokens=1, stop=STOP)
+    (samples,) = make().generate(PARAMS, [request], max_tokens=1, stop=STOP)
     counts = np.bincount([s.tokens[0] for s in samples], minlength=20)
     padded = np.zeros(96, np.int32)
     padded[:3] = request.prefix

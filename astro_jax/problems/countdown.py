@@ -187,26 +187,40 @@ def attempt_text(numbers: Numbers, path: tuple[Move, ...], target: int) -> str:
 def corpus(game: Game, seed: int, solved: float, drills: float, recall: float) -> Iterator[tuple[str, str]]:
     """Endless (prompt, response) pairs that teach arithmetic and format, and hold no search.
 
-    A share `drills` are single sums; a share `recall` are lists of problems of which one is said again, word for
-    word, which teaches to copy from far above; of the rest a share `solved` are solutions, the others random valid
-    attempts with their verdict. Problems have 2 to game.count numbers; held-out multisets never appear.
+    A share `drills` are single sums; a share `recall` say a problem again after other lines, which teaches to copy
+    from above; of the rest a share `solved` are solutions, the others random valid attempts with their verdict.
+    Problems have 2 to game.count numbers; held-out multisets never appear.
     """
     rng = random.Random(f"corpus/{seed}")
     while True:
         kind = rng.random()
         numbers, target = _random_problem(game, rng)
         if kind < drills:
-            move = rng.choice(moves(numbers, game))
-            yield "", f" {move.a} {move.op} {move.b} = {move.result}.\n"
+            yield "", _sum(numbers, game, rng)
         elif kind < drills + recall:
-            # Without "Let us": after a prompt there must always come an attempt, never another statement.
-            every = [restate(numbers, target), *(restate(*_random_problem(game, rng)) for _ in range(rng.randrange(5)))]
-            yield "", "".join(every) + rng.choice(every)
+            yield "", _recall(numbers, target, game, rng)
         elif rng.random() < solved:
             path = rng.choice(reachable(numbers, game)[target])
             yield prompt(numbers, target), attempt_text(numbers, path, target)
         else:
             yield prompt(numbers, target), attempt_text(numbers, _random_attempt(numbers, game, rng), target)
+
+
+def _sum(numbers: Numbers, game: Game, rng: random.Random) -> str:
+    move = rng.choice(moves(numbers, game))
+    return f" {move.a} {move.op} {move.b} = {move.result}.\n"
+
+
+def _recall(numbers: Numbers, target: int, game: Game, rng: random.Random) -> str:
+    """A problem, other lines with numbers, and the problem again, word for word. It does not begin like a prompt:
+    after a prompt there must always come an attempt."""
+    lines = restate(numbers, target)
+    for _ in range(rng.randrange(4)):
+        if rng.random() < 0.5:
+            lines += attempt_text(numbers, _random_attempt(numbers, game, rng), target)
+            break
+        lines += _sum(_random_problem(game, rng)[0], game, rng)
+    return lines + restate(numbers, target)
 
 
 def _random_problem(game: Game, rng: random.Random) -> tuple[Numbers, int]:

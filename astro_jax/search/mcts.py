@@ -93,7 +93,7 @@ class _Driver:
                 child = tree.add(leaf, tokens, self._text(tokens), math.exp(logp - top) / total)
                 children.append((tree, child))
             if not distinct:  # no step within max_step_tokens: nothing can follow this node
-                tree.nodes[leaf].terminal, tree.nodes[leaf].correct = True, False
+                tree.nodes[leaf].terminal, tree.nodes[leaf].correct, tree.nodes[leaf].reward = True, False, 0.0
         return children
 
     def evaluate(self, children: Sequence[tuple[Tree, Node]]) -> None:

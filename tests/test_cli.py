@@ -1,0 +1,215 @@
+"""The command line: what it runs, what it prints, and one line and a code for everything that can go wrong."""
+
+import argparse
+import errno
+import json
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
+
+from astro_jax import cli, llama, pipeline
+from astro_jax.errors import AstroError
+
+jax.devices()  # all eight are there before a run asks for one
+
+TOKENIZER = countdown_tokenizer(9)
+CONFIG = tiny_config(vocab_size=len(TOKENIZER), n_layers=1, max_positions=64)
+PARAMS = tiny_params(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint of random parameters."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    llama.save(pipeline.epath.Path(folder), CONFIG, PARAMS, TOKENIZER)
+    return folder
+
+
+@pytest.fixture
+def recipe(model, tmp_path, monkeypatch):
+    """A config file that evaluates the model and nothing more; the working folder is a new one."""
+    monkeypatch.chdir(tmp_path)
+    raw = {
+        "model": str(model), "out": "runs/it", "stages": ["base", "eval", "report"],
+        "problems": dict(count=2, max_number=4, max_value=9, held_out=0.4, eval=4, search=1, rl=1),
+        "sampler": dict(slots=8), "eval": dict(max_tokens=16),
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    return "recipe.yaml"
+
+
+def fails(capsys, *argv):
+    """The one line of an error."""
+    assert cli.main(list(argv)) == 2
+    captured = capsys.readouterr()
+    line = captured.err.splitlines()[-1]
+    assert captured.err.count("astro: ") == 1 and line.startswith("astro: ") and "Traceback" not in captured.err
+    return line.removeprefix("astro: ")
+
+
+# ---- What it runs
+
+
+def test_a_run_prints_its_results_and_a_second_one_the_same(recipe, tmp_path, capsys):
+    assert cli.main(["run", recipe]) == 0
+    first = capsys.readouterr()
+    results = json.loads((tmp_path / "runs/it/results.json").read_text())
+    rate = results["models"]["base"]["pass@1"]
+    assert "4 held-out problems" in first.out and "report.html" in first.out
+    shown = f"{100 * rate['mean']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+    (row,) = (line for line in first.out.splitlines() if " base " in line)
+    assert shown in row and f"{results['models']['base']['mean_tokens']:.1f}" in row
+    assert max(map(len, first.out.splitlines())) <= 130 and "stage" not in first.err
+    before = (tmp_path / "runs/it/results.json").stat().st_mtime_ns
+    assert cli.main(["run", recipe]) == 0 and capsys.readouterr().out == first.out
+    assert (tmp_path / "runs/it/results.json").stat().st_mtime_ns == before
+    line = fails(capsys, "run", recipe, "seed=1")
+    assert "another config (seed is 0 there, 1 here)" in line and "out=DIR" in line
+
+
+def test_a_row_shows_the_majority_vote(capsys):
+    rate = {"mean": 0.25, "low": 0.1, "high": 0.5, "n": 8}
+    entry = {"pass@1": rate, "greedy": rate, "mean_tokens": 31.25, "mean_backtracks": 1.5, "valid_rate": 0.875,
+             "truncated_rate": 0.125}  # fmt: skip
+    cli._print_results({"seed": 7, "models": {"direct-rl": entry | {"maj": {"k": 3, **rate}}, "astro-rl": entry}})
+    direct, astro = (line for line in capsys.readouterr().out.splitlines() if "-rl" in line)
+    assert direct.split("│")[4].strip() == "25.0 [10.0, 50.0] (k=3)" and not astro.split("│")[4].strip()
+    assert [c.strip() for c in astro.split("│")[5:-1]] == ["31.2", "1.50", "87.5", "12.5"]
+
+
+def commands():
+    (sub,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return list(sub.choices)
+
+
+def test_every_command_reaches_its_stages(recipe, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(pipeline, "execute", lambda c, command, only: called.append((c.seed, command, only)))
+    monkeypatch.setattr(cli, "_print_results", lambda results: None)
+    expected = {
+        "base": ("base",), "search": ("search",), "traces": ("traces",), "sft": ("direct-sft", "astro-sft"),
+        "grpo": ("direct-rl", "astro-rl"), "eval": ("eval",),
+    }  # fmt: skip
+    for command, stages in expected.items():
+        assert cli.main([command, recipe, "seed=5", "sft.epochs=2"]) == 0
+        assert called.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.epochs=2", stages)
+    assert set(commands()) == {*expected, "run", "report", "export"}
+    reachable = {stage for stages, _ in cli.STAGE_COMMANDS.values() for stage in stages}
+    assert reachable == set(pipeline.STAGES)
+
+
+def test_stages_one_by_one_make_the_run(recipe, tmp_path, capsys):
+    assert "eval rests on base" in fails(capsys, "eval", recipe)
+    assert not (tmp_path / "runs").exists()
+    for command in ("base", "eval", "report"):
+        assert cli.main([command, recipe]) == 0
+    assert "4 held-out problems" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "runs/it").iterdir()} == {
+        "config.json", "base", "eval", "report", "results.json", "report.html",
+    }  # fmt: skip
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and all(f"\n    {name} " in text for name in commands())
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["distill"])
+    assert stop.value.code == 2
+
+
+def test_an_exported_model_reads_back_equal(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(model)
+    assert cli.main(["export", "link", "exported"]) == 0  # both given relative to the working folder
+    config, params = llama.load("exported")
+    assert (tmp_path / "exported" / "model.safetensors").exists() and config == CONFIG
+    assert_trees_equal(params, PARAMS)
+    before = (tmp_path / "exported" / "config.json").stat().st_mtime_ns
+    assert "exists; nothing was written" in fails(capsys, "export", "link", "exported")
+    assert (tmp_path / "exported" / "config.json").stat().st_mtime_ns == before
+
+
+# ---- What goes wrong
+
+
+def test_bad_configs_are_named(recipe, tmp_path, capsys):
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for argv, message in (
+        (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["."], ".: cannot be read"),
+        (["broken.yaml"], "broken.yaml: not valid YAML"),
+        (["list.yaml"], "list.yaml: a config is a mapping"),
+        (["binary.yaml"], "binary.yaml: not valid YAML"),
+        ([recipe, "grpo.stepz=3"], "grpo.stepz: no such key"),
+        ([recipe, "seed=many"], "seed: "),
+        ([recipe, "grpo.group=1"], "grpo.group: "),
+        ([recipe, "seed"], "write key=value"),
+        ([recipe, "out.a=1"], "'out' is not a section"),
+    ):
+        assert message in fails(capsys, "run", *argv), argv
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_models_are_named(recipe, model, tmp_path, capsys):
+    assert "no such folder" in fails(capsys, "run", recipe, "model=nowhere")
+    assert "no such folder" in fails(capsys, "export", "nowhere", "exported")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json there" in fails(capsys, "export", "empty", "exported")
+    # A folder whose parameters are those of another model.
+    other = tiny_config(vocab_size=len(TOKENIZER), n_layers=1, d_ff=32, max_positions=64)
+    llama.save(pipeline.epath.Path(tmp_path / "mixed"), other, tiny_params(other), TOKENIZER)
+    (tmp_path / "mixed" / "config.json").write_text((model / "config.json").read_text())
+    assert "not a checkpoint of this model" in fails(capsys, "run", recipe, "model=mixed")
+    # A model that does not fit the answers asked for.
+    assert "lower max_tokens" in fails(capsys, "run", recipe, "eval.max_tokens=60", "out=runs/long")
+
+
+def test_a_failed_start_does_not_claim_the_folder(recipe, capsys):
+    fails(capsys, "run", recipe, "model=nowhere")
+    assert cli.main(["base", recipe]) == 0
+
+
+def test_a_full_disk_is_one_line(recipe, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "shard")
+
+    monkeypatch.setattr(pipeline.storage, "write_text", full)
+    assert "no space left on device" in fails(capsys, "run", recipe)
+
+
+def test_a_forbidden_folder_is_one_line(recipe, monkeypatch, capsys):
+    def forbidden(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere")
+
+    monkeypatch.setattr(pipeline.storage, "write_text", forbidden)
+    assert "/somewhere: no permission" in fails(capsys, "run", recipe)
+
+
+def test_ctrl_c_says_how_to_go_on(recipe, monkeypatch, capsys):
+    def pressed(run, stage):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline.Run, "execute", pressed)
+    assert cli.main(["run", recipe]) == 130
+    assert capsys.readouterr().err.splitlines() == ["astro: stopped; the same command goes on from here"]
+
+
+def test_a_bug_keeps_its_traceback(recipe, monkeypatch):
+    monkeypatch.setattr(pipeline.Run, "execute", lambda *_: np.zeros(1)[2])
+    with pytest.raises(IndexError):
+        cli.main(["run", recipe])
+
+
+def test_an_error_is_one_line_whatever_its_text(monkeypatch, recipe, capsys):
+    def fail(*_):
+        raise AstroError("first\nsecond   third")
+
+    monkeypatch.setattr(pipeline.Run, "execute", fail)
+    assert fails(capsys, "run", recipe) == "first second third"

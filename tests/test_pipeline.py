@@ -1,0 +1,296 @@
+"""The whole pipeline on a game that a model of a few thousand parameters learns in seconds."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from etils import epath
+from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
+
+from astro_jax import config as cfg
+from astro_jax import llama, pipeline, storage
+from astro_jax.errors import AstroError
+from astro_jax.llama import checkpoint
+from astro_jax.train import loop
+
+jax.devices()  # all eight are there before a run asks for one
+
+# Two numbers up to 4, "+" and "-": half of the random attempts are right.
+MICRO = {
+    "model": "scratch",
+    "problems": dict(count=2, max_number=4, max_value=9, ops="+-", held_out=0.4, search=7, rl=6, eval=5),
+    "architecture": dict(d_model=16, d_ff=32, n_layers=1, n_heads=2, n_kv_heads=1, max_positions=96),
+    "corpus": dict(documents=6000, solved=0.5, drills=0.0, recall=0.0),
+    "sampler": dict(slots=16, chunk=8),
+    "search": dict(proposals=8, rollouts=2, iterations=2, depth=3, wave=4, max_step_tokens=12, max_tokens=16),
+    "traces": dict(replay=0.25),
+    "pretrain": dict(learning_rate=0.02, batch=16, length=32, save_every=100),
+    "sft": dict(learning_rate=0.003, batch=2, length=96, save_every=2, epochs=2),
+    "grpo": dict(steps=2, prompts=4, group=2, max_tokens=32, learning_rate=0.001, length=64, save_every=1),
+    "eval": dict(max_tokens=32, wave=4),
+}
+MODELS = ("base", "direct-sft", "astro-sft", "direct-rl", "astro-rl")
+
+
+def micro(out, **changes):
+    raw = {**MICRO, "out": str(out)}
+    for key, value in changes.items():
+        raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
+    return cfg.parse(raw)
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def products(folder):
+    """What must not depend on how often a run was stopped: the bytes of all data, and the results without times."""
+    found = {n: p.read_bytes() for n, p in files(folder).items() if p.suffix == ".jsonl" or n == "eval/models.json"}
+    results = json.loads((folder / "results.json").read_text())
+    return found | {"results": {k: v for k, v in results.items() if k != "wall_s"}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, the names of the config's fields that were read) of a run that nothing disturbed."""
+    read = set()
+
+    def recorder(self, name):
+        if not name.startswith("_"):
+            read.add((type(self).__name__, name))
+        return object.__getattribute__(self, name)
+
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cfg.Section, "__getattribute__", recorder, raising=False)
+        pipeline.execute(micro(folder), "astro run micro.yaml")
+    return folder, read
+
+
+# ---- A run
+
+
+def test_results_have_the_documented_shape(finished):
+    folder, _ = finished
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) == {"seed", "wall_s", "models"} and results["seed"] == 0 and results["wall_s"] > 0
+    assert tuple(results["models"]) == MODELS
+    for name, m in results["models"].items():
+        assert set(m) - {"maj"} == {
+            "pass@1", "greedy", "mean_tokens", "mean_backtracks", "valid_rate", "truncated_rate",
+        }  # fmt: skip
+        assert ("maj" in m) == name.startswith("direct")
+        for rate in (m["pass@1"], m["greedy"]):
+            assert set(rate) == {"mean", "low", "high", "n"} and rate["n"] == 5
+            assert 0 <= rate["low"] <= rate["mean"] <= rate["high"] <= 1
+        assert m["mean_tokens"] > 1 and 0 <= m["valid_rate"] <= 1 and 0 <= m["truncated_rate"] <= 1
+
+
+def test_the_search_solved_and_missed_so_that_both_kinds_of_traces_are_there(finished):
+    counts = json.loads((finished[0] / "traces" / "counts.json").read_text())
+    assert counts["ASTRO"]["search solutions"] > 0 and counts["Direct"]["direct solutions"] > 0
+
+
+def test_each_stage_leaves_a_manifest_with_what_it_rests_on(finished):
+    folder, _ = finished
+    config = json.loads((folder / "config.json").read_text())
+    assert config["command"] == "astro run micro.yaml" and config["config"]["grpo"]["steps"] == 2
+    expected = {
+        "base": [], "search": ["base"], "traces": ["search"], "direct-sft": ["traces"], "astro-sft": ["traces"],
+        "direct-rl": ["direct-sft"], "astro-rl": ["astro-sft"], "eval": list(MODELS), "report": ["eval"],
+    }  # fmt: skip
+    for stage, parents in expected.items():
+        manifest = json.loads((folder / stage / "manifest.json").read_text())
+        assert (manifest["stage"], manifest["parents"]) == (stage, parents)
+        assert manifest["config_hash"] == config["hash"] and manifest["versions"]["jax"] == jax.__version__
+    assert (folder / "report.html").read_text().startswith("<!")
+
+
+def test_every_stage_logs_every_step(finished):
+    folder, _ = finished
+    for stage in MODELS:
+        steps = [json.loads(line)["step"] for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, len(steps) + 1)) and steps
+    assert len((folder / "astro-rl" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_each_stage_changes_its_parents_weights(finished):
+    folder, _ = finished
+    params = {m: checkpoint.load(folder / m / "model")[1] for m in MODELS}
+    for child, parent in pipeline.PARENT.items():
+        assert not np.array_equal(params[child].embed, params[parent].embed)
+    assert not np.array_equal(params["astro-sft"].embed, params["direct-sft"].embed)
+
+
+def test_evaluation_and_search_problems_share_no_numbers(finished):
+    folder, _ = finished
+    trees = [json.loads(line) for p in folder.glob("search/*.jsonl") for line in p.read_text().splitlines()]
+    asked = [json.loads(line) for line in (folder / "eval" / "base-00000.jsonl").read_text().splitlines()]
+    numbers = {tuple(sorted(t["problem"]["meta"]["numbers"])) for t in trees}
+    held_out = {tuple(sorted(map(int, r["prompt"].removesuffix(".\n").split(" from ")[1].split()))) for r in asked}
+    assert numbers and held_out and not numbers & held_out
+
+
+def test_every_field_of_the_config_is_read(finished):
+    """No flag does nothing: each section's fields, noted while a run read them."""
+    _, read = finished
+    sections = {type(s) for s in vars(cfg.Config()).values() if isinstance(s, cfg.Section)} | {cfg.Config}
+    every = {(section.__name__, name) for section in sections for name in section.model_fields}
+    assert len(sections) == 11 and every - read == set()
+
+
+def test_a_second_call_does_nothing(finished):
+    folder, _ = finished
+    before = {name: p.stat().st_mtime_ns for name, p in files(folder).items()}
+    pipeline.execute(micro(folder), "another command")
+    assert {name: p.stat().st_mtime_ns for name, p in files(folder).items()} == before
+
+
+# ---- Stopped and started again
+
+
+class Stop(Exception):
+    """Where a run is cut off."""
+
+
+def test_a_run_that_fails_at_any_write_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch):
+    """Every file, checkpoint and model that is written is a moment to stop at, just before it or just after."""
+    left, written = 0, []
+
+    def breakable(function, label):
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Stop
+            result = function(*args, **kwargs)
+            written.append(label)
+            left -= 1
+            if left == 0:
+                raise Stop
+            return result
+
+        return call
+
+    monkeypatch.setattr(storage, "write_text", breakable(storage.write_text, "file"))
+    monkeypatch.setattr(checkpoint, "save", breakable(checkpoint.save, "model"))
+    checkpointer = loop.ocp.training.Checkpointer
+    save = breakable(checkpointer.save_checkpointables, "checkpoint")
+    monkeypatch.setattr(checkpointer, "save_checkpointables", save)
+    stops = 0
+    for moments in (2, 7, 12, 9, 15, 18, 13, 16, 11, 0):
+        left = moments
+        try:
+            pipeline.execute(micro(tmp_path / "run"))
+        except Stop:
+            stops += 1
+    assert stops >= 7 and {"file", "model", "checkpoint"} == set(written)
+    assert products(tmp_path / "run") == products(finished[0])
+    for model in MODELS:
+        a, b = (checkpoint.load(f / model / "model")[1] for f in (tmp_path / "run", finished[0]))
+        assert_trees_equal(a, b)
+
+
+def test_a_killed_process_goes_on_and_ends_the_same(finished, tmp_path):
+    config, out = tmp_path / "micro.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(MICRO))
+    command = [sys.executable, "-m", "astro_jax", "run", str(config), f"out={out}"]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "8"}
+    for moment in ("base/checkpoints/100", "search/trees-00000.jsonl", "astro-sft/checkpoints/2"):
+        process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not (out / moment).exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL and not (out / "results.json").exists()
+    pipeline.execute(micro(out))
+    assert products(out) == products(finished[0])
+
+
+# ---- What cannot run says so, and writes nothing
+
+
+def test_another_config_in_the_same_folder_names_what_differs(finished):
+    folder, _ = finished
+    before = {name: p.stat().st_mtime_ns for name, p in files(folder).items()}
+    with pytest.raises(AstroError, match=r"grpo\.steps is 2 there, 3 here.*out=DIR"):
+        pipeline.execute(micro(folder, grpo=dict(steps=3)))
+    assert {name: p.stat().st_mtime_ns for name, p in files(folder).items()} == before
+
+
+IMPOSSIBLE = {
+    "a stage without its parent": (dict(stages=["base", "astro-rl"]), ("astro-rl",), "astro-sft, which has not"),
+    "no such model": (dict(model="nowhere/model"), (), "nowhere/model: no such folder"),
+    "no such stage": (dict(stages=["base", "distill"]), (), "'distill'"),
+    "too many problems": (dict(problems=dict(eval=500)), (), "500 problems asked for"),
+    "rules without operators": (dict(problems=dict(ops="")), (), "impossible rules"),
+    "too many devices": (dict(mesh=dict(data=64)), (), "needs 64 devices"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_what_cannot_run_writes_nothing(name, tmp_path):
+    changes, only, message = IMPOSSIBLE[name]
+    with pytest.raises(AstroError, match=message):
+        pipeline.execute(micro(tmp_path / "run", **changes), only=only)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "diary.txt").write_text("mine")
+    with pytest.raises(AstroError, match="not empty and not a run"):
+        pipeline.execute(micro(tmp_path))
+    with pytest.raises(AstroError, match="not empty and not a run"):
+        pipeline.execute(micro(tmp_path / "diary.txt"))
+    assert list(files(tmp_path)) == ["diary.txt"]
+
+
+def test_without_a_solved_problem_there_is_nothing_to_learn(tmp_path):
+    run = pipeline.Run(micro(tmp_path / "run"))
+    config = tiny_config(vocab_size=len(countdown_tokenizer(9)))
+    llama.save(run.folder / "base" / "model", config, tiny_params(config), countdown_tokenizer(9))
+    for stage in ("base", "search"):
+        storage.finish(run.folder / stage, stage, run.digest, [], 0.0)
+    run.execute("traces")
+    with pytest.raises(AstroError, match=r"solved no problem.*raise problems\.search"):
+        run.execute("astro-sft")
+
+
+# ---- What a setting changes
+
+
+def test_replay_mixes_the_bases_documents_in(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    seen = {}
+
+    def note(run, name, c, config, params, tokenizer, texts):
+        seen[name, run.c.traces.replay] = list(texts)
+
+    monkeypatch.setattr(pipeline, "_train_sft", note)
+    monkeypatch.setattr(pipeline.Run, "load", lambda *_: (None, None, None))
+    for replay in (0.0, 0.25):
+        run = pipeline.Run(micro(tmp_path / "new", traces=dict(replay=replay)))
+        run.folder = epath.Path(folder)
+        for kind in ("direct", "astro"):
+            pipeline.fine_tune(kind)(run)
+    n = len(seen["astro-sft", 0.0])
+    extra = {kind: seen[kind, 0.25][n:] for kind in ("direct-sft", "astro-sft")}
+    assert seen["astro-sft", 0.25][:n] == seen["astro-sft", 0.0] and len(extra["astro-sft"]) == round(n / 4)
+    assert extra["astro-sft"] == extra["direct-sft"]  # the same for both
+    base = list(pipeline.islice(pipeline._corpus(run, run.c.seed), 50))
+    assert extra["astro-sft"] != base[: len(extra["astro-sft"])]  # but not the documents that the base began with
+
+
+def test_the_digest_covers_everything_but_the_place():
+    base = micro("a")
+    assert base.digest() == micro("b").digest()
+    for change in (dict(seed=1), dict(grpo=dict(clip=0.1)), dict(mesh=dict(tp=2)), dict(stages=["base"])):
+        assert micro("a", **change).digest() != base.digest()
