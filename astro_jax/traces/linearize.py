@@ -31,8 +31,9 @@ def sample(tree: Tree, k: int, rng: random.Random) -> list[int] | None:
     if not correct or len(wrong) < k:
         return None
     last = rng.choice(correct)
-    first = [rng.choice(wrong[answer]) for answer in rng.sample(sorted(wrong), k)]
-    return merge(tree, [*first, last])
+    first = {rng.choice(wrong[answer]).id for answer in rng.sample(sorted(wrong), k)}
+    # In depth-first order, so that a branch is searched out before the next one (ours: the paper gives no order).
+    return merge(tree, [*(n for n in tree.terminals(correct=False) if n.id in first), last])
 
 
 def merge(tree: Tree, terminals: Sequence[Node]) -> list[int]:
