@@ -31,13 +31,13 @@ MICRO = {
     "problems": dict(count=2, max_number=4, max_value=9, ops="+-", held_out=0.4, search=7, rl=6, eval=5),
     "architecture": dict(d_model=16, d_ff=32, n_layers=1, n_heads=2, n_kv_heads=1, max_positions=96),
     "corpus": dict(documents=8000, solved=0.1, drills=0.0, recall=0.0),
-    "sampler": dict(slots=16, chunk=8),
+    "sampler": dict(slots=8, chunk=16),
     "search": dict(proposals=8, rollouts=2, iterations=2, depth=3, wave=4, max_step_tokens=12, max_tokens=16),
     "traces": dict(replay=0.25),
     "pretrain": dict(learning_rate=0.02, batch=16, length=32, save_every=100),
-    "sft": dict(learning_rate=0.003, batch=2, length=96, save_every=2, epochs=8),
-    "grpo": dict(steps=2, prompts=4, group=2, max_tokens=32, learning_rate=0.001, length=64, save_every=1),
-    "eval": dict(max_tokens=32, wave=4),
+    "sft": dict(learning_rate=0.003, batch=2, length=96, save_every=3, epochs=4),
+    "grpo": dict(steps=2, prompts=4, group=2, max_tokens=16, learning_rate=0.001, length=64, save_every=1),
+    "eval": dict(max_tokens=16, wave=4),
 }
 MODELS = ("base", "direct-sft", "astro-sft", "direct-rl", "astro-rl")
 
@@ -224,9 +224,14 @@ def test_a_run_that_fails_at_any_write_goes_on_and_ends_the_same(finished, tmp_p
 def test_a_killed_process_goes_on_and_ends_the_same(finished, compiled, tmp_path):
     config, out = tmp_path / "micro.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(MICRO))
-    command = [sys.executable, "-m", "astro_jax", "run", str(config), f"out={out}"]
-    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    for moment in ("base/checkpoints/100", "search/trees-00000.jsonl", "astro-sft/checkpoints/2"):
+    # As many devices as here, so that what was compiled here is found there.
+    start = "import sys, conftest, jax; jax.devices(); from astro_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", start, "run", str(config), f"out={out}"]
+    env = os.environ | {
+        "PYTHONPATH": os.path.dirname(__file__), "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
+    for moment in ("base/checkpoints/100", "direct-rl/checkpoints/1"):
         process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None and not (out / moment).exists():
             time.sleep(0.02)
