@@ -49,6 +49,10 @@ class Run:
         meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
         self.train_sharding, self.decode_sharding = meshes.train_sharding(mesh), meshes.decode_sharding(mesh)
+        for name in ("pretrain", "sft") if c.model == "scratch" else ("sft",):
+            if (batch := getattr(c, name).batch) % self.train_sharding.batch_size:
+                devices = self.train_sharding.batch_size
+                raise AstroError(f"{name}.batch={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices")
         p = c.problems
         self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
 

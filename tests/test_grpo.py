@@ -21,6 +21,8 @@ from helpers import (
 
 from astro_jax import config as cfg
 from astro_jax import llama
+from astro_jax.errors import AstroError
+from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.problems import Problem, countdown
 from astro_jax.problems.countdown import Game
 from astro_jax.sampler import Sample, Sampler
@@ -198,6 +200,13 @@ def test_only_responses_with_an_advantage_carry_weight(scored):
         np.testing.assert_allclose(scored_as[n:], a, rtol=1e-6)
 
 
+def test_micro_batches_are_split_over_the_devices(scored):
+    tx, c = make_optimizer(GRPO, 1), GRPO.model_copy(update={"length": 64})
+    sampler = Sampler(CONFIG, one_device(), 0)
+    trainer = Trainer(c, "rl", PROBLEMS, sampler, Letters(), tx, CONFIG, train_sharding(make_mesh(data=3)))
+    assert {m.batch.tokens.shape for m in trainer._micro_batches(*made_up())} == {(3, 64)}  # MICRO_ROWS is 2 here
+
+
 def test_a_step_without_any_advantage_has_no_gradient(scored, monkeypatch):
     monkeypatch.setattr(grpo, "verify", lambda *_: Verdict(False, False, None, 0))
     state, metrics = shared().step(fresh(), 0)
@@ -278,6 +287,12 @@ def test_samples_differ_between_steps_and_places(scored):
         trainer.rollouts(tiny_params(CONFIG), i)
     names = [r.name for r in asked]
     assert len(set(names)) == len(names) == 9
+
+
+def test_a_row_that_cannot_hold_a_response_is_refused():
+    make(GRPO.model_copy(update={"length": 15}))  # prompts of 3 and 12 new tokens
+    with pytest.raises(AstroError, match=r"grpo\.length=14.*raise it to 15"):
+        make(GRPO.model_copy(update={"length": 14}))
 
 
 class Fixed:

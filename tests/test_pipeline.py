@@ -258,6 +258,7 @@ IMPOSSIBLE = {
     "no such stage": (dict(stages=["base", "distill"]), (), "'distill'"),
     "too many problems": (dict(problems=dict(eval=500)), (), "500 problems asked for"),
     "rules without operators": (dict(problems=dict(ops="")), (), "impossible rules"),
+    "a batch that cannot be split": (dict(mesh=dict(data=2), sft=dict(batch=3)), (), "sft.batch=3 .* 2 devices"),
     "too many devices": (dict(mesh=dict(data=64)), (), "needs 64 devices"),
 }
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from astro_jax import config as cfg
+from astro_jax.errors import AstroError
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
@@ -21,7 +22,7 @@ from astro_jax.train.losses import RolloutBatch
 from astro_jax.train.state import Loss, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
 from astro_jax.verify import Verdict, verify
 
-# Rows of a micro-batch: the one shape that the gradient is compiled for.
+# Rows of a micro-batch, rounded up to the devices of the batch: the one shape that the gradient is compiled for.
 MICRO_ROWS = 32
 
 
@@ -89,6 +90,12 @@ class Trainer:
         config: LlamaConfig,
         train_sharding: Sharding,
     ):
+        longest = max(len(tokenizer.encode(p.prompt)) for p in problems)
+        if longest + c.max_tokens > c.length:
+            raise AstroError(
+                f"grpo.length={c.length}: a row must hold a prompt ({longest} tokens here) and grpo.max_tokens="
+                f"{c.max_tokens}; raise it to {longest + c.max_tokens} or more"
+            )
         self.c, self.name, self.problems, self.sampler, self.tokenizer = c, name, problems, sampler, tokenizer
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
@@ -159,10 +166,11 @@ class Trainer:
         if not documents:
             return []
         batch, extras = data.pack(documents, self.c.length)
-        rows = -(-len(batch.tokens) // MICRO_ROWS) * MICRO_ROWS
+        micro = -(-MICRO_ROWS // self.sharding.batch_size) * self.sharding.batch_size
+        rows = -(-len(batch.tokens) // micro) * micro
         every = RolloutBatch(batch, extras["advantages"], extras["old_logprobs"])
         every = jax.tree.map(lambda x: np.pad(x, [(0, rows - len(x)), (0, 0)]), every)
-        return [jax.tree.map(lambda x, j=j: x[j : j + MICRO_ROWS], every) for j in range(0, rows, MICRO_ROWS)]
+        return [jax.tree.map(lambda x, j=j: x[j : j + micro], every) for j in range(0, rows, micro)]
 
 
 def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
