@@ -40,8 +40,8 @@ def merge(tree: Tree, terminals: Sequence[Node]) -> list[int]:
     """The paths from the root to each terminal, in order, each node once.
 
     Where the next node is not a child of the one before, the sequence goes back to the next node's parent: the
-    deepest common ancestor of the two branches. Both of the paper's invariants hold by construction of the
-    arguments: the sequence ends at the last terminal, and no wrong answer occurs twice.
+    deepest node that its branch shares with any branch before. Both of the paper's invariants hold by construction
+    of the arguments: the sequence ends at the last terminal, and no wrong answer occurs twice.
     """
     sequence: dict[int, None] = {}
     for terminal in terminals:
