@@ -203,9 +203,7 @@ def reinforce(kind: str) -> Callable[[Run], None]:
         config, params, tokenizer = run.load(PARENT[name], sharding)
         tx = make_optimizer(c, c.steps * c.updates)
         like = abstract_state(config, tx, sharding)
-        trainer = grpo.Trainer(
-            c, name, run.problems("rl"), run.sampler(config), tokenizer, tx, config, sharding
-        )
+        trainer = grpo.Trainer(c, name, run.problems("rl"), run.sampler(config), tokenizer, tx, config, sharding)
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.steps, c.save_every
         )
@@ -225,9 +223,7 @@ def evaluate(run: Run) -> None:
         if direct in entries and astro in entries:
             config, params, tokenizer = run.load(direct, run.decode_sharding)
             k = max(1, round(entries[astro]["mean_tokens"] / entries[direct]["mean_tokens"]))
-            entries[direct]["maj"] = evaluation.vote(
-                direct, problems, c, run.sampler(config), params, tokenizer, k
-            )
+            entries[direct]["maj"] = evaluation.vote(direct, problems, c, run.sampler(config), params, tokenizer, k)
     storage.write_json(folder / "models.json", entries)
 
 

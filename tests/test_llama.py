@@ -254,12 +254,13 @@ def test_decoding_with_a_cache_equals_the_forward_pass():
     start, rows = jnp.asarray([5, 8]), [tokens[0], tokens[1, 3:]]
     shape = (CONFIG.n_layers, 2, CONFIG.n_kv_heads, CONFIG.head_dim, 24)
     junk = 99 * jnp.ones(shape)  # what stands in columns that are not a row's must not matter
-    cache = model.Cache(k=junk, v=junk)
+    cache = model.Cache(k=junk, v=junk.swapaxes(-1, -2))
     step = jax.jit(model.decode, static_argnums=5)
     for column in range(5, 16):
         at = [max(column - int(s), 0) for s in start]
         token = jnp.asarray([row[i] for row, i in zip(rows, at, strict=True)])
-        logits, cache = step(PARAMS, token, cache, jnp.asarray(column), start, CONFIG)
+        logits, new = step(PARAMS, token, cache, jnp.asarray(column), start, CONFIG)
+        cache = cache.write(new, jnp.asarray(column))
     for i, row in enumerate(rows):
         np.testing.assert_allclose(logits[i], forward(PARAMS, row[None], CONFIG)[0, -1], atol=1e-5)
 

@@ -26,9 +26,7 @@ def test_a_line_is_printed_now_and_then_and_at_the_end(clock, capsys):
         clock[0] += 16
         bar.advance(15, solve_rate=0.25)
         # 20 of the 30 that were left, in 20 s: one a second, 10 more.
-        assert capsys.readouterr().err.split() == (
-            "search 30/40 1.0 trees/s solve rate 0.25 20 s, 10 s left".split()
-        )
+        assert capsys.readouterr().err.split() == ("search 30/40 1.0 trees/s solve rate 0.25 20 s, 10 s left".split())
         clock[0] += 1
         bar.advance(10)
         assert capsys.readouterr().err == ""

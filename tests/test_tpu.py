@@ -64,8 +64,9 @@ class Abstract:
     def rows(self, n, columns):
         """n rows, their cache in the type of the weights."""
         c, where = self.config, decode.rows_sharding(self.sample)
-        kv = floats(c.n_layers, n, c.n_kv_heads, c.head_dim, columns, dtype=jnp.bfloat16)
-        shapes = decode.Rows(decode.Cache(kv, kv), ints(n), ints(n), ints(n, 2, dtype=jnp.uint32), ints(n))
+        k = floats(c.n_layers, n, c.n_kv_heads, c.head_dim, columns, dtype=jnp.bfloat16)
+        v = floats(c.n_layers, n, c.n_kv_heads, columns, c.head_dim, dtype=jnp.bfloat16)
+        shapes = decode.Rows(decode.Cache(k, v), ints(n), ints(n), ints(n, 2, dtype=jnp.uint32), ints(n))
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 

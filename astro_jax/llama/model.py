@@ -21,21 +21,32 @@ from astro_jax.mesh import Sharding
 # Rows of queries that attend at once in training: bounds the scores to [B, H, chunk, S].
 QUERY_CHUNK = 1024
 NEG_INF = -1e30
-# Models of at most this many layers are unrolled.
+# Models of at most this many layers are unrolled in training.
 UNROLLED_LAYERS = 4
 
 
 @struct.dataclass
 class Cache:
-    """Keys and values of the tokens so far. T is the last axis: on a CPU it decodes several times faster so."""
+    """Keys and values of the tokens so far, each laid out as its product with one query reads it in order: on a CPU the
+    other order of either is ten times slower, once the cache has outgrown the processor's own."""
 
     k: Any  # [L, B, K, h, T]
-    v: Any  # [L, B, K, h, T]
+    v: Any  # [L, B, K, T, h]
 
     @property
     def length(self) -> int:
         """Columns that the cache has room for."""
         return self.k.shape[-1]
+
+    def read(self, column: jax.Array) -> Cache:
+        """One column, as a cache of length 1."""
+        k = jax.lax.dynamic_slice_in_dim(self.k, column, 1, axis=4)
+        return Cache(k=k, v=jax.lax.dynamic_slice_in_dim(self.v, column, 1, axis=3))
+
+    def write(self, new: Cache, column: jax.Array) -> Cache:
+        """This cache with `new`, of length 1, at a column."""
+        k = jax.lax.dynamic_update_slice_in_dim(self.k, new.k, column, axis=4)
+        return Cache(k=k, v=jax.lax.dynamic_update_slice_in_dim(self.v, new.v, column, axis=3))
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -166,14 +177,15 @@ def hidden(
     rope = _angles(positions, config)
     attend = functools.partial(attention, segments=segments)
 
-    def step(x: jax.Array, layer: Layers) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    def step(x: jax.Array, layer: Layers) -> tuple[jax.Array, Cache | None]:
         x, (k, v) = _block(x, layer, config, rope, attend, sharding)
-        return x, ((_to_cache(k), _to_cache(v)) if keep_kv else None)
+        return x, (_as_cached(k, v) if keep_kv else None)
 
     x = _embed(params, tokens, sharding)
-    x, kv = _scan(jax.checkpoint(step) if remat else step, x, params.layers, config)
-    x = rms_norm(x, params.final_norm, config.norm_eps)
-    return x, (Cache(k=kv[0], v=kv[1]) if keep_kv else None)
+    # A toy's few layers are unrolled: on a CPU the backward pass of a rolled loop takes a third longer.
+    unroll = config.n_layers if config.n_layers <= UNROLLED_LAYERS else 1
+    x, cache = jax.lax.scan(jax.checkpoint(step) if remat else step, x, params.layers, unroll=unroll)
+    return rms_norm(x, params.final_norm, config.norm_eps), cache
 
 
 def decode(
@@ -188,54 +200,48 @@ def decode(
 ) -> tuple[jax.Array, Cache]:
     """One token of every row, given the cache of the tokens before.
 
-    All rows write at the same column, so that the update is one dynamic_update_slice: rows are right-aligned, row b
-    occupies the columns from start[b] on. The cache is read-only inside the scan over layers, which would else hold a
-    second copy of it; the new keys and values are written once, after the scan.
+    All rows stand at the same column, so that writing it is one dynamic_update_slice: rows are right-aligned, row b
+    occupies the columns from start[b] on. The cache is read-only here: the scan over layers would else hold a second
+    copy of it. The caller writes what is new.
 
     Args:
       tokens: int32 [B]. column: int32 scalar, where these tokens go. start: int32 [B], the first column of each row.
 
     Returns:
-      (logits float32 [B, V], the cache with the column written).
+      (logits float32 [B, V], the keys and values of these tokens as a Cache of length 1).
     """
     rope = _angles((column - start)[:, None], config)
     columns = jnp.arange(cache.length)
     visible = (columns[None, :] >= start[:, None]) & (columns[None, :] < column)  # [B, T]
 
-    def step(x: jax.Array, inputs: tuple[Layers, jax.Array, jax.Array]) -> tuple[jax.Array, tuple]:
-        layer, k_cache, v_cache = inputs
-        attend = functools.partial(_attend_cached, k_cache=k_cache, v_cache=v_cache, visible=visible)
+    def step(x: jax.Array, inputs: tuple[Layers, Cache]) -> tuple[jax.Array, Cache]:
+        layer, past = inputs
+        attend = functools.partial(_attend_cached, past=past, visible=visible)
         x, (k, v) = _block(x, layer, config, rope, attend, sharding)
-        return x, (_to_cache(k), _to_cache(v))
+        return x, _as_cached(k, v)
 
     x = _embed(params, tokens[:, None], sharding)
-    x, (k_new, v_new) = _scan(step, x, (params.layers, cache.k, cache.v), config)
-    at = (0, 0, 0, 0, column)
-    cache = Cache(
-        k=jax.lax.dynamic_update_slice(cache.k, k_new, at), v=jax.lax.dynamic_update_slice(cache.v, v_new, at)
-    )
+    x, new = jax.lax.scan(step, x, (params.layers, cache))
     x = rms_norm(x, params.final_norm, config.norm_eps)
-    return lm_head(params, x)[:, 0], cache
+    return lm_head(params, x)[:, 0], new
 
 
-def _attend_cached(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, k_cache: jax.Array, v_cache: jax.Array, visible: jax.Array
-) -> jax.Array:
+def _attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, past: Cache, visible: jax.Array) -> jax.Array:
     """Attention of one new token a row over its cached columns and itself.
 
-    q [B, 1, H, h]; k, v [B, 1, K, h]; caches [B, K, h, T]; visible bool [B, T]. Returns [B, 1, H, h].
+    q [B, 1, H, h]; k, v [B, 1, K, h]; past: a layer's cache; visible bool [B, T]. Returns [B, 1, H, h].
     """
     b, _, n, h = q.shape
     n_kv = k.shape[2]
     q = q.reshape(b, n_kv, n // n_kv, h) * h**-0.5
-    past = jnp.einsum("bkgh,bkht->bkgt", q, k_cache, preferred_element_type=jnp.float32)
-    past = jnp.where(visible[:, None, None, :], past, NEG_INF)
+    scores = jnp.einsum("bkgh,bkht->bkgt", q, past.k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, None, :], scores, NEG_INF)
     own = jnp.einsum("bkgh,bkh->bkg", q, k[:, 0], preferred_element_type=jnp.float32)[..., None]
     # One softmax over two pieces: the new token's key is not in the cache yet.
-    top = jnp.maximum(past.max(-1, keepdims=True), own)
-    e_past, e_own = jnp.exp(past - top), jnp.exp(own - top)
+    top = jnp.maximum(scores.max(-1, keepdims=True), own)
+    e_past, e_own = jnp.exp(scores - top), jnp.exp(own - top)
     total = e_past.sum(-1, keepdims=True) + e_own
-    out = jnp.einsum("bkgt,bkht->bkgh", (e_past / total).astype(v.dtype), v_cache)
+    out = jnp.einsum("bkgt,bkth->bkgh", (e_past / total).astype(v.dtype), past.v)
     out = out + (e_own / total).astype(v.dtype) * v[:, 0, :, None, :]
     return out.reshape(b, 1, n, h)
 
@@ -252,11 +258,6 @@ def forward(params: Params, tokens: jax.Array, config: LlamaConfig) -> jax.Array
     return lm_head(params, hidden(params, tokens, config)[0])
 
 
-def _scan(step: Callable, x: jax.Array, layers: Any, config: LlamaConfig) -> tuple[jax.Array, Any]:
-    """Scan over layers. A toy's few are unrolled: on a CPU the backward pass of a rolled loop takes a third longer."""
-    return jax.lax.scan(step, x, layers, unroll=config.n_layers if config.n_layers <= UNROLLED_LAYERS else 1)
-
-
 def _embed(params: Params, tokens: jax.Array, sharding: Sharding | None) -> jax.Array:
     return _pin(sharding)(jnp.take(params.embed, tokens, axis=0), "batch", "seq", None)
 
@@ -267,6 +268,6 @@ def _angles(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.A
     return jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
 
 
-def _to_cache(x: jax.Array) -> jax.Array:
-    """Keys or values [B, S, K, h] in the cache's layout [B, K, h, S]."""
-    return jnp.moveaxis(x, 1, -1)
+def _as_cached(k: jax.Array, v: jax.Array) -> Cache:
+    """Keys and values [..., S, K, h] in the cache's layouts [..., K, h, S] and [..., K, S, h]."""
+    return Cache(k=jnp.moveaxis(k, -3, -1), v=jnp.moveaxis(v, -3, -2))

@@ -22,7 +22,7 @@ from astro_jax.llama.model import Cache
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding
 
-CACHE_AXES = (None, "batch", "kv_heads", None, None)  # [L, B, K, h, T]
+CACHE_AXES = (None, "batch", "kv_heads", None, None)  # keys [L, B, K, h, T], values [L, B, K, T, h]
 
 
 @struct.dataclass
@@ -75,10 +75,11 @@ def make_spread(sharding: Sharding) -> Callable[[Rows, ArrayLike, int], Rows]:
 
     @functools.partial(jax.jit, static_argnums=2, out_shardings=rows_sharding(sharding))
     def spread(rows: Rows, index: jax.Array, columns: int) -> Rows:
-        grow = [(0, 0)] * 3 + [(0, columns - rows.cache.length)]
+        grow = (0, columns - rows.cache.length)
 
         def layer(cache: Cache) -> Cache:
-            return jax.tree.map(lambda x: jnp.pad(jnp.take(x, index, axis=0), grow), cache)
+            k, v = (jnp.take(x, index, axis=0) for x in (cache.k, cache.v))
+            return Cache(k=jnp.pad(k, ((0, 0),) * 3 + (grow,)), v=jnp.pad(v, ((0, 0),) * 2 + (grow, (0, 0))))
 
         # A layer at a time: rows move between devices, where all are gathered before each keeps its own.
         cache = jax.lax.map(layer, rows.cache)
@@ -112,24 +113,27 @@ def make_decode(
         logprobs = jnp.zeros((chunk, b), jnp.float32)
 
         def step(carry: tuple) -> tuple:
-            i, rows, tokens, logprobs = carry
+            i, rows, last, tokens, logprobs = carry
             at = column + i
-            logits, cache = model.decode(
-                params, rows.token, rows.cache, at, rows.start, config, sharding=sharding
-            )
+            # The last step's keys and values are written before anything reads the cache: were they written where they
+            # are made, after its readers, XLA on a CPU would copy the whole cache at every step.
+            cache = rows.cache.write(last, at - 1)
+            logits, last = model.decode(params, rows.token, cache, at, rows.start, config, sharding=sharding)
             token, logp = _draw(logits, rows.key, at - rows.start, temperature)
             alive = rows.left > 0
             ended = functools.reduce(jnp.logical_or, [token == s for s in stop], jnp.zeros_like(alive))
             left = jnp.where(alive & ~ended, rows.left - 1, 0)
             tokens = tokens.at[i].set(jnp.where(alive, token, -1))
             logprobs = logprobs.at[i].set(jnp.where(alive, logp, 0.0))
-            return i + 1, dataclasses.replace(rows, cache=cache, token=token, left=left), tokens, logprobs
+            return i + 1, dataclasses.replace(rows, cache=cache, token=token, left=left), last, tokens, logprobs
 
         def going(carry: tuple) -> jax.Array:
             return (carry[0] < chunk) & jnp.any(carry[1].left > 0)
 
-        _, rows, tokens, logprobs = jax.lax.while_loop(going, step, (0, rows, tokens, logprobs))
-        return rows, tokens, logprobs
+        before = (0, rows, rows.cache.read(column - 1), tokens, logprobs)
+        steps, rows, last, tokens, logprobs = jax.lax.while_loop(going, step, before)
+        cache = rows.cache.write(last, column + steps - 1)
+        return dataclasses.replace(rows, cache=cache), tokens, logprobs
 
     return decode
 

@@ -47,9 +47,7 @@ def run(
     }
 
 
-def search(
-    problems: Sequence[Problem], c: cfg.Search, sampler: Sampler, params: Params, tokenizer: Any
-) -> list[Tree]:
+def search(problems: Sequence[Problem], c: cfg.Search, sampler: Sampler, params: Params, tokenizer: Any) -> list[Tree]:
     """Grow one tree a problem, all at the same time, for `c.iterations` iterations of `c.leaves` leaves each."""
     trees = [Tree(p, tokenizer.encode(p.prompt)) for p in problems]
     driver = _Driver(c, sampler, params, tokenizer)

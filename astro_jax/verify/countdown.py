@@ -20,9 +20,7 @@ from astro_jax.verify import Verdict
 # A number is written in one way, and has at most 9 digits, so that no response can make the arithmetic slow.
 _N = r"(?:0|-?[1-9][0-9]{0,8})"
 _LIST = rf"({_N}(?: {_N})*)"  # nothing optional between two numbers: one way to match, so linear time
-_STEP = re.compile(
-    rf" ({_N}) ([-+*/]) ({_N}) = ({_N})(?:, left {_LIST}\.\n|({re.escape(HIT)})|({re.escape(MISS)}))"
-)
+_STEP = re.compile(rf" ({_N}) ([-+*/]) ({_N}) = ({_N})(?:, left {_LIST}\.\n|({re.escape(HIT)})|({re.escape(MISS)}))")
 _BACK = re.compile(rf"({re.escape(phrases.GO_BACK)}|{re.escape(phrases.RESTART)}) make ({_N}) from {_LIST}\.\n")
 _REFLECTIONS = (phrases.DOUBT, phrases.UNSURE, phrases.CORRECT)
 

@@ -1,6 +1,6 @@
 """Writes llama.npz: tiny Llamas of transformers and torch, their weights, config.json and logits.
 
-    python tests/golden/make_llama.py     # made with torch 2.13.0 and transformers 5.23.0
+python tests/golden/make_llama.py     # made with torch 2.13.0 and transformers 5.23.0
 """
 
 import json
