@@ -28,7 +28,7 @@ from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.problems import Problem, countdown
-from astro_jax.sampler import Sampler
+from astro_jax.sampler import Policy, Sampler
 from astro_jax.search import mcts
 from astro_jax.storage import Shards
 from astro_jax.traces import dataset
@@ -112,6 +112,11 @@ class Run:
         config, params = checkpoint.load(folder, sharding)
         return config, params, tokenizers.load(str(folder))
 
+    def policy(self, model: str) -> Policy:
+        """A finished stage's model, ready to sample from."""
+        config, params, tokenizer = self.load(model, self.decode_sharding)
+        return Policy(self.sampler(config), params, tokenizer)
+
     def problems(self, use: str) -> list[Problem]:
         """The problems of one use; search and RL draw from one side of the split, evaluation from the other."""
         n = getattr(self.c.problems, use)
@@ -149,9 +154,7 @@ def _corpus(run: Run, seed: int) -> Iterator[str]:
 
 def search(run: Run) -> dict[str, Any]:
     """Grow a tree for each problem."""
-    config, params, tokenizer = run.load("base", run.decode_sharding)
-    problems = run.problems("search")
-    return mcts.run(run.folder / "search", problems, run.c.search, run.sampler(config), params, tokenizer)
+    return mcts.run(run.folder / "search", run.problems("search"), run.c.search, run.policy("base"))
 
 
 def traces(run: Run) -> dict[str, Any]:
@@ -217,13 +220,11 @@ def evaluate(run: Run) -> None:
     folder, c, problems = run.folder / "eval", run.c.eval, run.problems("eval")
     entries: dict[str, Any] = {}
     for name in run.models():
-        config, params, tokenizer = run.load(name, run.decode_sharding)
-        entries[name] = evaluation.run(folder, name, problems, c, run.sampler(config), params, tokenizer)
+        entries[name] = evaluation.run(folder, name, problems, c, run.policy(name))
     for direct, astro in (("direct-sft", "astro-sft"), ("direct-rl", "astro-rl")):
         if direct in entries and astro in entries:
-            config, params, tokenizer = run.load(direct, run.decode_sharding)
             k = max(1, round(entries[astro]["mean_tokens"] / entries[direct]["mean_tokens"]))
-            entries[direct]["maj"] = evaluation.vote(direct, problems, c, run.sampler(config), params, tokenizer, k)
+            entries[direct]["maj"] = evaluation.vote(direct, problems, c, run.policy(direct), k)
     storage.write_json(folder / "models.json", entries)
 
 

@@ -34,14 +34,14 @@ def write_json(path: epath.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: epath.Path) -> Any:
-    """Read JSON.
+def read_json(path: epath.Path) -> Json:
+    """Read the object of a JSON file.
 
     Raises:
-      AstroError: when the file is missing or is not JSON.
+      AstroError: when the file is missing or holds anything else.
     """
     try:
-        return json.loads(path.read_text())
+        return _object(path.read_text())
     except OSError as e:
         raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
     except ValueError as e:
@@ -53,21 +53,33 @@ def write_jsonl(path: epath.Path, records: Iterable[Json]) -> None:
     write_text(path, "".join(json.dumps(r) + "\n" for r in records))
 
 
-def read_jsonl(path: epath.Path) -> Iterator[Json]:
-    """Read one record a line.
+def read_jsonl(path: epath.Path, torn: bool = False) -> Iterator[Json]:
+    """Read one object a line.
+
+    Args:
+      torn: the last line may be cut short, as a process that was killed while it appended leaves it; it is left out.
 
     Raises:
-      AstroError: when the file is missing or a line is not JSON, with its number.
+      AstroError: when the file is missing or a line is anything else, with its number.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().splitlines(keepends=True)
     except OSError as e:
         raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
     for number, line in enumerate(lines, 1):
+        if torn and not line.endswith("\n"):
+            return
         try:
-            yield json.loads(line)
+            yield _object(line)
         except ValueError as e:
-            raise AstroError(f"{path}, line {number}: not valid JSON ({e})") from e
+            raise AstroError(f"{path}, line {number}: not valid JSON ({e}); make the file anew") from e
+
+
+def _object(text: str) -> Json:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"an object is wanted, found {type(value).__name__}")
+    return value
 
 
 class Shards:
@@ -90,7 +102,8 @@ class Shards:
 
     def read(self) -> Iterator[Json]:
         """All records, in the order of the shards."""
-        for path in sorted(self.folder.glob(f"{self.name}-*.jsonl")):
+        paths = self.folder.glob(f"{self.name}-*.jsonl") if self.folder.exists() else []
+        for path in sorted(paths, key=lambda path: int(path.stem.rpartition("-")[2])):
             yield from read_jsonl(path)
 
 

@@ -16,7 +16,7 @@ from astro_jax.evaluate import run as evaluation
 from astro_jax.evaluate.metrics import majority, rate
 from astro_jax.problems import countdown
 from astro_jax.problems.countdown import HIT, MISS, Game
-from astro_jax.sampler import Sample
+from astro_jax.sampler import Policy, Sample
 
 TOKENIZER = countdown_tokenizer(60)
 EOS = TOKENIZER.eos_token_id
@@ -101,7 +101,9 @@ class Scripted:
 
 
 def run(folder, sampler=None):
-    return evaluation.run(epath.Path(folder), "astro-sft", PROBLEMS, EVAL, sampler or Scripted(), None, TOKENIZER)
+    return evaluation.run(
+        epath.Path(folder), "astro-sft", PROBLEMS, EVAL, Policy(sampler or Scripted(), None, TOKENIZER)
+    )
 
 
 def records(folder):
@@ -158,7 +160,7 @@ def test_a_deleted_shard_is_made_again_with_the_same_bytes(tmp_path):
 
 
 def test_a_vote_against_a_recount():
-    entry = evaluation.vote("direct-sft", PROBLEMS, EVAL, Scripted(), None, TOKENIZER, 5)
+    entry = evaluation.vote("direct-sft", PROBLEMS, EVAL, Policy(Scripted(), None, TOKENIZER), 5)
     right, tokens = [], 0
     for p in PROBLEMS:
         kinds = [kind(("eval", "direct-sft/vote", p.id), j, 1.0) for j in range(5)]
@@ -176,13 +178,13 @@ def test_a_vote_against_a_recount():
 
 def test_a_vote_of_one_is_a_sample_of_its_own():
     sampler = Scripted()
-    found = evaluation.answers("direct-sft/vote", PROBLEMS, EVAL, sampler, None, TOKENIZER, 1, 1.0)
-    entry = evaluation.vote("direct-sft", PROBLEMS, EVAL, sampler, None, TOKENIZER, 1)
+    found = evaluation.answers("direct-sft/vote", PROBLEMS, EVAL, Policy(sampler, None, TOKENIZER), 1, 1.0)
+    entry = evaluation.vote("direct-sft", PROBLEMS, EVAL, Policy(sampler, None, TOKENIZER), 1)
     assert entry["mean"] == round(sum(a["correct"] for (a,) in found) / len(found), 4)
 
 
 def test_waves_do_not_change_the_answers(tmp_path):
     order = random.Random(0).sample(PROBLEMS, len(PROBLEMS))
-    a = evaluation.answers("base", PROBLEMS, EVAL, Scripted(), None, TOKENIZER, 2, 1.0)
-    b = evaluation.answers("base", order, EVAL, Scripted(), None, TOKENIZER, 2, 1.0)
+    a = evaluation.answers("base", PROBLEMS, EVAL, Policy(Scripted(), None, TOKENIZER), 2, 1.0)
+    b = evaluation.answers("base", order, EVAL, Policy(Scripted(), None, TOKENIZER), 2, 1.0)
     assert dict(zip((p.id for p in PROBLEMS), a, strict=True)) == dict(zip((p.id for p in order), b, strict=True))

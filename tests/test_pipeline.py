@@ -20,6 +20,7 @@ from astro_jax import config as cfg
 from astro_jax import llama, pipeline, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint
+from astro_jax.sampler import Policy
 from astro_jax.search import mcts
 from astro_jax.train import loop
 
@@ -92,7 +93,9 @@ def finished(compiled, tmp_path_factory):
         run = pipeline.execute(micro(folder), "astro run micro.yaml")
         # The trained base writes whole attempts; one that writes nonsense needs rollouts and the depth limit too.
         config, _, tokenizer = run.load("base", run.decode_sharding)
-        mcts.search(run.problems("search")[:2], run.c.search, run.sampler(config), tiny_params(config), tokenizer)
+        mcts.search(
+            run.problems("search")[:2], run.c.search, Policy(run.sampler(config), tiny_params(config), tokenizer)
+        )
     return folder, read
 
 

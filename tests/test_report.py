@@ -342,7 +342,7 @@ def test_bad_results_are_a_clear_error(tmp_path, change, message):
 
 def test_files_that_are_not_json(tmp_path):
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(AstroError, match=r"results\.json: not JSON"):
+    with pytest.raises(AstroError, match=r"results\.json: not valid JSON"):
         report.build(tmp_path)
     (tmp_path / "results.json").unlink()
     (tmp_path / "astro-rl").mkdir()
@@ -350,7 +350,7 @@ def test_files_that_are_not_json(tmp_path):
     metrics.write_text('{"step": 0, "solve_rate": 0.5}\n{"step": 1, "so')  # killed while it wrote
     assert Page(report.build(tmp_path)).data["metrics"]["astro-rl"]["columns"]["solve_rate"] == [0.5]
     metrics.write_text('{"step": 0, "so\n{"step": 1, "solve_rate": 0.5}\n')
-    with pytest.raises(AstroError, match=r"metrics\.jsonl:1: not JSON"):
+    with pytest.raises(AstroError, match=r"metrics\.jsonl, line 1: not valid JSON"):
         report.build(tmp_path)
     with pytest.raises(AstroError, match="no such run folder"):
         report.build(tmp_path / "nowhere")

@@ -46,7 +46,7 @@ def test_a_write_that_fails_leaves_the_old_file(folder, monkeypatch):
     assert storage.read_json(path) == {"x": 3} and names(folder) == ["a.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"x": 1', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", '{"x": 1', "\x00", "[1]"])
 def test_a_damaged_json_file_is_named(folder, text):
     (folder / "a.json").write_text(text)
     with pytest.raises(AstroError, match=r"a\.json: not valid JSON"):
@@ -72,13 +72,23 @@ def test_a_damaged_line_is_named_by_its_number(folder):
         list(storage.read_jsonl(folder / "a.jsonl"))
 
 
+def test_a_torn_last_line_is_left_out_where_it_may_be(folder):
+    path = folder / "a.jsonl"
+    path.write_text('{"x": 1}\n{"x": 2}')  # whole, but nobody knows
+    assert list(storage.read_jsonl(path, torn=True)) == [{"x": 1}]
+    assert list(storage.read_jsonl(path)) == [{"x": 1}, {"x": 2}]
+    path.write_text('{"x": 1}\n{"x": \n{')
+    with pytest.raises(AstroError, match="line 2"):
+        list(storage.read_jsonl(path, torn=True))
+
+
 def test_shards_are_read_in_their_order_whatever_order_they_were_written_in(folder):
     shards = Shards(folder, "trees")
-    for i in (10, 2, 0, 1):
+    for i in (100_000, 10, 2, 0, 1):
         assert not shards.has(i)
         shards.write(i, [{"i": i, "j": j} for j in range(2)])
         assert shards.has(i)
-    assert [(r["i"], r["j"]) for r in shards.read()] == [(i, j) for i in (0, 1, 2, 10) for j in (0, 1)]
+    assert [(r["i"], r["j"]) for r in shards.read()] == [(i, j) for i in (0, 1, 2, 10, 100_000) for j in (0, 1)]
     assert names(folder)[0] == "trees-00000.jsonl"
 
 

@@ -9,23 +9,14 @@ from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax.evaluate.metrics import majority, rate
-from astro_jax.llama.params import Params
 from astro_jax.problems import Problem
 from astro_jax.progress import Bar
-from astro_jax.sampler import Request, Sample, Sampler
+from astro_jax.sampler import Policy, Sample
 from astro_jax.storage import Json, Shards
 from astro_jax.verify import verify
 
 
-def run(
-    folder: epath.Path,
-    name: str,
-    problems: Sequence[Problem],
-    c: cfg.Eval,
-    sampler: Sampler,
-    params: Params,
-    tokenizer: Any,
-) -> dict[str, Any]:
+def run(folder: epath.Path, name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy) -> dict[str, Any]:
     """Answer every problem once by sampling and once greedily; shards `folder`/NAME-*.jsonl.
 
     Returns:
@@ -38,7 +29,7 @@ def run(
     with Bar(name, len(problems), "problems", done) as bar:
         for i, wave in enumerate(waves):
             if not store.has(i):
-                sampled, greedy = (answers(name, wave, c, sampler, params, tokenizer, 1, t) for t in (1.0, 0.0))
+                sampled, greedy = (answers(name, wave, c, policy, 1, t) for t in (1.0, 0.0))
                 store.write(
                     i,
                     (
@@ -67,18 +58,10 @@ def summarize(records: Sequence[Json]) -> dict[str, Any]:
     }
 
 
-def vote(
-    name: str,
-    problems: Sequence[Problem],
-    c: cfg.Eval,
-    sampler: Sampler,
-    params: Params,
-    tokenizer: Any,
-    k: int,
-) -> dict[str, Any]:
+def vote(name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy, k: int) -> dict[str, Any]:
     """maj@k: the share of problems whose most common answer among k samples is right, and the tokens spent for it."""
     with Bar(f"{name} vote", k * len(problems), "answers") as bar:
-        every = answers(f"{name}/vote", problems, c, sampler, params, tokenizer, k, 1.0, bar.advance)
+        every = answers(f"{name}/vote", problems, c, policy, k, 1.0, bar.advance)
     right = [majority([a["answer"] for a in each]) == p.answer for p, each in zip(problems, every, strict=True)]
     tokens = sum(a["tokens"] for each in every for a in each) / len(problems)
     return {"k": k} | rate(right) | {"mean_tokens": round(tokens, 4)}
@@ -88,24 +71,19 @@ def answers(
     name: str,
     problems: Sequence[Problem],
     c: cfg.Eval,
-    sampler: Sampler,
-    params: Params,
-    tokenizer: Any,
+    policy: Policy,
     n: int,
     temperature: float,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Json]]:
     """n judged answers to each problem."""
-    eos = tokenizer.eos_token_id
-    requests = [Request(tuple(tokenizer.encode(p.prompt)), n, ("eval", name, p.id)) for p in problems]
-    samples = sampler.generate(
-        params, requests, max_tokens=c.max_tokens, stop=(eos,), temperature=temperature, progress=progress
-    )
-    return [[_judged(p, s, tokenizer, eos) for s in each] for p, each in zip(problems, samples, strict=True)]
+    requests = [policy.request(p.prompt, n, "eval", name, p.id) for p in problems]
+    samples = policy.generate(requests, max_tokens=c.max_tokens, temperature=temperature, progress=progress)
+    return [[_judged(p, s, policy) for s in each] for p, each in zip(problems, samples, strict=True)]
 
 
-def _judged(problem: Problem, sample: Sample, tokenizer: Any, eos: int) -> Json:
-    text = tokenizer.decode([t for t in sample.tokens.tolist() if t != eos])
+def _judged(problem: Problem, sample: Sample, policy: Policy) -> Json:
+    text = policy.text(sample.tokens.tolist())
     verdict = verify(problem, text, sample.stopped)
     return {
         "text": text,

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from astro_jax.report.run import MODELS, Json, Run, lines, shards
+from astro_jax.report.run import MODELS, Json, Run, lines
+from astro_jax.storage import Shards
 
 PROBLEMS = 6  # with a trace; one more that search did not solve
 TRACES_A_PROBLEM = 4
@@ -71,7 +72,7 @@ def _find_trees(run: Run, chosen: list[Any]) -> dict[Any, Json]:
     """
     found: dict[Any, Json] = {}
     unsolved: dict[Any, Json] = {}
-    for tree in (tree for path in shards(run.path / "search", "trees") for tree in lines(path)):
+    for tree in Shards(run.path / "search", "trees").read():
         i, nodes = tree.get("problem", {}).get("id"), tree.get("nodes", [])
         solved = any(node.get("terminal") and node.get("correct") for node in nodes)
         if i in chosen or (not chosen and solved and len(found) < PROBLEMS):
@@ -163,10 +164,7 @@ def held_out(run: Run) -> Json:
     The outcome says who solved it with the sampled answer: "astro" (only), "direct" (only), "both" or "neither"; it
     comes from the RL models when both were evaluated, else from the SFT models, else it is None.
     """
-    answers = {
-        name: {row.get("problem_id"): row for path in shards(run.path / "eval", name) for row in lines(path)}
-        for name in MODELS
-    }
+    answers = {name: {row.get("problem_id"): row for row in Shards(run.path / "eval", name).read()} for name in MODELS}
     answers = {name: rows for name, rows in answers.items() if rows}
     stage = next((s for s in ("rl", "sft") if f"astro-{s}" in answers and f"direct-{s}" in answers), None)
     ids = shuffled(set.intersection(*(set(rows) for rows in answers.values()))) if answers else []

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+from astro_jax import storage
 from astro_jax.errors import AstroError
-
-Json = dict[str, Any]
+from astro_jax.storage import Json, Shards
 
 MODELS = ("base", "direct-sft", "astro-sft", "direct-rl", "astro-rl")
 STAGES = ("problems", "base", "search", "traces", "direct-sft", "astro-sft", "direct-rl", "astro-rl", "eval")
@@ -56,7 +55,7 @@ def read(path: epath.PathLike) -> Run:
 def missing(run: Run) -> list[str]:
     """What a whole run has and this folder lacks, as "stage (file)"."""
     lacks = [] if run.config else ["the configuration (config.json)"]
-    if not shards(run.path / "search", "trees"):
+    if not Shards(run.path / "search", "trees").has(0):
         lacks.append("search (search/trees-*.jsonl)")
     if not (run.path / "traces" / "astro.jsonl").exists():
         lacks.append("traces (traces/astro.jsonl)")
@@ -69,44 +68,14 @@ def missing(run: Run) -> list[str]:
     return lacks
 
 
-def shards(folder: epath.Path, name: str) -> list[epath.Path]:
-    """The shards of a store, in order."""
-    return sorted(folder.glob(f"{name}-*.jsonl")) if folder.is_dir() else []
-
-
 def read_json(path: epath.Path) -> Json | None:
     """The object in a JSON file, or None when there is no file."""
-    if not path.exists():
-        return None
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise AstroError(f"{path}: not JSON ({error}): remove it and run its stage again") from error
-    if not isinstance(value, dict):
-        raise AstroError(f"{path}: must hold a JSON object, found {type(value).__name__}: run its stage again")
-    return value
+    return storage.read_json(path) if path.exists() else None
 
 
 def lines(path: epath.Path) -> Iterator[Json]:
-    """The objects of a JSONL file, one at a time; none when there is no file.
-
-    A last line that is cut short, as a killed or still running stage leaves it, is not an error.
-    """
-    if not path.exists():
-        return
-    with path.open("r") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                if not line.endswith("\n"):
-                    return
-                raise AstroError(f"{path}:{number}: not JSON ({error}): run its stage again") from error
-            if not isinstance(row, dict):
-                raise AstroError(f"{path}:{number}: must hold a JSON object, found {type(row).__name__}")
-            yield row
+    """The objects of a JSONL file, one at a time; none when there is no file. Its stage may be running still."""
+    return storage.read_jsonl(path, torn=True) if path.exists() else iter(())
 
 
 def number(value: Any) -> bool:

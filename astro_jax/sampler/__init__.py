@@ -1,5 +1,6 @@
 """The one engine that generates text, for search, GRPO and evaluation."""
 
 from astro_jax.sampler.engine import Request, Sample, Sampler
+from astro_jax.sampler.policy import Policy
 
-__all__ = ["Request", "Sample", "Sampler"]
+__all__ = ["Policy", "Request", "Sample", "Sampler"]

@@ -9,18 +9,15 @@ from typing import Any
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax.llama.params import Params
 from astro_jax.problems import Problem
 from astro_jax.progress import Bar
-from astro_jax.sampler import Request, Sample, Sampler
+from astro_jax.sampler import Policy, Request, Sample
 from astro_jax.search.tree import Node, Tree
 from astro_jax.storage import Shards
 from astro_jax.verify import verify
 
 
-def run(
-    folder: epath.Path, problems: Sequence[Problem], c: cfg.Search, sampler: Sampler, params: Params, tokenizer: Any
-) -> dict[str, Any]:
+def run(folder: epath.Path, problems: Sequence[Problem], c: cfg.Search, policy: Policy) -> dict[str, Any]:
     """Search all problems, in waves; each finished wave is one shard of the store `folder`/trees-*.jsonl.
 
     Returns:
@@ -33,7 +30,7 @@ def run(
         for i, wave in enumerate(waves):
             if store.has(i):
                 continue
-            trees = search(wave, c, sampler, params, tokenizer)
+            trees = search(wave, c, policy)
             store.write(i, (tree.record() for tree in trees))
             solved = sum(bool(tree.terminals(True)) for tree in trees) / len(trees)
             bar.advance(len(wave), solved=solved, nodes_a_tree=sum(len(t.nodes) for t in trees) / len(trees))
@@ -47,10 +44,10 @@ def run(
     }
 
 
-def search(problems: Sequence[Problem], c: cfg.Search, sampler: Sampler, params: Params, tokenizer: Any) -> list[Tree]:
+def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy) -> list[Tree]:
     """Grow one tree a problem, all at the same time, for `c.iterations` iterations of `c.leaves` leaves each."""
-    trees = [Tree(p, tokenizer.encode(p.prompt)) for p in problems]
-    driver = _Driver(c, sampler, params, tokenizer)
+    trees = [Tree(p, policy.tokenizer.encode(p.prompt)) for p in problems]
+    driver = _Driver(c, policy)
     for _ in range(c.iterations):
         selected = [(tree, tree.select(c.c_puct)) for tree in trees for _ in range(c.leaves)]
         leaves = list({(id(tree), node): (tree, node) for tree, node in selected}.values())
@@ -67,14 +64,13 @@ def search(problems: Sequence[Problem], c: cfg.Search, sampler: Sampler, params:
 
 
 class _Driver:
-    """Expansion and evaluation of leaves of many trees with one sampler."""
+    """Expansion and evaluation of leaves of many trees with one policy."""
 
-    def __init__(self, c: cfg.Search, sampler: Sampler, params: Params, tokenizer: Any):
-        self.c, self.sampler, self.params, self.tokenizer = c, sampler, params, tokenizer
-        self.eos = tokenizer.eos_token_id
+    def __init__(self, c: cfg.Search, policy: Policy):
+        self.c, self.policy = c, policy
         # A step ends with any token whose text ends so, or with the end token.
-        ends = [i for i in range(len(tokenizer)) if tokenizer.decode([i]).endswith(c.step_end)]
-        self.step_ends = (*ends, self.eos)
+        ends = [i for i in range(len(policy.tokenizer)) if policy.tokenizer.decode([i]).endswith(c.step_end)]
+        self.step_ends = (*ends, policy.eos)
 
     def expand(self, leaves: Sequence[tuple[Tree, int]]) -> list[tuple[Tree, Node]]:
         """Propose k next steps for each leaf; equal ones become one child.
@@ -88,7 +84,7 @@ class _Driver:
             top = max(distinct.values(), default=0.0)
             total = sum(math.exp(logp - top) for logp in distinct.values())
             for tokens, logp in distinct.items():
-                child = tree.add(leaf, tokens, self._text(tokens), math.exp(logp - top) / total)
+                child = tree.add(leaf, tokens, self.policy.text(tokens), math.exp(logp - top) / total)
                 children.append((tree, child))
             if not distinct:  # no step within max_step_tokens: nothing can follow this node
                 tree.nodes[leaf].terminal, tree.nodes[leaf].correct, tree.nodes[leaf].reward = True, False, 0.0
@@ -98,7 +94,7 @@ class _Driver:
         """Set R(S') of new nodes: a terminal's verdict, else the mean verdict of M rollouts (Eq. 2)."""
         open_nodes = []
         for tree, node in children:
-            ended = node.tokens[-1] == self.eos
+            ended = node.tokens[-1] == self.policy.eos
             if ended or len(tree.path(node.id)) >= self.c.depth:
                 verdict = verify(tree.problem, tree.text(node.id), ended)
                 node.terminal, node.correct = True, verdict.correct
@@ -108,7 +104,7 @@ class _Driver:
         samples = self._sample([(t, n.id) for t, n in open_nodes], self.c.rollouts, "rollout", self._to_the_end)
         for (tree, node), rollouts in zip(open_nodes, samples, strict=True):
             steps = tree.text(node.id)
-            verdicts = [verify(tree.problem, steps + self._text(r.tokens.tolist()), r.stopped) for r in rollouts]
+            verdicts = [verify(tree.problem, steps + self.policy.text(r.tokens.tolist()), r.stopped) for r in rollouts]
             node.reward = sum(v.correct for v in verdicts) / len(verdicts)
 
     def _sample(
@@ -127,15 +123,10 @@ class _Driver:
     def _next_steps(self, requests: list[Request]) -> list[list[Sample]]:
         """Up to the end of the line, or of the text."""
         c = self.c
-        return self.sampler.generate(
-            self.params, requests, max_tokens=c.max_step_tokens, stop=self.step_ends, temperature=c.temperature
+        return self.policy.generate(
+            requests, max_tokens=c.max_step_tokens, stop=self.step_ends, temperature=c.temperature
         )
 
     def _to_the_end(self, requests: list[Request]) -> list[list[Sample]]:
         c = self.c
-        return self.sampler.generate(
-            self.params, requests, max_tokens=c.max_tokens, stop=(self.eos,), temperature=c.temperature
-        )
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode([t for t in tokens if t != self.eos])
+        return self.policy.generate(requests, max_tokens=c.max_tokens, temperature=c.temperature)

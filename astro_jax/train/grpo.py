@@ -16,7 +16,7 @@ from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding
 from astro_jax.problems import Problem
-from astro_jax.sampler import Request, Sampler
+from astro_jax.sampler import Policy, Sampler
 from astro_jax.train import data, losses
 from astro_jax.train.losses import RolloutBatch
 from astro_jax.train.state import Loss, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
@@ -115,18 +115,17 @@ class Trainer:
 
     def rollouts(self, params: Params, i: int) -> list[list[Rollout]]:
         """One group of scored responses for each prompt of step i."""
-        c, eos = self.c, self.tokenizer.eos_token_id
+        c, policy = self.c, Policy(self.sampler, params, self.tokenizer)
         chosen = [self.problems[j] for j in self._order(i)]
         # The place is part of the name: where few problems make many prompts, one may come twice in a step.
         requests = [
-            Request(tuple(self.tokenizer.encode(p.prompt)), c.group, ("grpo", self.name, i, place, p.id))
-            for place, p in enumerate(chosen)
+            policy.request(p.prompt, c.group, "grpo", self.name, i, place, p.id) for place, p in enumerate(chosen)
         ]
         # Temperature 1 and no truncation of the distribution: the samples' log-probabilities are the policy's.
-        samples = self.sampler.generate(params, requests, max_tokens=c.max_tokens, stop=(eos,))
+        samples = policy.generate(requests, max_tokens=c.max_tokens)
         groups = []
         for problem, request, group in zip(chosen, requests, samples, strict=True):
-            texts = [self.tokenizer.decode([t for t in s.tokens.tolist() if t != eos]) for s in group]
+            texts = [policy.text(s.tokens.tolist()) for s in group]
             groups.append(
                 [
                     Rollout(request.prefix, s.tokens, s.logprobs, verify(problem, text, s.stopped), s.stopped)

@@ -76,15 +76,8 @@ class _Log:
 
     def cut(self, step: int) -> None:
         """Keep the lines up to a step; a resumed run writes the later ones again."""
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    break  # the line under way when the run was killed
-                if record["step"] <= step:
-                    kept.append(record)
+        lines = storage.read_jsonl(self.path, torn=True) if self.path.exists() else ()
+        kept = [record for record in lines if record["step"] <= step]
         storage.write_jsonl(self.path, kept)
 
     def add(self, step: int, metrics: Any) -> None:
