@@ -259,8 +259,7 @@ def test_decoding_with_a_cache_equals_the_forward_pass():
     for column in range(5, 16):
         at = [max(column - int(s), 0) for s in start]
         token = jnp.asarray([row[i] for row, i in zip(rows, at, strict=True)])
-        logits, new = step(PARAMS, token, cache, jnp.asarray(column), start, CONFIG)
-        cache = cache.write(new, jnp.asarray(column))
+        logits, cache = step(PARAMS, token, cache, jnp.asarray(column), start, CONFIG)
     for i, row in enumerate(rows):
         np.testing.assert_allclose(logits[i], forward(PARAMS, row[None], CONFIG)[0, -1], atol=1e-5)
 

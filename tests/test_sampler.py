@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +14,10 @@ from helpers import count_compilations, one_device, tiny_config, tiny_params
 from astro_jax import llama
 from astro_jax.errors import AstroError
 from astro_jax.llama import model
+from astro_jax.llama.model import Cache
 from astro_jax.mesh import decode_sharding, make_mesh
 from astro_jax.sampler import Request, Sampler
+from astro_jax.sampler.decode import Rows, make_decode
 from astro_jax.sampler.engine import power_of_two, sample_key
 
 CONFIG = tiny_config(max_positions=96)
@@ -219,6 +223,20 @@ def test_requests_of_the_same_sizes_compile_nothing_again():
         compiled.clear()
         second = run(1)
     assert compiled == [] and as_lists(first) != as_lists(second)
+
+
+def test_a_decode_step_does_not_copy_the_whole_cache():
+    # It did, twice: the cache was written before XLA could know that its last reader was done.
+    b, t = 6, 48
+    row = jnp.zeros(b, jnp.int32)
+    k = jnp.zeros((CONFIG.n_layers, b, CONFIG.n_kv_heads, CONFIG.head_dim, t))
+    rows = Rows(
+        cache=Cache(k, k.swapaxes(-1, -2)), token=row, start=row, key=jnp.zeros((b, 2), jnp.uint32), left=row + 9
+    )
+    program = make_decode(CONFIG, one_device(), 4, STOP).lower(PARAMS, rows, np.int32(16), np.float32(1)).compile()
+    arrays = re.findall(r"= f32\[([\d,]+)\]\S* ([\w-]+)\(", program.as_text())
+    made_by = {operation for shape, operation in arrays if math.prod(map(int, shape.split(","))) == k.size}
+    assert "fusion" in made_by and "copy" not in made_by  # it is written, in place
 
 
 def test_rows_that_have_ended_leave_the_batch():

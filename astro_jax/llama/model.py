@@ -38,16 +38,6 @@ class Cache:
         """Columns that the cache has room for."""
         return self.k.shape[-1]
 
-    def read(self, column: jax.Array) -> Cache:
-        """One column, as a cache of length 1."""
-        k = jax.lax.dynamic_slice_in_dim(self.k, column, 1, axis=4)
-        return Cache(k=k, v=jax.lax.dynamic_slice_in_dim(self.v, column, 1, axis=3))
-
-    def write(self, new: Cache, column: jax.Array) -> Cache:
-        """This cache with `new`, of length 1, at a column."""
-        k = jax.lax.dynamic_update_slice_in_dim(self.k, new.k, column, axis=4)
-        return Cache(k=k, v=jax.lax.dynamic_update_slice_in_dim(self.v, new.v, column, axis=3))
-
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis."""
@@ -200,15 +190,16 @@ def decode(
 ) -> tuple[jax.Array, Cache]:
     """One token of every row, given the cache of the tokens before.
 
-    All rows stand at the same column, so that writing it is one dynamic_update_slice: rows are right-aligned, row b
-    occupies the columns from start[b] on. The cache is read-only here: the scan over layers would else hold a second
-    copy of it. The caller writes what is new.
+    All rows write at the same column, so that the update is one dynamic_update_slice: rows are right-aligned, row b
+    occupies the columns from start[b] on. The cache is read-only inside the scan over layers, which would else hold a
+    second copy of it; the new keys and values are written once, after the scan. It is never unrolled: XLA on a CPU
+    could then not tell that the last reader is done, and would copy the whole cache at every step.
 
     Args:
       tokens: int32 [B]. column: int32 scalar, where these tokens go. start: int32 [B], the first column of each row.
 
     Returns:
-      (logits float32 [B, V], the keys and values of these tokens as a Cache of length 1).
+      (logits float32 [B, V], the cache with the column written).
     """
     rope = _angles((column - start)[:, None], config)
     columns = jnp.arange(cache.length)
@@ -222,8 +213,10 @@ def decode(
 
     x = _embed(params, tokens[:, None], sharding)
     x, new = jax.lax.scan(step, x, (params.layers, cache))
+    k = jax.lax.dynamic_update_slice_in_dim(cache.k, new.k, column, axis=4)
+    v = jax.lax.dynamic_update_slice_in_dim(cache.v, new.v, column, axis=3)
     x = rms_norm(x, params.final_norm, config.norm_eps)
-    return lm_head(params, x)[:, 0], new
+    return lm_head(params, x)[:, 0], Cache(k=k, v=v)
 
 
 def _attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, past: Cache, visible: jax.Array) -> jax.Array:

@@ -113,27 +113,22 @@ def make_decode(
         logprobs = jnp.zeros((chunk, b), jnp.float32)
 
         def step(carry: tuple) -> tuple:
-            i, rows, last, tokens, logprobs = carry
+            i, rows, tokens, logprobs = carry
             at = column + i
-            # The last step's keys and values are written before anything reads the cache: were they written where they
-            # are made, after its readers, XLA on a CPU would copy the whole cache at every step.
-            cache = rows.cache.write(last, at - 1)
-            logits, last = model.decode(params, rows.token, cache, at, rows.start, config, sharding=sharding)
+            logits, cache = model.decode(params, rows.token, rows.cache, at, rows.start, config, sharding=sharding)
             token, logp = _draw(logits, rows.key, at - rows.start, temperature)
             alive = rows.left > 0
             ended = functools.reduce(jnp.logical_or, [token == s for s in stop], jnp.zeros_like(alive))
             left = jnp.where(alive & ~ended, rows.left - 1, 0)
             tokens = tokens.at[i].set(jnp.where(alive, token, -1))
             logprobs = logprobs.at[i].set(jnp.where(alive, logp, 0.0))
-            return i + 1, dataclasses.replace(rows, cache=cache, token=token, left=left), last, tokens, logprobs
+            return i + 1, dataclasses.replace(rows, cache=cache, token=token, left=left), tokens, logprobs
 
         def going(carry: tuple) -> jax.Array:
             return (carry[0] < chunk) & jnp.any(carry[1].left > 0)
 
-        before = (0, rows, rows.cache.read(column - 1), tokens, logprobs)
-        steps, rows, last, tokens, logprobs = jax.lax.while_loop(going, step, before)
-        cache = rows.cache.write(last, column + steps - 1)
-        return dataclasses.replace(rows, cache=cache), tokens, logprobs
+        _, rows, tokens, logprobs = jax.lax.while_loop(going, step, (0, rows, tokens, logprobs))
+        return rows, tokens, logprobs
 
     return decode
 
