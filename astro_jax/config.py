@@ -61,7 +61,7 @@ class Corpus(Section):
     documents: int = pydantic.Field(600_000, ge=1)
     solved: float = pydantic.Field(0.3, ge=0, le=1)  # share of solutions; the rest are random attempts
     drills: float = pydantic.Field(0.1, ge=0, le=1)  # share of single sums
-    recall: float = pydantic.Field(0.1, ge=0, le=1)  # share that says a problem again after other lines
+    recall: float = pydantic.Field(0.1, ge=0, le=1)  # share that says states again after other lines
 
 
 class Sampler(Section):

@@ -187,8 +187,8 @@ def attempt_text(numbers: Numbers, path: tuple[Move, ...], target: int) -> str:
 def corpus(game: Game, seed: int, solved: float, drills: float, recall: float) -> Iterator[tuple[str, str]]:
     """Endless (prompt, response) pairs that teach arithmetic and format, and hold no search.
 
-    A share `drills` are single sums; a share `recall` say a problem again after other lines, which teaches to copy
-    from above; of the rest a share `solved` are solutions, the others random valid attempts with their verdict.
+    A share `drills` are single sums; a share `recall` say states again after other lines, which teaches to copy from
+    above; of the rest a share `solved` are solutions, the others random valid attempts with their verdict.
     Problems have 2 to game.count numbers; held-out multisets never appear.
     """
     rng = random.Random(f"corpus/{seed}")
@@ -212,15 +212,20 @@ def _sum(numbers: Numbers, game: Game, rng: random.Random) -> str:
 
 
 def _recall(numbers: Numbers, target: int, game: Game, rng: random.Random) -> str:
-    """A problem, other lines with numbers, and the problem again, word for word. It does not begin like a prompt:
-    after a prompt there must always come an attempt."""
-    lines = restate(numbers, target)
-    for _ in range(rng.randrange(4)):
-        if rng.random() < 0.5:
-            lines += attempt_text(numbers, _random_attempt(numbers, game, rng), target)
-            break
-        lines += _sum(_random_problem(game, rng)[0], game, rng)
-    return lines + restate(numbers, target)
+    """A problem, then up to three times other lines and a state said again, word for word: the problem's or, once one
+    attempt has been among the lines, its inner ones. Nothing is tried a second time; and it does not begin like a
+    prompt: after a prompt there must always come an attempt."""
+    said = restate(numbers, target)
+    states: list[Numbers] = []
+    for _ in range(rng.randint(1, 3)):
+        if not states and rng.random() < 0.6:
+            path = _random_attempt(numbers, game, rng)
+            said += attempt_text(numbers, path, target)
+            states = list(itertools.accumulate(path[:-1], after, initial=numbers))
+        else:
+            said += "".join(_sum(_random_problem(game, rng)[0], game, rng) for _ in range(rng.randrange(4)))
+        said += restate(rng.choice(states or [numbers]), target)
+    return said
 
 
 def _random_problem(game: Game, rng: random.Random) -> tuple[Numbers, int]:
