@@ -64,6 +64,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("checkpoint", metavar="CKPT", help="a model folder of a run, as in runs/quickstart/astro-rl/model")
     p.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
     p.set_defaults(call=_export)
+    p = commands.add_parser("sample", help="continue a text: the quick look at a checkpoint")
+    p.add_argument(
+        "checkpoint", metavar="CKPT", help="a model folder of a run, a Hugging Face folder, or a shipped model"
+    )
+    p.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue, as it stands")
+    p.add_argument("--greedy", action="store_true", help="the likeliest token each time, instead of temperature 1")
+    p.add_argument("--n", type=int, default=1, help="samples (default 1)")
+    p.add_argument("--max-new-tokens", type=int, default=128, help="of each sample (default 128)")
+    p.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default 0)")
+    p.set_defaults(call=_sample)
     return parser
 
 
@@ -89,6 +99,21 @@ def _export(args: argparse.Namespace, command: str) -> int:
     config, params = checkpoint.load(args.checkpoint)
     hf.write(epath.Path(args.destination), config, params, tokenizer.load(args.checkpoint))
     print(f"written: {args.destination}")
+    return 0
+
+
+def _sample(args: argparse.Namespace, command: str) -> int:
+    from astro_jax.sampler import Policy
+
+    if args.n < 1 or args.max_new_tokens < 1:
+        raise AstroError("sample: --n and --max-new-tokens are at least 1")
+    policy = Policy.load(args.checkpoint, args.seed, slots=min(args.n, 64))
+    request = policy.request(args.prompt, args.n, "sample")
+    (samples,) = policy.generate([request], max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else 1.0)
+    for i, sample in enumerate(samples):
+        if args.n > 1:
+            print(f"--- {i + 1}")
+        print(policy.text(sample.tokens.tolist()))
     return 0
 
 

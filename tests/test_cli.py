@@ -96,7 +96,7 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch, capsys):
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.epochs=2"]) == 0
         assert called.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.epochs=2", stages)
-    assert set(commands()) == {*expected, "run", "report", "export"}
+    assert set(commands()) == {*expected, "run", "report", "export", "sample"}
     reachable = {stage for stages, _ in cli.STAGE_COMMANDS.values() for stage in stages}
     assert reachable == set(pipeline.STAGES)
 
@@ -120,6 +120,37 @@ def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["distill"])
     assert stop.value.code == 2
+
+
+def test_a_sample_is_the_models_own_continuation(model, capsys):
+    prompt = " 1 + 2 ="
+
+    def say(*options):
+        assert cli.main(["sample", str(model), "--prompt", prompt, "--max-new-tokens", "6", *options]) == 0
+        return capsys.readouterr().out
+
+    tokens = TOKENIZER.encode(prompt)
+    while len(tokens) < 4 + 6 and tokens[-1] != TOKENIZER.eos_token_id:
+        tokens.append(int(llama.forward(PARAMS, jax.numpy.asarray([tokens]), CONFIG)[0, -1].argmax()))
+    ids = [t for t in tokens[4:] if t != TOKENIZER.eos_token_id]
+    assert say("--greedy") == TOKENIZER.decode(ids) + "\n"
+    three = say("--n", "3", "--seed", "5")
+    assert three == say("--n", "3", "--seed", "5") != say("--n", "3", "--seed", "6")
+    assert [line for line in three.splitlines() if line.startswith("---")] == ["--- 1", "--- 2", "--- 3"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--prompt", "make"], "no such folder"),
+        (["--prompt", ""], "a prefix of 0 tokens"),
+        (["--prompt", " 1", "--n", "0"], "at least 1"),
+        (["--prompt", " 1", "--max-new-tokens", "64"], "do not fit the model's 64 positions"),
+    ],
+)
+def test_a_sample_that_cannot_be_is_one_line(model, capsys, options, message):
+    path = "nowhere" if message == "no such folder" else str(model)
+    assert message in fails(capsys, "sample", path, *options)
 
 
 def test_an_exported_model_reads_back_equal(model, tmp_path, monkeypatch, capsys):

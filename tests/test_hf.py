@@ -100,6 +100,52 @@ def test_bfloat16_weights_are_read(folder):
     assert hf.read(folder, dtype=ml_dtypes.bfloat16)[1].embed.dtype == ml_dtypes.bfloat16
 
 
+def test_large_weights_are_written_in_several_files(tmp_path):
+    config = tiny_config()
+    params = tiny_params(config)
+    folder = epath.Path(tmp_path / "model")
+    hf.write(folder, config, params, TOKENIZER, max_bytes=4000)
+    files = sorted(f.name for f in folder.glob("*.safetensors"))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors" and len(files) > 3
+    assert set(index["weight_map"].values()) == set(files)
+    sizes = [sum(t.nbytes for t in safetensors.numpy.load_file(folder / f).values()) for f in files]
+    assert max(sizes) <= 4000 and sum(sizes) == index["metadata"]["total_size"]
+    assert_trees_equal(hf.read(folder)[1], params)
+
+
+def test_bfloat16_parameters_are_written_as_they_are(tmp_path):
+    config = tiny_config()
+    params = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), tiny_params(config))
+    folder = epath.Path(tmp_path / "model")
+    hf.write(folder, config, params, TOKENIZER)
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert_trees_equal(hf.read(folder, dtype=ml_dtypes.bfloat16)[1], params)
+
+
+def test_what_reads_back_otherwise_is_not_left_as_a_model(tmp_path, monkeypatch):
+    config = tiny_config()
+    turned = lambda value, spec: np.ascontiguousarray(value.reshape(hf._hf_shape(spec)))  # not transposed  # noqa: E731
+    monkeypatch.setattr(hf, "_to_hf", turned)
+    with pytest.raises(AstroError, match="reads back differently"):
+        hf.write(epath.Path(tmp_path / "model"), config, tiny_params(config), TOKENIZER)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_mistral_without_a_window_is_read(folder):
+    _, params = hf.read(folder)
+    change_config(folder, model_type="mistral", sliding_window=None)
+    assert_trees_equal(hf.read(folder)[1], params)
+    change_config(folder, sliding_window=4096)
+    refused(folder, "sliding_window=4096")
+
+
+def test_tensors_that_follow_from_the_config_are_passed_over(folder):
+    _, params = hf.read(folder)
+    change_tensors(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)})
+    assert_trees_equal(hf.read(folder)[1], params)
+
+
 def split(folder):
     """The weights in two files and an index, as large models have them."""
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
@@ -117,7 +163,7 @@ def test_weights_in_several_files_are_read(folder):
     split(folder)
     assert_trees_equal(hf.read(folder)[1], whole)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    refused(folder, "model-00002-of-00002.safetensors", "damaged or unreadable")
+    refused(folder, "model-00002-of-00002.safetensors", "missing")
 
 
 def test_reading_onto_a_mesh_gives_the_same_values_on_their_shardings(folder):
@@ -138,6 +184,7 @@ def test_reading_onto_a_mesh_gives_the_same_values_on_their_shardings(folder):
         ({"model_type": "qwen3"}, ["model_type", "'qwen3'", "'llama'"]),
         ({"attention_bias": True}, ["attention_bias=True"]),
         ({"mlp_bias": True}, ["mlp_bias=True"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor=0.5"]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, ["rope scaling 'yarn'"]),
         ({"num_key_value_heads": 3}, ["4 query heads", "3 key-value heads"]),
@@ -176,6 +223,17 @@ def test_a_missing_tensor_is_refused(folder):
 def test_a_tensor_of_another_shape_is_refused(folder):
     change_tensors(folder, **{"lm_head.weight": np.zeros((16, 20), np.float32)})
     refused(folder, "lm_head.weight", "(16, 20)", "(20, 16)")
+
+
+def test_a_tensor_without_a_place_is_refused(folder):
+    change_tensors(folder, **{"model.layers.0.self_attn.q_proj.bias": np.zeros(16, np.float32)})
+    refused(folder, "model.layers.0.self_attn.q_proj.bias", "no place")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(folder, bad):
+    change_tensors(folder, **{"model.norm.weight": np.full(16, bad, np.float32)})
+    refused(folder, "model.norm.weight", "not finite")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1000, -1])

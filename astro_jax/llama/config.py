@@ -64,15 +64,25 @@ def llama3_8b(**changes: Any) -> LlamaConfig:
     return dataclasses.replace(config, **changes)
 
 
+# What transformers' Llama or Mistral would compute otherwise, and the value at which it is ours.
+_COMPUTED_ALIKE = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "sliding_window": None,
+    "partial_rotary_factor": 1.0,
+}
+
+
 def from_hf(d: dict[str, Any]) -> LlamaConfig:
     """Read a Hugging Face config.json.
 
     Raises:
       AstroError: for anything that this model would compute differently, by name.
     """
-    if d.get("model_type") != "llama":
-        raise AstroError(f"config.json: model_type {d.get('model_type')!r} is not supported; only 'llama' is")
-    for key, allowed in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+    if d.get("model_type") not in ("llama", "mistral"):  # Mistral without its window is a Llama
+        raise AstroError(f"config.json: model_type {d.get('model_type')!r} is not supported; 'llama' and 'mistral' are")
+    for key, allowed in _COMPUTED_ALIKE.items():
         if d.get(key, allowed) != allowed:
             raise AstroError(f"config.json: {key}={d[key]!r} is not supported; only {allowed!r} is")
     # transformers 5 moved rope_theta and rope_scaling into rope_parameters; read either.

@@ -12,12 +12,15 @@ import safetensors.numpy
 from etils import epath
 
 from astro_jax.errors import AstroError
+from astro_jax.llama import model
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, from_hf, to_hf
 from astro_jax.llama.params import Params, Spec
 from astro_jax.mesh import Sharding
 
 WEIGHTS = "model.safetensors"
+# Of one file of weights.
+MAX_BYTES = 5 * 10**9
 
 
 def read_config(folder: epath.Path) -> LlamaConfig:
@@ -34,14 +37,15 @@ def read(folder: epath.Path, sharding: Sharding | None = None, dtype: Any = np.f
     """Read config.json and safetensors, one tensor at a time, each onto its sharding.
 
     Raises:
-      AstroError: for a missing or damaged file, or a tensor that is missing or of another shape.
+      AstroError: for a missing or damaged file, a tensor that is missing or of another shape or not finite, and one
+        that this model has no place for.
     """
     config = read_config(folder)
     where = _tensor_files(folder)
+    specs = llama_params.declare(config)
+    _check_names(folder, where, specs)
 
     def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name not in where:
-            raise AstroError(f"{folder}: the tensor {name} is missing from the weights")
         try:
             with safetensors.safe_open(where[name], framework="numpy") as f:
                 value = f.get_tensor(name)
@@ -49,26 +53,28 @@ def read(folder: epath.Path, sharding: Sharding | None = None, dtype: Any = np.f
             raise AstroError(f"{where[name]}: damaged or unreadable ({e}); copy it again") from e
         if value.shape != shape:
             raise AstroError(f"{where[name]}: {name} is {value.shape}, config.json says {shape}")
+        if not np.isfinite(value).all():
+            raise AstroError(f"{where[name]}: {name} holds values that are not finite; copy it again")
         return value
 
     def leaf(spec: Spec) -> Any:
         shape = _hf_shape(spec)
-        if spec.stacked:
-            parts = [_from_hf(tensor(spec.hf_name.format(i), shape), spec) for i in range(spec.shape[0])]
-            value = np.stack(parts)
-        else:
-            value = _from_hf(tensor(spec.hf_name, shape), spec)
-        value = value.astype(dtype)
+        parts = [_from_hf(tensor(name, shape), spec) for name in _names(spec)]
+        value = (np.stack(parts) if spec.stacked else parts[0]).astype(dtype)
         return jax.device_put(value, sharding.named(*spec.axes)) if sharding else jax.numpy.asarray(value)
 
-    return config, jax.tree.map(leaf, llama_params.declare(config))
+    return config, jax.tree.map(leaf, specs)
 
 
-def write(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any) -> None:
-    """Write config.json, model.safetensors and the tokenizer. The folder must not exist; it appears whole.
+def write(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any, max_bytes: int = MAX_BYTES) -> None:
+    """Write config.json, generation_config.json, the weights and the tokenizer. The folder must not exist; it appears
+    whole, once what was written has been read back and gives the logits that these parameters give.
+
+    Args:
+      max_bytes: of one file of weights; more are written as several with an index, as transformers does.
 
     Raises:
-      AstroError: when the folder exists.
+      AstroError: when the folder exists, or what was written differs.
     """
     if folder.exists():
         raise AstroError(f"{folder}: exists; nothing was written, choose another folder or remove it")
@@ -76,21 +82,63 @@ def write(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: An
     if part.exists():
         part.rmtree()
     part.mkdir(parents=True)
-    tensors: dict[str, np.ndarray] = {}
-
-    def leaf(spec: Spec, value: jax.Array) -> None:
-        array = np.asarray(value)
-        if spec.stacked:
-            tensors.update({spec.hf_name.format(i): _to_hf(array[i], spec) for i in range(len(array))})
-        else:
-            tensors[spec.hf_name] = _to_hf(array, spec)
-
-    jax.tree.map(leaf, llama_params.declare(config), params)
-    safetensors.numpy.save_file(tensors, str(part / WEIGHTS), metadata={"format": "pt"})
+    _write_weights(part, config, params, max_bytes)
     tokenizer.save_pretrained(str(part))
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    (part / "config.json").write_text(json.dumps(to_hf(config) | ids, indent=2) + "\n")
+    dtype = str(params.embed.dtype)
+    (part / "config.json").write_text(json.dumps(to_hf(config) | ids | {"torch_dtype": dtype}, indent=2) + "\n")
+    (part / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+    _verify(part, config, params)
     part.rename(folder)
+
+
+def _write_weights(folder: epath.Path, config: LlamaConfig, params: Params, max_bytes: int) -> None:
+    """One file, or several with an index; only one of them is in memory at a time."""
+    leaves = zip(jax.tree.leaves(llama_params.declare(config)), jax.tree.leaves(params), strict=True)
+    files: list[dict[str, tuple[Spec, jax.Array, Any]]] = [{}]
+    size = total = 0
+    for spec, value in leaves:
+        names = _names(spec)
+        for i, name in enumerate(names):
+            nbytes = value.nbytes // len(names)
+            if size and size + nbytes > max_bytes:
+                files.append({})
+                size = 0
+            files[-1][name] = spec, value, i if spec.stacked else ...
+            size, total = size + nbytes, total + nbytes
+    where: dict[str, str] = {}
+    for number, held in enumerate(files, 1):
+        file = WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        tensors = {name: _to_hf(np.asarray(value[i]), spec) for name, (spec, value, i) in held.items()}
+        safetensors.numpy.save_file(tensors, str(folder / file), metadata={"format": "pt"})
+        where |= dict.fromkeys(tensors, file)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _verify(folder: epath.Path, config: LlamaConfig, params: Params) -> None:
+    """Compare the logits of what a folder holds with those of the parameters, on fixed tokens."""
+    tokens = (np.arange(16, dtype=np.int32) * 31 % config.vocab_size)[None]
+    again, written = read(folder, dtype=params.embed.dtype)
+    logits = jax.jit(model.forward, static_argnums=2)
+    difference = np.abs(np.asarray(logits(written, tokens, config)) - np.asarray(logits(params, tokens, config))).max()
+    if again != config or not difference < 1e-6:
+        raise AstroError(f"{folder}: what was written reads back differently (logits by {difference}); write it again")
+
+
+def _check_names(folder: epath.Path, where: dict[str, str], specs: Params) -> None:
+    """All tensors must be there, and no others: what we do not read, we would not compute."""
+    wanted = {name for spec in jax.tree.leaves(specs) for name in _names(spec)}
+    if lacking := sorted(wanted - where.keys()):
+        raise AstroError(f"{folder}: the tensor {lacking[0]} is missing from the weights")
+    # Old exports hold RoPE's frequencies, which follow from the config, and a copy of a tied embedding.
+    unread = {n for n in where.keys() - wanted if not n.endswith("rotary_emb.inv_freq") and n != "lm_head.weight"}
+    if unread:
+        raise AstroError(f"{folder}: the tensor {min(unread)} has no place in a Llama; this model is not supported")
+    for file in sorted(set(where.values())):
+        if not epath.Path(file).exists():
+            raise AstroError(f"{file}: missing, though the index names it; copy it again")
 
 
 def _tensor_files(folder: epath.Path) -> dict[str, str]:
@@ -109,6 +157,11 @@ def _tensor_files(folder: epath.Path) -> dict[str, str]:
             return dict.fromkeys(f.keys(), str(path))
     except (OSError, safetensors.SafetensorError) as e:
         raise AstroError(f"{path}: damaged or unreadable ({e}); copy it again") from e
+
+
+def _names(spec: Spec) -> list[str]:
+    """The tensors of a Hugging Face folder that make up one of ours."""
+    return [spec.hf_name.format(i) for i in range(spec.shape[0])] if spec.stacked else [spec.hf_name]
 
 
 def _layer_shape(spec: Spec) -> tuple[int, ...]:

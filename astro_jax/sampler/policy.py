@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from astro_jax.llama import checkpoint, tokenizer
 from astro_jax.llama.params import Params
+from astro_jax.mesh import decode_sharding, make_mesh
 from astro_jax.sampler.engine import Request, Sample, Sampler
 
 
@@ -17,6 +19,17 @@ class Policy:
     sampler: Sampler
     params: Params
     tokenizer: Any
+
+    @classmethod
+    def load(cls, path: str, seed: int = 0, slots: int = 64) -> Policy:
+        """A checkpoint, a Hugging Face folder, or a model that ships with the package, on one device.
+
+        Raises:
+          AstroError: when there is no model or no tokenizer, or they are damaged.
+        """
+        sharding = decode_sharding(make_mesh())
+        config, params = checkpoint.load(path, sharding)
+        return cls(Sampler(config, sharding, seed, slots), params, tokenizer.load(path))
 
     @property
     def eos(self) -> int:
