@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
         p.add_argument("overrides", nargs="*", metavar="key=value", help="as in seed=7 or sft.epochs=2")
         p.set_defaults(call=_run, stages=stages)
+    p = commands.add_parser("import", help="make a checkpoint of a Hugging Face folder or a GGUF file")
+    p.add_argument("source", metavar="SRC", help="a Hugging Face folder, or a .gguf file (extra `gguf`)")
+    p.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the parameters on disk")
+    p.set_defaults(call=_import)
     p = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
     p.add_argument("checkpoint", metavar="CKPT", help="a model folder of a run, as in runs/quickstart/astro-rl/model")
     p.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
@@ -88,6 +93,20 @@ def _run(args: argparse.Namespace, command: str) -> int:
         print(f"report: {page}")
         if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(f"file://{page.absolute()}")  # only where a person sits in front of a screen
+    return 0
+
+
+def _import(args: argparse.Namespace, command: str) -> int:
+    from etils import epath
+
+    from astro_jax.llama import checkpoint, tokenizer
+
+    destination = epath.Path(args.destination)
+    if destination.exists():
+        raise AstroError(f"{destination}: exists; nothing was written, choose another folder or remove it")
+    config, params = checkpoint.load(args.source, dtype=args.dtype)
+    checkpoint.save(destination, config, params, tokenizer.load(args.source))
+    print(f"written: {args.destination}")
     return 0
 
 

@@ -96,7 +96,7 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch, capsys):
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.epochs=2"]) == 0
         assert called.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.epochs=2", stages)
-    assert set(commands()) == {*expected, "run", "report", "export", "sample"}
+    assert set(commands()) == {*expected, "run", "report", "import", "export", "sample"}
     reachable = {stage for stages, _ in cli.STAGE_COMMANDS.values() for stage in stages}
     assert reachable == set(pipeline.STAGES)
 
@@ -151,6 +151,18 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
 def test_a_sample_that_cannot_be_is_one_line(model, capsys, options, message):
     path = "nowhere" if message == "no such folder" else str(model)
     assert message in fails(capsys, "sample", path, *options)
+
+
+def test_an_imported_model_is_a_checkpoint_of_ours(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", str(model), "folder"]) == cli.main(["import", "folder", "ours"]) == 0
+    assert (tmp_path / "ours" / "params").is_dir() and not list(tmp_path.glob("*.part"))
+    assert_trees_equal(llama.load("ours")[1], PARAMS)
+    assert cli.main(["import", "folder", "half", "--dtype", "bfloat16"]) == 0
+    half = llama.load("half", dtype="bfloat16")[1]
+    assert_trees_equal(half, jax.tree.map(lambda x: x.astype("bfloat16"), PARAMS))
+    assert "exists; nothing was written" in fails(capsys, "import", "folder", "ours")
+    assert "no such folder or .gguf file" in fails(capsys, "import", "nowhere.gguf", "new")
 
 
 def test_an_exported_model_reads_back_equal(model, tmp_path, monkeypatch, capsys):

@@ -12,28 +12,31 @@ from orbax.checkpoint import v1 as ocp
 
 from astro_jax import storage
 from astro_jax.errors import AstroError
-from astro_jax.llama import hf
+from astro_jax.llama import gguf_file, hf
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, to_hf
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding, decode_sharding, make_mesh
 
 PARAMS = "params"
+GGUF = ".gguf"
 # Models that ship with the package, found by their name.
 SHIPPED = epath.Path(__file__).parent.parent / "models"
 
 
 def resolve(path: str) -> epath.Path:
-    """A folder, or the name of a model that ships with the package.
+    """A folder, a GGUF file, or the name of a model that ships with the package.
 
     Raises:
-      AstroError: when it is neither.
+      AstroError: when it is none of these.
     """
     for candidate in (epath.Path(path), SHIPPED / path):
-        if candidate.is_dir():
+        if candidate.is_dir() or (candidate.suffix == GGUF and candidate.exists()):
             return storage.absolute(candidate)
     shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir())) if SHIPPED.exists() else "none"
-    raise AstroError(f"{path}: no such folder, and no model of that name ships with the package (there: {shipped})")
+    raise AstroError(
+        f"{path}: no such folder or .gguf file, and no model of that name ships with the package (there: {shipped})"
+    )
 
 
 def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any) -> None:
@@ -53,16 +56,18 @@ def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any
 def load(
     path: str | epath.Path, sharding: Sharding | None = None, dtype: Any = jnp.float32
 ) -> tuple[LlamaConfig, Params]:
-    """A model from a Hugging Face folder or from one of our checkpoints, onto any mesh.
+    """A model from a Hugging Face folder, a GGUF file or one of our checkpoints, onto any mesh.
 
     Args:
-      path: a folder, or the name of a model that ships with the package.
+      path: a folder, a file, or the name of a model that ships with the package.
       sharding: where the parameters go; default one device.
 
     Raises:
       AstroError: when there is no model, or it is damaged.
     """
     folder = resolve(str(path))
+    if folder.suffix == GGUF:
+        return gguf_file.File(folder).read(sharding, dtype)
     if not (folder / PARAMS).exists():
         return hf.read(folder, sharding, dtype)
     config = hf.read_config(folder)

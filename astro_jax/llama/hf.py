@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,8 +43,7 @@ def read(folder: epath.Path, sharding: Sharding | None = None, dtype: Any = np.f
     """
     config = read_config(folder)
     where = _tensor_files(folder)
-    specs = llama_params.declare(config)
-    _check_names(folder, where, specs)
+    _check_names(folder, where, llama_params.declare(config))
 
     def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         try:
@@ -53,17 +53,38 @@ def read(folder: epath.Path, sharding: Sharding | None = None, dtype: Any = np.f
             raise AstroError(f"{where[name]}: damaged or unreadable ({e}); copy it again") from e
         if value.shape != shape:
             raise AstroError(f"{where[name]}: {name} is {value.shape}, config.json says {shape}")
-        if not np.isfinite(value).all():
-            raise AstroError(f"{where[name]}: {name} holds values that are not finite; copy it again")
         return value
 
+    return config, assemble(config, tensor, sharding, dtype)
+
+
+def assemble(
+    config: LlamaConfig,
+    tensor: Callable[[str, tuple[int, ...]], np.ndarray],
+    sharding: Sharding | None = None,
+    dtype: Any = np.float32,
+) -> Params:
+    """Parameters from tensors in Hugging Face's layout, each onto its sharding as it comes.
+
+    Args:
+      tensor: from a Hugging Face name and the shape that it must have to the values.
+
+    Raises:
+      AstroError: when a tensor holds values that are not finite.
+    """
+
+    def ours(spec: Spec, name: str) -> np.ndarray:
+        value = tensor(name, _hf_shape(spec))
+        if not np.isfinite(value).all():
+            raise AstroError(f"the tensor {name} holds values that are not finite; copy the weights again")
+        return _from_hf(value, spec)
+
     def leaf(spec: Spec) -> Any:
-        shape = _hf_shape(spec)
-        parts = [_from_hf(tensor(name, shape), spec) for name in _names(spec)]
+        parts = [ours(spec, name) for name in _names(spec)]
         value = (np.stack(parts) if spec.stacked else parts[0]).astype(dtype)
         return jax.device_put(value, sharding.named(*spec.axes)) if sharding else jax.numpy.asarray(value)
 
-    return config, jax.tree.map(leaf, specs)
+    return jax.tree.map(leaf, llama_params.declare(config))
 
 
 def write(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any, max_bytes: int = MAX_BYTES) -> None:

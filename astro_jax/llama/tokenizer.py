@@ -9,23 +9,28 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from astro_jax import phrases
 from astro_jax.errors import AstroError
-from astro_jax.llama import checkpoint
+from astro_jax.llama import checkpoint, gguf_file
 from astro_jax.problems import countdown
 
 EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
 
 
 def load(path: str) -> Any:
-    """The tokenizer of a Hugging Face folder, of one of our checkpoints, or of a model that ships with the package.
+    """The tokenizer of a Hugging Face folder, a GGUF file, one of our checkpoints, or a model that ships with the
+    package. A tokenizer.json beside a GGUF file is taken instead of the one inside.
 
     Raises:
       AstroError: when there is none, or it has no end token.
     """
     from transformers import AutoTokenizer  # slow to import: only where a tokenizer is needed
 
-    folder = str(checkpoint.resolve(path))
+    folder = checkpoint.resolve(path)
+    if folder.suffix == checkpoint.GGUF and not (folder.parent / "tokenizer.json").exists():
+        return gguf_file.File(folder).tokenizer()
+    if folder.suffix == checkpoint.GGUF:
+        folder = folder.parent
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as e:
         raise AstroError(f"{path}: no tokenizer can be read there ({str(e).splitlines()[0]})") from e
     if tokenizer.eos_token_id is None:

@@ -1,0 +1,167 @@
+"""GGUF files: a Llama as llama.cpp keeps it, often quantized. Weights are dequantized; the tokenizer is in the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+import tokenizers
+from etils import epath
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+
+from astro_jax.errors import AstroError
+from astro_jax.llama import hf
+from astro_jax.llama.config import LlamaConfig, RopeScaling
+from astro_jax.llama.model import rope_frequencies
+from astro_jax.llama.params import Params
+from astro_jax.mesh import Sharding
+
+# Hugging Face's names of tensors, and llama.cpp's.
+_NAMES = (
+    (r"model\.embed_tokens\.", "token_embd."),
+    (r"model\.norm\.", "output_norm."),
+    (r"lm_head\.", "output."),
+    (r"model\.layers\.", "blk."),
+    (r"input_layernorm", "attn_norm"),
+    (r"post_attention_layernorm", "ffn_norm"),
+    (r"self_attn\.([qkv])_proj", r"attn_\1"),
+    (r"self_attn\.o_proj", "attn_output"),
+    (r"mlp\.(gate|up|down)_proj", r"ffn_\1"),
+)
+# RoPE's factors are stored as an array; these are the scalings of the published models that have one.
+_SCALINGS = (RopeScaling(8.0, 1.0, 4.0, 8192), RopeScaling(32.0, 1.0, 4.0, 8192))
+# How text is cut before byte pairs are merged, by the file's name for it.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+_CUTS: dict[str, tuple[Any, ...]] = {
+    "gpt-2": (pre_tokenizers.ByteLevel(add_prefix_space=False),),
+    "default": (pre_tokenizers.ByteLevel(add_prefix_space=False),),
+    "smollm": (pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "llama-bpe": (
+        pre_tokenizers.Split(tokenizers.Regex(_LLAMA3), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ),
+}
+_CONTROL = 3  # the type of a token that stands for no text
+
+
+class File:
+    """An open GGUF file."""
+
+    def __init__(self, path: epath.Path):
+        try:
+            import gguf
+        except ImportError as e:
+            raise AstroError(f"{path}: reading GGUF needs the extra `gguf`: pip install 'astro_jax[gguf]'") from e
+        self.path, self._dequantize = path, gguf.quants.dequantize
+        try:
+            reader = gguf.GGUFReader(str(path))
+            self.fields = {name: field.contents() for name, field in reader.fields.items()}
+            self.tensors = {t.name: t for t in reader.tensors}
+        except (ValueError, IndexError, KeyError, OSError, OverflowError) as e:
+            raise self.error(f"damaged or unreadable ({e}); copy it again") from e
+
+    def error(self, what: str) -> AstroError:
+        return AstroError(f"{self.path}: {what}")
+
+    def field(self, name: str, default: Any = None) -> Any:
+        """A value of the file's header."""
+        value = self.fields.get(name, default)
+        if value is None:
+            raise self.error(f"its header has no {name}")
+        return value
+
+    def config(self) -> LlamaConfig:
+        """The model's shape."""
+        if (kind := self.field("general.architecture")) != "llama":
+            raise self.error(f"architecture {kind!r} is not supported; only 'llama' is")
+        if (scaling := self.fields.get("llama.rope.scaling.type", "none")) != "none":
+            raise self.error(f"rope scaling {scaling!r} is not supported")
+        heads, width = self.field("llama.attention.head_count"), self.field("llama.embedding_length")
+        config = LlamaConfig(
+            vocab_size=self.fields.get("llama.vocab_size") or len(self.field("tokenizer.ggml.tokens")),
+            d_model=width,
+            d_ff=self.field("llama.feed_forward_length"),
+            n_layers=self.field("llama.block_count"),
+            n_heads=heads,
+            n_kv_heads=self.field("llama.attention.head_count_kv", heads),
+            head_dim=self.field("llama.rope.dimension_count", width // heads),
+            max_positions=self.field("llama.context_length"),
+            rope_theta=float(self.field("llama.rope.freq_base", 10000.0)),
+            # Stored in single precision: 1e-5 comes back as 9.9999997e-06.
+            norm_eps=float(f"{self.field('llama.attention.layer_norm_rms_epsilon'):.7g}"),
+            tie_embeddings="output.weight" not in self.tensors,
+        )
+        return self._scaled(config)
+
+    def _scaled(self, config: LlamaConfig) -> LlamaConfig:
+        """With Llama 3.1's scaling of RoPE, where the file holds its factors."""
+        if "rope_freqs.weight" not in self.tensors:
+            return config
+        factors = self.array("rope_freqs.weight")
+        for scaling in _SCALINGS:
+            scaled = dataclasses.replace(config, rope_scaling=scaling)
+            if np.allclose(rope_frequencies(config) / rope_frequencies(scaled), factors, rtol=1e-4):
+                return scaled
+        raise self.error("its RoPE factors are those of no Llama that is known here")
+
+    def array(self, name: str) -> np.ndarray:
+        """A tensor as float32, dequantized."""
+        tensor = self.tensors[name]
+        try:
+            return self._dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        except NotImplementedError as e:
+            raise self.error(f"{name} is quantized as {tensor.tensor_type.name}, which cannot be read") from e
+
+    def read(self, sharding: Sharding | None, dtype: Any) -> tuple[LlamaConfig, Params]:
+        """The model, one tensor at a time, each onto its sharding."""
+        config = self.config()
+        rotated = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
+
+        def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            theirs = name
+            for ours, other in _NAMES:
+                theirs = re.sub(ours, other, theirs)
+            if theirs not in self.tensors:
+                raise self.error(f"the tensor {theirs} is missing")
+            value = self.array(theirs)
+            if value.shape != shape:
+                raise self.error(f"{theirs} is {value.shape}, its header says {shape}")
+            if heads := rotated.get(theirs.split(".")[-2]):  # llama.cpp rotates neighbours, Hugging Face halves
+                value = value.reshape(heads, -1, 2, shape[1]).swapaxes(1, 2).reshape(shape)
+            return value
+
+        return config, hf.assemble(config, tensor, sharding, dtype)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, chat template included."""
+        from transformers import PreTrainedTokenizerFast
+
+        kind, cut = self.field("tokenizer.ggml.model"), self.field("tokenizer.ggml.pre", "default")
+        if kind != "gpt2" or cut not in _CUTS:
+            raise self.error(
+                f"its tokenizer ({kind}, {cut}) is not read from GGUF; put the model's tokenizer.json beside it"
+            )
+        tokens = self.field("tokenizer.ggml.tokens")
+        merges = [tuple(merge.split(" ")) for merge in self.field("tokenizer.ggml.merges")]
+        vocab = {token: i for i, token in enumerate(tokens)}
+        bpe = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=cut == "llama-bpe"))
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(list(_CUTS[cut]))
+        bpe.decoder = decoders.ByteLevel()
+        types = self.field("tokenizer.ggml.token_type")
+        control = [t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+        bpe.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+        ids = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+        named = {f"{ours}_token": self.fields.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in ids.items()}
+        special = {name: tokens[i] for name, i in named.items() if i is not None}
+        if self.fields.get("tokenizer.ggml.add_bos_token") and "bos_token" in special:
+            bos = special["bos_token"]
+            bpe.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A $B", [(bos, vocab[bos])])
+        return PreTrainedTokenizerFast(
+            tokenizer_object=bpe, chat_template=self.fields.get("tokenizer.chat_template"),
+            clean_up_tokenization_spaces=False, **special,
+        )  # fmt: skip
