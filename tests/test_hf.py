@@ -297,5 +297,5 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(AstroError, match="no such folder, and no model of that name"):
+    with pytest.raises(AstroError, match=r"no such folder or \.gguf file, and no model of that name"):
         checkpoint.load(tmp_path / "nothing")
