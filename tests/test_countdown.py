@@ -124,6 +124,8 @@ def test_texts():
         " 7 + 3 = 10, left 2 10.\n 10 * 2 = 20, which is the target!\n"
     )
     assert countdown.numbers_left(" 7 + 3 = 10, left 2 10.\n") == (2, 10)
+    assert countdown.numbers_left(" Let's go back to where we make 4 from 3 5.\n") == (3, 5)
+    assert countdown.numbers_left(" 7 + 3 = 10, left two.\n") == countdown.numbers_left(phrases.DOUBT) == ()
     assert countdown.numbers_left(" 10 * 2 = 20" + HIT) == countdown.numbers_left(" 10 * 2 = 20" + MISS) == ()
 
 

@@ -57,6 +57,23 @@ def hand():
     return tree
 
 
+def test_going_back_to_a_node_that_reflects_restates_the_state_before_it():
+    # A policy that has learned to reflect proposes lines without a state; "make 10 from ." was written once.
+    tree = hand()
+    doubt = tree.add(1, (), DOUBT, 1.0)
+    back = tree.add(0, (), " Let's restart our solution from the beginning, and make 10 from 2 3 4.\n", 1.0)
+    unsure = tree.add(0, (), UNSURE, 1.0)
+    wrong, right = tree.nodes[3], tree.nodes[4]
+    for parent, expected in (
+        (doubt.id, " Let's go back to where we make 10 from 4 6.\n"),
+        (back.id, " Let's go back to where we make 10 from 2 3 4.\n"),
+        (unsure.id, " Let's restart our solution from the beginning, and make 10 from 2 3 4.\n"),
+    ):
+        right.parent = parent
+        pieces = clone(tree, [1, wrong.id, right.id], None, True)
+        assert [p.text for p in pieces if p.kind == "backtrack"] == [expected]
+
+
 def random_tree(seed):
     """Valid steps, true verdicts, at times a terminal that did not parse; Q at random, rounded as in a store."""
     rng = random.Random(seed)

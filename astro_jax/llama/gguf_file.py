@@ -56,7 +56,7 @@ class File:
         try:
             import gguf
         except ImportError as e:
-            raise AstroError(f"{path}: reading GGUF needs the extra `gguf`: pip install 'astro_jax[gguf]'") from e
+            raise AstroError(f"{path}: reading GGUF needs the extra `gguf`: pip install gguf") from e
         self.path, self._dequantize = path, gguf.quants.dequantize
         try:
             reader = gguf.GGUFReader(str(path))

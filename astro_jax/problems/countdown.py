@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import random
+import re
 from collections.abc import Iterator
 
 from astro_jax.errors import AstroError
@@ -167,9 +168,9 @@ def step_text(numbers: Numbers, move: Move, target: int) -> str:
 
 
 def numbers_left(step: str) -> Numbers:
-    """The numbers that a step's text says are left."""
-    _, _, left = step.rstrip(".\n").partition(", left ")
-    return tuple(map(int, left.split()))
+    """The numbers that a step's text says are left, or that it restates; none where it says neither."""
+    match = re.search(r"(?:, left| from)((?: \d{1,9})+)\.\n$", step)
+    return tuple(map(int, match[1].split())) if match else ()
 
 
 def attempt_text(numbers: Numbers, path: tuple[Move, ...], target: int) -> str:

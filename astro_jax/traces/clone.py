@@ -52,8 +52,10 @@ def clone(tree: Tree, sequence: Sequence[int], min_value: float | None, reflect:
 
 
 def _go_back(tree: Tree, node: int) -> str:
-    """Back to an inner node, or to the root; the state is restated."""
+    """Back to an inner node, or to the root; the state is restated. It is what the last line up to there said: a policy
+    that reflects already has lines that say nothing of it."""
     target = tree.problem.meta["target"]
-    if node == 0:
-        return phrases.RESTART + countdown.restate(tuple(tree.problem.meta["numbers"]), target)
-    return phrases.GO_BACK + countdown.restate(countdown.numbers_left(tree.nodes[node].text), target)
+    for step in reversed(tree.path(node)):
+        if numbers := countdown.numbers_left(step.text):
+            return phrases.GO_BACK + countdown.restate(numbers, target)
+    return phrases.RESTART + countdown.restate(tuple(tree.problem.meta["numbers"]), target)
