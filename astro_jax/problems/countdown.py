@@ -169,7 +169,7 @@ def step_text(numbers: Numbers, move: Move, target: int) -> str:
 
 def numbers_left(step: str) -> Numbers:
     """The numbers that a step's text says are left, or that it restates; none where it says neither."""
-    match = re.search(r"(?:, left| from)((?: \d{1,9})+)\.\n$", step)
+    match = re.search(r"(?:, left| from)((?: \d{1,9})+)\.$", step)
     return tuple(map(int, match[1].split())) if match else ()
 
 
