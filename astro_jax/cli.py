@@ -99,11 +99,11 @@ def _run(args: argparse.Namespace, command: str) -> int:
 def _import(args: argparse.Namespace, command: str) -> int:
     from etils import epath
 
+    from astro_jax import storage
     from astro_jax.llama import checkpoint, tokenizer
 
     destination = epath.Path(args.destination)
-    if destination.exists():
-        raise AstroError(f"{destination}: exists; nothing was written, choose another folder or remove it")
+    storage.refuse_existing(destination)
     config, params = checkpoint.load(args.source, dtype=args.dtype)
     checkpoint.save(destination, config, params, tokenizer.load(args.source))
     print(f"written: {args.destination}")

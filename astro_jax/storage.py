@@ -29,6 +29,12 @@ def write_text(path: epath.Path, text: str) -> None:
     part.replace(path)
 
 
+def refuse_existing(path: epath.Path) -> None:
+    """Raise an AstroError where there is something already: what a user names to be written is never replaced."""
+    if path.exists():
+        raise AstroError(f"{path}: exists; nothing was written, choose another folder or remove it")
+
+
 def write_json(path: epath.Path, value: Any) -> None:
     """Write JSON for people: indented, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
@@ -103,7 +109,7 @@ class Shards:
     def read(self) -> Iterator[Json]:
         """All records, in the order of the shards."""
         paths = self.folder.glob(f"{self.name}-*.jsonl") if self.folder.exists() else []
-        for path in sorted(paths, key=lambda path: int(path.stem.rpartition("-")[2])):
+        for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
             yield from read_jsonl(path)
 
 

@@ -137,6 +137,12 @@ def test_the_tokenizer_inside_reads_any_text_byte_for_byte(tmp_path):
     assert found.encode(text) == bpe.encode(text).ids and found.decode(found.encode(text)) == text
     assert found.encode(TEXT) == [*bpe.encode(text).ids, found.eos_token_id] and found.eos_token == "<|im_end|>"
     assert found.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    endless = write(
+        tmp_path / "endless.gguf", config, tensors_of(config, tiny_params(config)), tokenizer_model="gpt2",
+        tokenizer_pre="smollm", token_list=tokens, token_merges=merges, token_types=types,
+    )  # fmt: skip
+    with pytest.raises(AstroError, match="no end token"):
+        tokenizer.load(str(endless))
     countdown_tokenizer(9).save_pretrained(tmp_path)  # a tokenizer.json beside it is taken instead
     assert tokenizer.load(str(path)).get_vocab() == countdown_tokenizer(9).get_vocab()
 
@@ -166,6 +172,11 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     lacking = {name: value for name, value in tensors.items() if name != "blk.1.ffn_up.weight"}
     with pytest.raises(AstroError, match=r"blk\.1\.ffn_up\.weight is missing"):
         llama.load(write(tmp_path / "lacking.gguf", CONFIG, lacking))
+    biased = tensors | {
+        "blk.0.attn_q.bias": np.zeros(64, np.float32)
+    }  # it was passed over once, where a folder's was not
+    with pytest.raises(AstroError, match=r"blk\.0\.attn_q\.bias has no place"):
+        llama.load(write(tmp_path / "biased.gguf", CONFIG, biased))
     wrong = tensors | {"blk.0.attn_v.weight": np.zeros((64, 64), np.float32)}
     with pytest.raises(AstroError, match=r"blk.0.attn_v.weight is \(64, 64\)"):
         llama.load(write(tmp_path / "wrong.gguf", CONFIG, wrong))

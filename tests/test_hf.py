@@ -138,6 +138,10 @@ def test_a_mistral_without_a_window_is_read(folder):
     assert_trees_equal(hf.read(folder)[1], params)
     change_config(folder, sliding_window=4096)
     refused(folder, "sliding_window=4096")
+    config = json.loads((folder / "config.json").read_text())
+    del config["sliding_window"]  # its absence means the default window, not none
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "sliding_window=4096")
 
 
 def test_tensors_that_follow_from_the_config_are_passed_over(folder):

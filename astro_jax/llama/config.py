@@ -82,6 +82,8 @@ def from_hf(d: dict[str, Any]) -> LlamaConfig:
     """
     if d.get("model_type") not in ("llama", "mistral"):  # Mistral without its window is a Llama
         raise AstroError(f"config.json: model_type {d.get('model_type')!r} is not supported; 'llama' and 'mistral' are")
+    if d["model_type"] == "mistral":
+        d = {"sliding_window": 4096} | d  # transformers' default where the key is left out
     for key, allowed in _COMPUTED_ALIKE.items():
         if d.get(key, allowed) != allowed:
             raise AstroError(f"config.json: {key}={d[key]!r} is not supported; only {allowed!r} is")

@@ -60,7 +60,7 @@ class File:
         self.path, self._dequantize = path, gguf.quants.dequantize
         try:
             reader = gguf.GGUFReader(str(path))
-            self.fields = {name: field.contents() for name, field in reader.fields.items()}
+            self._fields = reader.fields
             self.tensors = {t.name: t for t in reader.tensors}
         except (ValueError, IndexError, KeyError, OSError, OverflowError) as e:
             raise self.error(f"damaged or unreadable ({e}); copy it again") from e
@@ -68,22 +68,27 @@ class File:
     def error(self, what: str) -> AstroError:
         return AstroError(f"{self.path}: {what}")
 
-    def field(self, name: str, default: Any = None) -> Any:
-        """A value of the file's header."""
-        value = self.fields.get(name, default)
-        if value is None:
-            raise self.error(f"its header has no {name}")
-        return value
+    def field(self, name: str, default: Any = ...) -> Any:
+        """A value of the file's header; without a default it must be there. Read when asked for: the tokenizer's lists
+        are long, and the weights do not need them."""
+        if name not in self._fields:
+            if default is ...:
+                raise self.error(f"its header has no {name}")
+            return default
+        try:
+            return self._fields[name].contents()
+        except (ValueError, IndexError) as e:
+            raise self.error(f"damaged or unreadable ({e}); copy it again") from e
 
     def config(self) -> LlamaConfig:
         """The model's shape."""
         if (kind := self.field("general.architecture")) != "llama":
             raise self.error(f"architecture {kind!r} is not supported; only 'llama' is")
-        if (scaling := self.fields.get("llama.rope.scaling.type", "none")) != "none":
+        if (scaling := self.field("llama.rope.scaling.type", "none")) != "none":
             raise self.error(f"rope scaling {scaling!r} is not supported")
         heads, width = self.field("llama.attention.head_count"), self.field("llama.embedding_length")
         config = LlamaConfig(
-            vocab_size=self.fields.get("llama.vocab_size") or len(self.field("tokenizer.ggml.tokens")),
+            vocab_size=self.field("llama.vocab_size", None) or len(self.field("tokenizer.ggml.tokens")),
             d_model=width,
             d_ff=self.field("llama.feed_forward_length"),
             n_layers=self.field("llama.block_count"),
@@ -121,13 +126,11 @@ class File:
         """The model, one tensor at a time, each onto its sharding."""
         config = self.config()
         rotated = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
+        wanted = {_name(name) for name in hf.tensor_names(config)}
+        hf.check_tensors(self.path, self.tensors.keys() - {"rope_freqs.weight"}, wanted)
 
         def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-            theirs = name
-            for ours, other in _NAMES:
-                theirs = re.sub(ours, other, theirs)
-            if theirs not in self.tensors:
-                raise self.error(f"the tensor {theirs} is missing")
+            theirs = _name(name)
             value = self.array(theirs)
             if value.shape != shape:
                 raise self.error(f"{theirs} is {value.shape}, its header says {shape}")
@@ -156,12 +159,19 @@ class File:
         control = [t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
         bpe.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
         ids = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-        named = {f"{ours}_token": self.fields.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in ids.items()}
+        named = {f"{ours}_token": self.field(f"tokenizer.ggml.{theirs}_token_id", None) for ours, theirs in ids.items()}
         special = {name: tokens[i] for name, i in named.items() if i is not None}
-        if self.fields.get("tokenizer.ggml.add_bos_token") and "bos_token" in special:
+        if self.field("tokenizer.ggml.add_bos_token", False) and "bos_token" in special:
             bos = special["bos_token"]
             bpe.post_processor = processors.TemplateProcessing(f"{bos} $A", f"{bos} $A $B", [(bos, vocab[bos])])
         return PreTrainedTokenizerFast(
-            tokenizer_object=bpe, chat_template=self.fields.get("tokenizer.chat_template"),
+            tokenizer_object=bpe, chat_template=self.field("tokenizer.chat_template", None),
             clean_up_tokenization_spaces=False, **special,
         )  # fmt: skip
+
+
+def _name(name: str) -> str:
+    """llama.cpp's name of a tensor, from Hugging Face's."""
+    for theirs, ours in _NAMES:
+        name = re.sub(theirs, ours, name)
+    return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import model
 from astro_jax.llama import params as llama_params
@@ -43,7 +44,10 @@ def read(folder: epath.Path, sharding: Sharding | None = None, dtype: Any = np.f
     """
     config = read_config(folder)
     where = _tensor_files(folder)
-    _check_names(folder, where, llama_params.declare(config))
+    wanted = tensor_names(config)
+    # Old exports also hold RoPE's frequencies, which follow from the config, and a copy of a tied embedding.
+    passed_over = {n for n in where if n.endswith("rotary_emb.inv_freq") or n == "lm_head.weight"} - wanted
+    check_tensors(folder, where.keys() - passed_over, wanted)
 
     def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         try:
@@ -97,8 +101,7 @@ def write(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: An
     Raises:
       AstroError: when the folder exists, or what was written differs.
     """
-    if folder.exists():
-        raise AstroError(f"{folder}: exists; nothing was written, choose another folder or remove it")
+    storage.refuse_existing(folder)
     part = folder.parent / f"{folder.name}.part"
     if part.exists():
         part.rmtree()
@@ -148,18 +151,17 @@ def _verify(folder: epath.Path, config: LlamaConfig, params: Params) -> None:
         raise AstroError(f"{folder}: what was written reads back differently (logits by {difference}); write it again")
 
 
-def _check_names(folder: epath.Path, where: dict[str, str], specs: Params) -> None:
-    """All tensors must be there, and no others: what we do not read, we would not compute."""
-    wanted = {name for spec in jax.tree.leaves(specs) for name in _names(spec)}
-    if lacking := sorted(wanted - where.keys()):
-        raise AstroError(f"{folder}: the tensor {lacking[0]} is missing from the weights")
-    # Old exports hold RoPE's frequencies, which follow from the config, and a copy of a tied embedding.
-    unread = {n for n in where.keys() - wanted if not n.endswith("rotary_emb.inv_freq") and n != "lm_head.weight"}
-    if unread:
-        raise AstroError(f"{folder}: the tensor {min(unread)} has no place in a Llama; this model is not supported")
-    for file in sorted(set(where.values())):
-        if not epath.Path(file).exists():
-            raise AstroError(f"{file}: missing, though the index names it; copy it again")
+def check_tensors(source: epath.Path, there: Set[str], wanted: Set[str]) -> None:
+    """Refuse weights that lack a tensor, or that hold another: what we do not read, we would not compute."""
+    if lacking := wanted - there:
+        raise AstroError(f"{source}: the tensor {min(lacking)} is missing from the weights")
+    if unread := there - wanted:
+        raise AstroError(f"{source}: the tensor {min(unread)} has no place in a Llama; this model is not supported")
+
+
+def tensor_names(config: LlamaConfig) -> set[str]:
+    """The tensors that a Hugging Face folder of this model holds."""
+    return {name for spec in jax.tree.leaves(llama_params.declare(config)) for name in _names(spec)}
 
 
 def _tensor_files(folder: epath.Path) -> dict[str, str]:
@@ -167,9 +169,12 @@ def _tensor_files(folder: epath.Path) -> dict[str, str]:
     index = folder / f"{WEIGHTS}.index.json"
     if index.exists():
         try:
-            return {name: str(folder / file) for name, file in json.loads(index.read_text())["weight_map"].items()}
+            files = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise AstroError(f"{index}: damaged or unreadable ({e}); copy it again") from e
+        if lacking := sorted(str(file) for file in set(files.values()) if not file.exists()):
+            raise AstroError(f"{lacking[0]}: missing, though the index names it; copy it again")
+        return {name: str(file) for name, file in files.items()}
     path = folder / WEIGHTS
     if not path.exists():
         raise AstroError(f"{folder}: no {WEIGHTS} there")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import tokenizers
+from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
 from astro_jax import phrases
@@ -22,20 +23,25 @@ def load(path: str) -> Any:
     Raises:
       AstroError: when there is none, or it has no end token.
     """
-    from transformers import AutoTokenizer  # slow to import: only where a tokenizer is needed
-
-    folder = checkpoint.resolve(path)
-    if folder.suffix == checkpoint.GGUF and not (folder.parent / "tokenizer.json").exists():
-        return gguf_file.File(folder).tokenizer()
-    if folder.suffix == checkpoint.GGUF:
-        folder = folder.parent
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as e:
-        raise AstroError(f"{path}: no tokenizer can be read there ({str(e).splitlines()[0]})") from e
+    source = checkpoint.resolve(path)
+    if source.suffix != checkpoint.GGUF:
+        tokenizer = _of_folder(source)
+    elif (source.parent / "tokenizer.json").exists():
+        tokenizer = _of_folder(source.parent)
+    else:
+        tokenizer = gguf_file.File(source).tokenizer()
     if tokenizer.eos_token_id is None:
         raise AstroError(f"{path}: the tokenizer has no end token; set eos_token in tokenizer_config.json")
     return tokenizer
+
+
+def _of_folder(folder: epath.Path) -> Any:
+    from transformers import AutoTokenizer  # slow to import: only where a tokenizer is needed
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as e:
+        raise AstroError(f"{folder}: no tokenizer can be read there ({str(e).splitlines()[0]})") from e
 
 
 def countdown_tokenizer(max_value: int) -> Any:
