@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint", metavar="CKPT", help="a model folder of a run, a Hugging Face folder, or a shipped model"
     )
     p.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue, as it stands")
+    p.add_argument("--chat", action="store_true", help="put it to the model through its chat template")
+    p.add_argument("--system", metavar="TEXT", help="the system prompt of a chat (default: the template's own)")
     p.add_argument("--greedy", action="store_true", help="the likeliest token each time, instead of temperature 1")
     p.add_argument("--n", type=int, default=1, help="samples (default 1)")
     p.add_argument("--max-new-tokens", type=int, default=128, help="of each sample (default 128)")
@@ -122,17 +124,21 @@ def _export(args: argparse.Namespace, command: str) -> int:
 
 
 def _sample(args: argparse.Namespace, command: str) -> int:
+    from astro_jax import config
     from astro_jax.sampler import Policy
 
     if args.n < 1 or args.max_new_tokens < 1:
         raise AstroError("sample: --n and --max-new-tokens are at least 1")
-    policy = Policy.load(args.checkpoint, args.seed, slots=min(args.n, 64))
+    if args.system is not None and not args.chat:
+        raise AstroError("sample: --system is for a chat; add --chat")
+    chat = config.Chat(template=args.chat, system=args.system)
+    policy = Policy.load(args.checkpoint, args.seed, slots=min(args.n, 64), chat=chat)
     request = policy.request(args.prompt, args.n, "sample")
     (samples,) = policy.generate([request], max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else 1.0)
     for i, sample in enumerate(samples):
         if args.n > 1:
             print(f"--- {i + 1}")
-        print(policy.text(sample.tokens.tolist()))
+        print(policy.tokenizer.decode(sample.tokens.tolist()))
     return 0
 
 

@@ -42,14 +42,23 @@ class Architecture(Section):
     max_positions: int = 512
 
 
-class Problems(Section):
-    """Countdown's rules (problems.countdown.Game) and how many problems each stage draws."""
+class Chat(Section):
+    """How a problem is put to the model."""
 
+    template: bool = False  # through the tokenizer's chat template; else as it stands
+    system: str | None = None  # the system prompt; none: the template's own
+
+
+class Problems(Section):
+    """Where problems come from, and how many each stage draws: a file, or Countdown by these rules
+    (problems.countdown.Game)."""
+
+    path: str = ""  # a JSONL file with the fields problem and answer; none: Countdown
     count: int = 3
     max_number: int = 25
     max_value: int = 75
     ops: str = "+-*"
-    held_out: float = 0.2
+    held_out: float = pydantic.Field(0.2, gt=0, lt=1)  # share that only evaluation sees
     search: int = pydantic.Field(1024, ge=1)  # problems to search (the paper: 20.7K)
     rl: int = pydantic.Field(4096, ge=1)  # prompts for RL (the paper: 8.7K)
     eval: int = pydantic.Field(1024, ge=1)  # held-out problems
@@ -132,6 +141,7 @@ class Grpo(Section):
     updates: int = pydantic.Field(1, ge=1)  # optimizer steps a batch of responses
     normalize_std: bool = True  # divide advantages by the group's standard deviation, GRPO
     length: int = pydantic.Field(512, ge=8)  # tokens of a packed row
+    micro_batch: int = pydantic.Field(32, ge=1)  # rows whose gradient is computed at once
     remat: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     save_every: int = pydantic.Field(10, ge=1)
@@ -149,18 +159,21 @@ class Config(Section):
 
     seed: int = pydantic.Field(0, ge=0)
     out: str = "runs/default"
+    scale: float = pydantic.Field(1.0, gt=0)  # of the budgets: problems, documents, steps of RL
     model: str = "countdown-base"  # a Hugging Face folder, a model that ships with the package, or "scratch"
     stages: tuple[str, ...] = (
         "base", "search", "traces", "direct-sft", "astro-sft", "direct-rl", "astro-rl", "eval", "report",
     )  # fmt: skip
     mesh: Mesh = Mesh()
     architecture: Architecture = Architecture()
+    chat: Chat = Chat()
     problems: Problems = Problems()
     corpus: Corpus = Corpus()
     sampler: Sampler = Sampler()
     search: Search = Search()
     traces: Traces = Traces()
     pretrain: Sft = Sft()
+    warm_up: Sft | None = None  # of the base, on worked solutions (ours: for models too weak to be searched)
     sft: Sft = Sft()
     grpo: Grpo = Grpo()
     eval: Eval = Eval()
@@ -192,10 +205,24 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
 def parse(raw: dict[str, Any], where: str = "config") -> Config:
     """Validate a nested dict; every problem is named by its dotted key."""
     try:
-        return Config.model_validate(raw)
+        return _scaled(Config.model_validate(raw))
     except pydantic.ValidationError as e:
         problems = [f"{'.'.join(map(str, x['loc']))}: {_explain(x)}" for x in e.errors()]
         raise AstroError(f"{where}: {'; '.join(problems)}") from e
+
+
+def _scaled(c: Config) -> Config:
+    """The config with its budgets multiplied by `scale`."""
+
+    def times(section: Any, *names: str) -> Any:
+        return section.model_copy(update={n: max(1, round(getattr(section, n) * c.scale)) for n in names})
+
+    budgets = {
+        "problems": times(c.problems, "search", "rl", "eval"),
+        "corpus": times(c.corpus, "documents"),
+        "grpo": times(c.grpo, "steps"),
+    }
+    return c.model_copy(update=budgets)
 
 
 def _explain(error: Any) -> str:

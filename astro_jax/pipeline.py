@@ -8,9 +8,10 @@ A stage is finished when its manifest is there; a run that was stopped anywhere 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -27,7 +28,8 @@ from astro_jax.llama import params as llama_params
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
-from astro_jax.problems import Problem, countdown
+from astro_jax.llama.tokenizer import Tokenizer
+from astro_jax.problems import Problem, countdown, jsonl
 from astro_jax.sampler import Policy, Sampler
 from astro_jax.search import mcts
 from astro_jax.storage import Shards
@@ -54,6 +56,10 @@ class Run:
                 devices = self.train_sharding.batch_size
                 raise AstroError(f"{name}.batch={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices")
         p = c.problems
+        if p.path and c.traces.replay:
+            raise AstroError("traces.replay: only Countdown has a corpus to replay; set it to 0")
+        if c.warm_up is not None and not p.path:
+            raise AstroError("warm_up: only problems from a file have worked solutions; set problems.path")
         self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
 
     def _check(self) -> None:
@@ -106,11 +112,11 @@ class Run:
     def sampler(self, config: LlamaConfig) -> Sampler:
         return Sampler(config, self.decode_sharding, self.c.seed, self.c.sampler.slots, self.c.sampler.chunk)
 
-    def load(self, model: str, sharding: meshes.Sharding) -> tuple[LlamaConfig, Params, Any]:
+    def load(self, model: str, sharding: meshes.Sharding) -> tuple[LlamaConfig, Params, Tokenizer]:
         """A finished stage's model: config, parameters, tokenizer."""
         folder = self.folder / model / "model"
         config, params = checkpoint.load(folder, sharding)
-        return config, params, tokenizers.load(str(folder))
+        return config, params, tokenizers.load(str(folder), self.c.chat)
 
     def policy(self, model: str) -> Policy:
         """A finished stage's model, ready to sample from."""
@@ -119,19 +125,39 @@ class Run:
 
     def problems(self, use: str) -> list[Problem]:
         """The problems of one use; search and RL draw from one side of the split, evaluation from the other."""
-        n = getattr(self.c.problems, use)
-        return countdown.problems(self.game, n, self.c.seed, held_out=use == "eval")
+        p, n, held_out = self.c.problems, getattr(self.c.problems, use), use == "eval"
+        if p.path:
+            return jsonl.draw(self._file, n, self.c.seed, p.held_out, evaluation=held_out)
+        return countdown.problems(self.game, n, self.c.seed, held_out=held_out)
+
+    @functools.cached_property
+    def _file(self) -> list[Problem]:
+        return jsonl.read(epath.Path(self.c.problems.path))
 
 
 def base(run: Run) -> None:
-    """The base model: imported, or with `model: scratch` trained on Countdown's corpus."""
+    """The base model: taken as it is, or with `model: scratch` trained on Countdown's corpus."""
     folder = run.folder / "base"
     if run.c.model == "scratch":
         return _pretrain(run, folder)
     source = checkpoint.resolve(run.c.model)
+    tokenizer = tokenizers.load(str(source), run.c.chat)
+    if run.c.warm_up is not None:
+        config, params = checkpoint.load(source, run.train_sharding)
+        documents = _worked_solutions(run, tokenizer)
+        return _train_sft(run, "base", run.c.warm_up, config, params, tokenizer, documents)
     config, params = checkpoint.load(source, run.decode_sharding)
-    checkpoint.save(folder / "model", config, params, tokenizers.load(str(source)))
+    checkpoint.save(folder / "model", config, params, tokenizer)
     return None
+
+
+def _worked_solutions(run: Run, tokenizer: Tokenizer) -> list[list[int]]:
+    """The problems that search or RL will draw from, with their worked solutions; all models start from these."""
+    pairs = {p.id: (p.prompt, jsonl.worked(p)) for use in ("search", "rl") for p in run.problems(use)}
+    found = [tokenizer.prompt(prompt) + tokenizer.encode_after(text) for prompt, text in pairs.values() if text]
+    if not found:
+        raise AstroError("warm_up: no problem has a worked solution; give the file a field `solution`")
+    return found
 
 
 def _pretrain(run: Run, folder: epath.Path) -> None:
@@ -142,8 +168,8 @@ def _pretrain(run: Run, folder: epath.Path) -> None:
         n_kv_heads=a.n_kv_heads, head_dim=a.d_model // a.n_heads, max_positions=a.max_positions, tie_embeddings=True,
     )  # fmt: skip
     params = llama_params.init(jax.random.key(c.seed), config)
-    texts = islice(_corpus(run, c.seed), c.corpus.documents)
-    _train_sft(run, "base", c.pretrain, config, params, tokenizer, texts)
+    documents = map(tokenizer.encode, islice(_corpus(run, c.seed), c.corpus.documents))
+    _train_sft(run, "base", c.pretrain, config, params, tokenizer, documents)
 
 
 def _corpus(run: Run, seed: int) -> Iterator[str]:
@@ -172,18 +198,20 @@ def fine_tune(kind: str) -> Callable[[Run], None]:
             raise AstroError(f"{run.folder}: the search solved no problem, so there is no trace; raise problems.search")
         # Both kinds are mixed with the same documents of the base's corpus.
         replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(examples)))
-        texts = [e["prompt"] + e["response"] for e in examples]
-        _train_sft(run, f"{kind}-sft", run.c.sft, config, params, tokenizer, [*texts, *replay])
+        documents = [tokenizer.prompt(e["prompt"]) + tokenizer.encode_after(e["response"]) for e in examples]
+        documents += map(tokenizer.encode, replay)
+        _train_sft(run, f"{kind}-sft", run.c.sft, config, params, tokenizer, documents)
 
     return stage
 
 
 def _train_sft(
-    run: Run, name: str, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Any, texts: Any
-) -> None:
+    run: Run, name: str, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Tokenizer,
+    texts: Iterable[list[int]],
+) -> None:  # fmt: skip
+    """Train on texts as tokens; an end token is appended to each."""
     folder, sharding = run.folder / name, run.train_sharding
-    end = [tokenizer.eos_token_id]
-    documents = [data.document(tokenizer.encode(text) + end, c.length) for text in texts]
+    documents = [data.document([*tokens, tokenizer.end], c.length) for tokens in texts]
     tokens = sum(len(d.tokens) for d in documents)
     steps = max(1, round(c.epochs * tokens / (c.batch * c.length)))
     batches = data.batches(documents, c.batch, c.length, run.c.seed, c.attend_across)

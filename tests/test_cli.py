@@ -130,9 +130,9 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
         return capsys.readouterr().out
 
     tokens = TOKENIZER.encode(prompt)
-    while len(tokens) < 4 + 6 and tokens[-1] != TOKENIZER.eos_token_id:
+    while len(tokens) < 4 + 6 and tokens[-1] != TOKENIZER.end:
         tokens.append(int(llama.forward(PARAMS, jax.numpy.asarray([tokens]), CONFIG)[0, -1].argmax()))
-    ids = [t for t in tokens[4:] if t != TOKENIZER.eos_token_id]
+    ids = [t for t in tokens[4:] if t != TOKENIZER.end]
     assert say("--greedy") == TOKENIZER.decode(ids) + "\n"
     three = say("--n", "3", "--seed", "5")
     assert three == say("--n", "3", "--seed", "5") != say("--n", "3", "--seed", "6")

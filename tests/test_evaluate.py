@@ -19,7 +19,7 @@ from astro_jax.problems.countdown import HIT, MISS, Game
 from astro_jax.sampler import Policy, Sample
 
 TOKENIZER = countdown_tokenizer(60)
-EOS = TOKENIZER.eos_token_id
+EOS = TOKENIZER.end
 GAME = Game(count=2, max_number=9, max_value=60)
 PROBLEMS = countdown.problems(GAME, 10, 0, held_out=True)
 EVAL = cfg.Eval(max_tokens=21, wave=4)

@@ -135,16 +135,16 @@ def test_the_tokenizer_inside_reads_any_text_byte_for_byte(tmp_path):
     found = tokenizer.load(str(path))
     text = TEXT.removesuffix("<|im_end|>")
     assert found.encode(text) == bpe.encode(text).ids and found.decode(found.encode(text)) == text
-    assert found.encode(TEXT) == [*bpe.encode(text).ids, found.eos_token_id] and found.eos_token == "<|im_end|>"
-    assert found.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    assert found.encode(TEXT) == [*bpe.encode(text).ids, found.end] and found.hf.eos_token == "<|im_end|>"
+    assert found.hf.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
     endless = write(
         tmp_path / "endless.gguf", config, tensors_of(config, tiny_params(config)), tokenizer_model="gpt2",
         tokenizer_pre="smollm", token_list=tokens, token_merges=merges, token_types=types,
     )  # fmt: skip
     with pytest.raises(AstroError, match="no end token"):
         tokenizer.load(str(endless))
-    countdown_tokenizer(9).save_pretrained(tmp_path)  # a tokenizer.json beside it is taken instead
-    assert tokenizer.load(str(path)).get_vocab() == countdown_tokenizer(9).get_vocab()
+    countdown_tokenizer(9).hf.save_pretrained(tmp_path)  # a tokenizer.json beside it is taken instead
+    assert tokenizer.load(str(path)).hf.get_vocab() == countdown_tokenizer(9).hf.get_vocab()
 
 
 def test_without_the_package_it_is_one_line(tmp_path, monkeypatch):

@@ -37,17 +37,17 @@ EOS = 0
 class Letters:
     """A tokenizer of 20 tokens, one letter each."""
 
-    eos_token_id = EOS
+    end, ends = EOS, (EOS,)
 
-    def encode(self, text):
+    def prompt(self, text):
         return [ord(c) - 97 for c in text]
 
     def decode(self, ids):
-        return "".join(chr(97 + i) for i in ids)
+        return "".join(chr(97 + i) for i in ids if i != EOS)
 
 
 CONFIG = tiny_config(n_layers=1)
-GRPO = cfg.Grpo(prompts=3, group=4, max_tokens=12, learning_rate=1e-2, length=32, warmup=0, steps=10)
+GRPO = cfg.Grpo(prompts=3, group=4, max_tokens=12, learning_rate=1e-2, length=32, warmup=0, steps=10, micro_batch=2)
 PROBLEMS = [Problem(f"p{i}", "bcdefghijk"[i : i + 3], "") for i in range(7)]
 
 
@@ -60,7 +60,6 @@ def by_hash(problem, text, stopped):
 @pytest.fixture
 def scored(monkeypatch):
     monkeypatch.setattr(grpo, "verify", by_hash)
-    monkeypatch.setattr(grpo, "MICRO_ROWS", 2)
 
 
 @functools.cache
@@ -170,8 +169,8 @@ def test_many_micro_batches_sum_to_one_and_the_clip_is_the_configs(scored, monke
     rollouts, scores = made_up(seed=1)
     trainer, params = shared(), tiny_params(CONFIG)
     many = [loss(params, m)[1] for m in trainer._micro_batches(rollouts, scores)]
-    monkeypatch.setattr(grpo, "MICRO_ROWS", 16)
-    (one,) = (loss(params, m)[1] for m in trainer._micro_batches(rollouts, scores))
+    whole = make(GRPO.model_copy(update={"micro_batch": 16}))
+    (one,) = (loss(params, m)[1] for m in whole._micro_batches(rollouts, scores))
     for key in one:
         np.testing.assert_allclose(sum(m[key] for m in many), one[key], rtol=1e-5, err_msg=key)
     assert one["loss"] == pytest.approx(float(plain_loss(params, rollouts, scores, 0.02)), abs=1e-5)
@@ -204,7 +203,7 @@ def test_micro_batches_are_split_over_the_devices(scored):
     tx, c = make_optimizer(GRPO, 1), GRPO.model_copy(update={"length": 64})
     sampler = Sampler(CONFIG, one_device(), 0)
     trainer = Trainer(c, "rl", PROBLEMS, sampler, Letters(), tx, CONFIG, train_sharding(make_mesh(data=3)))
-    assert {m.batch.tokens.shape for m in trainer._micro_batches(*made_up())} == {(3, 64)}  # MICRO_ROWS is 2 here
+    assert {m.batch.tokens.shape for m in trainer._micro_batches(*made_up())} == {(3, 64)}  # micro_batch is 2
 
 
 def test_a_step_without_any_advantage_has_no_gradient(scored, monkeypatch):
@@ -317,7 +316,7 @@ def test_a_response_that_was_cut_off_is_wrong():
     def sample(ids, stopped):
         return Sample(np.asarray(ids, np.int32), np.zeros(len(ids), np.float32), stopped)
 
-    end = [tokenizer.eos_token_id]
+    end = [tokenizer.end]
     sampler = Fixed(sample(solution + end, True), sample(solution, False), sample(solution[:-1] + end, True),
                     sample(end, True))  # fmt: skip
     trainer = make(GRPO.model_copy(update={"prompts": 1}), [problem], tokenizer=tokenizer, sampler=sampler)
@@ -343,9 +342,8 @@ def test_reward_rises_on_a_bandit(monkeypatch):
         return Verdict(text[:1] in problem.answer, True, text, 0)
 
     monkeypatch.setattr(grpo, "verify", verdict)
-    monkeypatch.setattr(grpo, "MICRO_ROWS", 4)
     problems = [Problem("b", "b", "fg"), Problem("c", "c", "hi")]
-    c = cfg.Grpo(prompts=2, group=8, max_tokens=2, learning_rate=2e-2, length=32, warmup=0, steps=25)
+    c = cfg.Grpo(prompts=2, group=8, max_tokens=2, learning_rate=2e-2, length=32, warmup=0, steps=25, micro_batch=4)
     trainer, state = make(c, problems), fresh(c, tiny_params(CONFIG, scale=0.05))
     solved = []
     for i in range(c.steps):

@@ -86,8 +86,8 @@ def test_tensors_have_the_names_and_shapes_of_hugging_face(folder):
 
 def test_the_config_names_the_tokenizers_end_token(folder):
     config = json.loads((folder / "config.json").read_text())
-    assert config["eos_token_id"] == TOKENIZER.eos_token_id
-    assert tokenizer.load(str(folder)).get_vocab() == TOKENIZER.get_vocab()
+    assert config["eos_token_id"] == TOKENIZER.end
+    assert tokenizer.load(str(folder)).hf.get_vocab() == TOKENIZER.hf.get_vocab()
 
 
 def test_bfloat16_weights_are_read(folder):
@@ -279,7 +279,7 @@ def test_a_checkpoint_is_read_back_onto_any_mesh(tmp_path):
     checkpoint.save(folder, config, sharded, TOKENIZER)
     _, third = checkpoint.load(folder, decode_sharding(make_mesh(data=4, tp=2)))
     assert_trees_equal(third, params)
-    assert tokenizer.load(str(folder)).get_vocab() == TOKENIZER.get_vocab()
+    assert tokenizer.load(str(folder)).hf.get_vocab() == TOKENIZER.hf.get_vocab()
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 

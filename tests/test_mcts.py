@@ -18,7 +18,7 @@ from astro_jax.search import mcts
 from astro_jax.search.tree import Tree
 
 TOKENIZER = countdown_tokenizer(99)
-EOS = TOKENIZER.eos_token_id
+EOS = TOKENIZER.end
 PROBLEM = countdown.make_problem((2, 3, 4), 10)
 A, B = " 3 * 2 = 6, left 4 6.\n", " 4 + 3 = 7, left 2 7.\n"
 H, M = " 6 + 4 = 10" + HIT, " 6 - 4 = 2" + MISS

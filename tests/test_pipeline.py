@@ -305,7 +305,7 @@ def test_replay_mixes_the_bases_documents_in(finished, tmp_path, monkeypatch):
         seen[name, run.c.traces.replay] = list(texts)
 
     monkeypatch.setattr(pipeline, "_train_sft", note)
-    monkeypatch.setattr(pipeline.Run, "load", lambda *_: (None, None, None))
+    monkeypatch.setattr(pipeline.Run, "load", lambda *_: (None, None, countdown_tokenizer(25)))
     for replay in (0.0, 0.25):
         run = pipeline.Run(micro(tmp_path / "new", traces=dict(replay=replay)))
         run.folder = epath.Path(folder)
@@ -315,7 +315,7 @@ def test_replay_mixes_the_bases_documents_in(finished, tmp_path, monkeypatch):
     extra = {kind: seen[kind, 0.25][n:] for kind in ("direct-sft", "astro-sft")}
     assert seen["astro-sft", 0.25][:n] == seen["astro-sft", 0.0] and len(extra["astro-sft"]) == round(n / 4)
     assert extra["astro-sft"] == extra["direct-sft"]  # the same for both
-    base = list(pipeline.islice(pipeline._corpus(run, run.c.seed), 50))
+    base = list(map(countdown_tokenizer(25).encode, pipeline.islice(pipeline._corpus(run, run.c.seed), 50)))
     assert extra["astro-sft"] != base[: len(extra["astro-sft"])]  # but not the documents that the base began with
 
 

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from etils import epath
 from helpers import countdown_tokenizer
 
 from astro_jax import phrases
@@ -12,7 +13,7 @@ from astro_jax.problems import countdown
 from astro_jax.problems.countdown import HIT, MISS, Game
 
 TOKENIZER = countdown_tokenizer(60)
-UNKNOWN = TOKENIZER.unk_token_id
+UNKNOWN = TOKENIZER.hf.unk_token_id
 
 
 def texts():
@@ -56,17 +57,17 @@ def test_what_it_does_not_know_is_unknown(text):
 
 
 def test_special_tokens():
-    assert len({TOKENIZER.eos_token_id, TOKENIZER.pad_token_id, UNKNOWN}) == 3
-    assert TOKENIZER.pad_token_id == 0  # what packing fills rows with
-    assert len(TOKENIZER) == len(set(TOKENIZER.get_vocab().values())) == max(TOKENIZER.get_vocab().values()) + 1
+    assert len({TOKENIZER.end, TOKENIZER.hf.pad_token_id, UNKNOWN}) == 3
+    assert TOKENIZER.hf.pad_token_id == 0  # what packing fills rows with
+    assert len(TOKENIZER) == len(set(TOKENIZER.hf.get_vocab().values())) == max(TOKENIZER.hf.get_vocab().values()) + 1
 
 
 def test_it_is_saved_and_loaded(tmp_path):
-    TOKENIZER.save_pretrained(str(tmp_path))
+    TOKENIZER.save(epath.Path(tmp_path))
     again = tokenizer.load(str(tmp_path))
     for text in itertools.islice(texts(), 50):
         assert again.encode(text) == TOKENIZER.encode(text) and again.decode(again.encode(text)) == text
-    assert again.eos_token_id == TOKENIZER.eos_token_id
+    assert again.end == TOKENIZER.end
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):

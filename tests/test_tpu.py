@@ -91,7 +91,7 @@ def sft_step(a):
 
 
 def grpo_gradient(a):
-    shape = (grpo.MICRO_ROWS, GRPO.length)
+    shape = (GRPO.micro_batch, GRPO.length)
     accumulate = make_accumulate(grpo.make_loss(GRPO, a.config, a.train), a.tx, a.config, a.train)
     rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
     return accumulate.lower(a.state.params, a.state.params, rollouts), a.state.opt_state

@@ -83,7 +83,7 @@ def answers(
 
 
 def _judged(problem: Problem, sample: Sample, policy: Policy) -> Json:
-    text = policy.text(sample.tokens.tolist())
+    text = policy.tokenizer.decode(sample.tokens.tolist())
     verdict = verify(problem, text, sample.stopped)
     return {
         "text": text,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, to_hf
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding, decode_sharding, make_mesh
+
+if TYPE_CHECKING:
+    from astro_jax.llama.tokenizer import Tokenizer
 
 PARAMS = "params"
 GGUF = ".gguf"
@@ -39,7 +42,7 @@ def resolve(path: str) -> epath.Path:
     )
 
 
-def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any) -> None:
+def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tokenizer) -> None:
     """Write a model. A folder that is there already is a finished one of an earlier try, and is replaced."""
     folder = storage.absolute(folder)
     part = folder.parent / f"{folder.name}.part"
@@ -47,7 +50,7 @@ def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any
         if old.exists():
             old.rmtree()
     part.mkdir(parents=True)
-    tokenizer.save_pretrained(str(part))
+    tokenizer.save(part)
     (part / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n")
     ocp.save(part / PARAMS, params)
     part.rename(folder)

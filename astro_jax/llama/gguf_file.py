@@ -140,6 +140,11 @@ class File:
 
         return config, hf.assemble(config, tensor, sharding, dtype)
 
+    def end_tokens(self) -> list[int]:
+        """The ids that end an answer: of the text, of a turn, of a message."""
+        found = (self.field(f"tokenizer.ggml.{kind}_token_id", None) for kind in ("eos", "eot", "eom"))
+        return [i for i in found if i is not None]
+
     def tokenizer(self) -> Any:
         """The tokenizer, chat template included."""
         from transformers import PreTrainedTokenizerFast

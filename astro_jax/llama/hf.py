@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Set
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -19,6 +19,9 @@ from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, from_hf, to_hf
 from astro_jax.llama.params import Params, Spec
 from astro_jax.mesh import Sharding
+
+if TYPE_CHECKING:
+    from astro_jax.llama.tokenizer import Tokenizer
 
 WEIGHTS = "model.safetensors"
 # Of one file of weights.
@@ -91,8 +94,10 @@ def assemble(
     return jax.tree.map(leaf, llama_params.declare(config))
 
 
-def write(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Any, max_bytes: int = MAX_BYTES) -> None:
-    """Write config.json, generation_config.json, the weights and the tokenizer. The folder must not exist; it appears
+def write(
+    folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tokenizer, max_bytes: int = MAX_BYTES
+) -> None:
+    """Write config.json, the weights, the tokenizer and generation_config.json. The folder must not exist; it appears
     whole, once what was written has been read back and gives the logits that these parameters give.
 
     Args:
@@ -107,11 +112,11 @@ def write(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: An
         part.rmtree()
     part.mkdir(parents=True)
     _write_weights(part, config, params, max_bytes)
-    tokenizer.save_pretrained(str(part))
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    tokenizer.save(part)
     dtype = str(params.embed.dtype)
-    (part / "config.json").write_text(json.dumps(to_hf(config) | ids | {"torch_dtype": dtype}, indent=2) + "\n")
-    (part / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+    (part / "config.json").write_text(
+        json.dumps(to_hf(config) | tokenizer.ids() | {"torch_dtype": dtype}, indent=2) + "\n"
+    )
     _verify(part, config, params)
     part.rename(folder)
 

@@ -2,37 +2,129 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
 from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
-from astro_jax import phrases
+from astro_jax import config as cfg
+from astro_jax import phrases, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint, gguf_file
 from astro_jax.problems import countdown
 
 EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
+GENERATION = "generation_config.json"
+# A text that others follow: some tokenizers treat the beginning of a text in their own way.
+_BEFORE = "\n"
 
 
-def load(path: str) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A model's tokenizer, with what ends its answers and how a problem is put to it.
+
+    Attributes:
+      hf: transformers' tokenizer.
+      generation: the model's generation_config.json, carried along; its end tokens are those of an instruct model.
+      chat: how a problem becomes a prompt.
+    """
+
+    hf: Any
+    generation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    chat: cfg.Chat = dataclasses.field(default_factory=cfg.Chat)
+
+    def __len__(self) -> int:
+        return len(self.hf)
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer; training appends it."""
+        return self.hf.eos_token_id
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end an answer, `end` first: <|eot_id|> and <|end_of_text|> of a Llama 3 that chats."""
+        found = self.generation.get("eos_token_id") or ()
+        return tuple(dict.fromkeys((self.end, *([found] if isinstance(found, int) else found))))
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a whole text, with what the tokenizer begins one with, once: a chat template may have."""
+        begun = bool(self.hf.bos_token) and text.startswith(self.hf.bos_token)
+        return self.hf.encode(text, add_special_tokens=not begun)
+
+    def encode_after(self, text: str) -> list[int]:
+        """The tokens of a text that follows another."""
+        before, both = (self.hf.encode(t, add_special_tokens=False) for t in (_BEFORE, _BEFORE + text))
+        if both[: len(before)] == before:
+            return both[len(before) :]
+        return self.hf.encode(text, add_special_tokens=False)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens that follow others, end tokens left out."""
+        before = self.hf.encode(_BEFORE, add_special_tokens=False)
+        ids = [*before, *(t for t in tokens if t not in self.ends)]
+        first, whole = (self.hf.decode(t, clean_up_tokenization_spaces=False) for t in (before, ids))
+        return whole[len(first) :]
+
+    def prompt(self, problem: str) -> list[int]:
+        """The tokens that put a problem to the model: as it stands, or through the chat template.
+
+        Raises:
+          AstroError: when there is no chat template, or it refuses the system prompt.
+        """
+        if not self.chat.template:
+            return self.encode(problem)
+        messages = [] if self.chat.system is None else [{"role": "system", "content": self.chat.system}]
+        messages.append({"role": "user", "content": problem})
+        try:
+            # Some templates write today's date, and a run must not depend on the day: this is Llama 3.1's own.
+            text = self.hf.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
+            )
+        except Exception as e:  # a template is a program of the model's maker, and may raise anything
+            raise AstroError(
+                f"the model's chat template cannot be used ({str(e).splitlines()[0]}); set chat.template=false or "
+                "another chat.system"
+            ) from e
+        return self.encode(text)
+
+    def ending_with(self, text: str) -> list[int]:
+        """The tokens whose own text ends so."""
+        return [i for i in range(len(self)) if self.hf.decode([i], clean_up_tokenization_spaces=False).endswith(text)]
+
+    def save(self, folder: epath.Path) -> None:
+        """Write the tokenizer's files and generation_config.json, in a folder that is there."""
+        self.hf.save_pretrained(str(folder))
+        (folder / GENERATION).write_text(json.dumps(self.generation | self.ids(), indent=2) + "\n")
+
+    def ids(self) -> dict[str, Any]:
+        """The ids that begin and end texts, as Hugging Face's configs name them."""
+        ends: Any = list(self.ends)
+        return {"bos_token_id": self.hf.bos_token_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}
+
+
+def load(path: str, chat: cfg.Chat | None = None) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, a GGUF file, one of our checkpoints, or a model that ships with the
     package. A tokenizer.json beside a GGUF file is taken instead of the one inside.
 
     Raises:
-      AstroError: when there is none, or it has no end token.
+      AstroError: when there is none, it has no end token, or generation_config.json is damaged.
     """
     source = checkpoint.resolve(path)
     if source.suffix != checkpoint.GGUF:
-        tokenizer = _of_folder(source)
-    elif (source.parent / "tokenizer.json").exists():
-        tokenizer = _of_folder(source.parent)
+        hf, generation = _of_folder(source), _generation(source)
     else:
-        tokenizer = gguf_file.File(source).tokenizer()
-    if tokenizer.eos_token_id is None:
+        file = gguf_file.File(source)
+        beside = (source.parent / "tokenizer.json").exists()
+        hf = _of_folder(source.parent) if beside else file.tokenizer()
+        generation = {"eos_token_id": ends} if (ends := file.end_tokens()) else {}
+    if hf.eos_token_id is None:
         raise AstroError(f"{path}: the tokenizer has no end token; set eos_token in tokenizer_config.json")
-    return tokenizer
+    return Tokenizer(hf, generation, chat or cfg.Chat())
 
 
 def _of_folder(folder: epath.Path) -> Any:
@@ -44,7 +136,21 @@ def _of_folder(folder: epath.Path) -> Any:
         raise AstroError(f"{folder}: no tokenizer can be read there ({str(e).splitlines()[0]})") from e
 
 
-def countdown_tokenizer(max_value: int) -> Any:
+def _generation(folder: epath.Path) -> dict[str, Any]:
+    """A folder's generation_config.json; without one, the end tokens of config.json."""
+    if (folder / GENERATION).exists():
+        found = storage.read_json(folder / GENERATION)
+    elif (folder / "config.json").exists():
+        found = {k: v for k, v in storage.read_json(folder / "config.json").items() if k == "eos_token_id"}
+    else:
+        found = {}
+    ends = found.get("eos_token_id")
+    if not all(isinstance(t, int) for t in (ends if isinstance(ends, list) else [ends or 0])):
+        raise AstroError(f"{folder / GENERATION}: eos_token_id={ends!r} is neither a token's id nor a list of them")
+    return found
+
+
+def countdown_tokenizer(max_value: int) -> Tokenizer:
     """A word tokenizer for Countdown: a number is one token, a fixed phrase is one token, and text survives a round
     trip unchanged, since each token carries its own leading space or newline."""
     from transformers import PreTrainedTokenizerFast
@@ -57,9 +163,10 @@ def countdown_tokenizer(max_value: int) -> Any:
     pattern = "|".join([_escape(w) for w in sorted(words, key=len, reverse=True)] + [r" \d+"])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
+    hf = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN, clean_up_tokenization_spaces=False
     )
+    return Tokenizer(hf)
 
 
 def _escape(word: str) -> str:

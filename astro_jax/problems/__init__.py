@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +12,14 @@ class Problem:
 
     Attributes:
       id: unique and stable: random draws for this problem are named after it.
-      prompt: the text that the model continues.
+      prompt: its text.
       answer: the right answer, as text.
       meta: what the problem's verifier needs besides.
+      task: what kind of problem it is, which says how answers are judged and traces are written.
     """
 
     id: str
     prompt: str
     answer: str
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    task: Literal["countdown", "number"] = "countdown"

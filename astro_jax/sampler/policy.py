@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from astro_jax.llama import checkpoint, tokenizer
+from astro_jax import config as cfg
+from astro_jax.llama import checkpoint
+from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.params import Params
+from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import decode_sharding, make_mesh
 from astro_jax.sampler.engine import Request, Sample, Sampler
 
@@ -18,10 +21,10 @@ class Policy:
 
     sampler: Sampler
     params: Params
-    tokenizer: Any
+    tokenizer: Tokenizer
 
     @classmethod
-    def load(cls, path: str, seed: int = 0, slots: int = 64) -> Policy:
+    def load(cls, path: str, seed: int = 0, slots: int = 64, chat: cfg.Chat | None = None) -> Policy:
         """A checkpoint, a Hugging Face folder, or a model that ships with the package, on one device.
 
         Raises:
@@ -29,21 +32,12 @@ class Policy:
         """
         sharding = decode_sharding(make_mesh())
         config, params = checkpoint.load(path, sharding)
-        return cls(Sampler(config, sharding, seed, slots), params, tokenizer.load(path))
-
-    @property
-    def eos(self) -> int:
-        """The end token."""
-        return self.tokenizer.eos_token_id
+        return cls(Sampler(config, sharding, seed, slots), params, tokenizers.load(path, chat))
 
     def request(self, prompt: str, n: int, *name: str | int) -> Request:
-        """A request for n samples of the continuation of a text."""
-        return Request(tuple(self.tokenizer.encode(prompt)), n, name)
+        """A request for n answers to a problem."""
+        return Request(tuple(self.tokenizer.prompt(prompt)), n, name)
 
     def generate(self, requests: Sequence[Request], **how: Any) -> list[list[Sample]]:
-        """See Sampler.generate; without `stop`, samples go on to the end token."""
-        return self.sampler.generate(self.params, requests, **({"stop": (self.eos,)} | how))
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as text, without the end token."""
-        return self.tokenizer.decode([t for t in tokens if t != self.eos])
+        """See Sampler.generate; without `stop`, samples go on to an end token."""
+        return self.sampler.generate(self.params, requests, **({"stop": self.tokenizer.ends} | how))

@@ -46,7 +46,7 @@ def run(folder: epath.Path, problems: Sequence[Problem], c: cfg.Search, policy: 
 
 def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy) -> list[Tree]:
     """Grow one tree a problem, all at the same time, for `c.iterations` iterations of `c.leaves` leaves each."""
-    trees = [Tree(p, policy.tokenizer.encode(p.prompt)) for p in problems]
+    trees = [Tree(p, policy.tokenizer.prompt(p.prompt)) for p in problems]
     driver = _Driver(c, policy)
     for _ in range(c.iterations):
         selected = [(tree, tree.select(c.c_puct)) for tree in trees for _ in range(c.leaves)]
@@ -68,9 +68,8 @@ class _Driver:
 
     def __init__(self, c: cfg.Search, policy: Policy):
         self.c, self.policy = c, policy
-        # A step ends with any token whose text ends so, or with the end token.
-        ends = [i for i in range(len(policy.tokenizer)) if policy.tokenizer.decode([i]).endswith(c.step_end)]
-        self.step_ends = (*ends, policy.eos)
+        # A step ends with any token whose text ends so, or with an end token.
+        self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.ends)
 
     def expand(self, leaves: Sequence[tuple[Tree, int]]) -> list[tuple[Tree, Node]]:
         """Propose k next steps for each leaf; equal ones become one child.
@@ -84,7 +83,7 @@ class _Driver:
             top = max(distinct.values(), default=0.0)
             total = sum(math.exp(logp - top) for logp in distinct.values())
             for tokens, logp in distinct.items():
-                child = tree.add(leaf, tokens, self.policy.text(tokens), math.exp(logp - top) / total)
+                child = tree.add(leaf, tokens, self.policy.tokenizer.decode(tokens), math.exp(logp - top) / total)
                 children.append((tree, child))
             if not distinct:  # no step within max_step_tokens: nothing can follow this node
                 tree.nodes[leaf].terminal, tree.nodes[leaf].correct, tree.nodes[leaf].reward = True, False, 0.0
@@ -94,7 +93,7 @@ class _Driver:
         """Set R(S') of new nodes: a terminal's verdict, else the mean verdict of M rollouts (Eq. 2)."""
         open_nodes = []
         for tree, node in children:
-            ended = node.tokens[-1] == self.policy.eos
+            ended = node.tokens[-1] in self.policy.tokenizer.ends
             if ended or len(tree.path(node.id)) >= self.c.depth:
                 verdict = verify(tree.problem, tree.text(node.id), ended)
                 node.terminal, node.correct = True, verdict.correct
@@ -104,7 +103,10 @@ class _Driver:
         samples = self._sample([(t, n.id) for t, n in open_nodes], self.c.rollouts, "rollout", self._to_the_end)
         for (tree, node), rollouts in zip(open_nodes, samples, strict=True):
             steps = tree.text(node.id)
-            verdicts = [verify(tree.problem, steps + self.policy.text(r.tokens.tolist()), r.stopped) for r in rollouts]
+            verdicts = [
+                verify(tree.problem, steps + self.policy.tokenizer.decode(r.tokens.tolist()), r.stopped)
+                for r in rollouts
+            ]
             node.reward = sum(v.correct for v in verdicts) / len(verdicts)
 
     def _sample(

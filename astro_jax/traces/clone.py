@@ -1,7 +1,7 @@
-"""Procedure cloning: a sequence of nodes becomes text. Countdown's prose comes from templates.
+"""Procedure cloning: a sequence of nodes becomes text. The prose of backtracks comes from templates.
 
-After a backtrack the state is restated in the words of a prompt (its numbers and the target), so that a retry looks
-like a fresh start.
+After a backtrack of Countdown the state is restated in the words of a prompt (its numbers and the target), so that a
+retry looks like a fresh start; in a text, the line is quoted to which it goes back.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def clone(tree: Tree, sequence: Sequence[int], min_value: float | None, reflect:
         node = tree.nodes[n]
         if node.parent != at:
             pieces.append(Piece(at, "reflect", phrases.DOUBT + phrases.UNSURE))
-            pieces.append(Piece(node.parent, "backtrack", _go_back(tree, node.parent)))
-        pieces.append(Piece(n, "step", node.text))
+            pieces.append(Piece(node.parent, "backtrack", _BACK[tree.problem.task](tree, node.parent)))
+        pieces.append(Piece(n, "step", node.text if node.text.endswith("\n") else node.text + "\n"))
         high = min_value is not None and not node.terminal and node.value >= min_value
         if reflect and (high or n == sequence[-1]):
             pieces.append(Piece(n, "reflect", phrases.DOUBT + phrases.CORRECT))
@@ -51,7 +51,7 @@ def clone(tree: Tree, sequence: Sequence[int], min_value: float | None, reflect:
     return pieces
 
 
-def _go_back(tree: Tree, node: int) -> str:
+def _restate(tree: Tree, node: int) -> str:
     """Back to an inner node, or to the root; the state is restated. It is what the last line up to there said: a policy
     that reflects already has lines that say nothing of it."""
     target = tree.problem.meta["target"]
@@ -59,3 +59,14 @@ def _go_back(tree: Tree, node: int) -> str:
         if numbers := countdown.numbers_left(step.text):
             return phrases.GO_BACK + countdown.restate(numbers, target)
     return phrases.RESTART + countdown.restate(tuple(tree.problem.meta["numbers"]), target)
+
+
+def _quote(tree: Tree, node: int) -> str:
+    """Back to a line of a text, or to its beginning."""
+    for step in reversed(tree.path(node)):
+        if line := " ".join(step.text.split()):
+            return f"{phrases.GO_BACK} wrote: {line}\n"
+    return f"{phrases.RESTART} read the problem once more.\n"
+
+
+_BACK = {"countdown": _restate, "number": _quote}

@@ -22,9 +22,6 @@ from astro_jax.train.losses import RolloutBatch
 from astro_jax.train.state import Loss, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
 from astro_jax.verify import Verdict, verify
 
-# Rows of a micro-batch, rounded up to the devices of the batch: the one shape that the gradient is compiled for.
-MICRO_ROWS = 32
-
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
@@ -125,7 +122,7 @@ class Trainer:
         samples = policy.generate(requests, max_tokens=c.max_tokens)
         groups = []
         for problem, request, group in zip(chosen, requests, samples, strict=True):
-            texts = [policy.text(s.tokens.tolist()) for s in group]
+            texts = [policy.tokenizer.decode(s.tokens.tolist()) for s in group]
             groups.append(
                 [
                     Rollout(request.prefix, s.tokens, s.logprobs, verify(problem, text, s.stopped), s.stopped)
@@ -165,7 +162,7 @@ class Trainer:
         if not documents:
             return []
         batch, extras = data.pack(documents, self.c.length)
-        micro = -(-MICRO_ROWS // self.sharding.batch_size) * self.sharding.batch_size
+        micro = -(-self.c.micro_batch // self.sharding.batch_size) * self.sharding.batch_size
         rows = -(-len(batch.tokens) // micro) * micro
         every = RolloutBatch(batch, extras["advantages"], extras["old_logprobs"])
         every = jax.tree.map(lambda x: np.pad(x, [(0, rows - len(x)), (0, 0)]), every)

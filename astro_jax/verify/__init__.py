@@ -33,6 +33,7 @@ def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
       response: the text after the prompt, without the end token.
       stopped: whether an end token ended it; a response that was cut off is not correct.
     """
-    from astro_jax.verify import countdown
+    from astro_jax.verify import countdown, number
 
-    return countdown.verify(problem, response, stopped)
+    judge = {"countdown": countdown, "number": number}[problem.task]
+    return judge.verify(problem, response, stopped)
