@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     p = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
     p.add_argument("checkpoint", metavar="CKPT", help="a model folder of a run, as in runs/quickstart/astro-rl/model")
     p.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
+    p.add_argument("--verify", choices=("torch",), help="compare with transformers too, before the folder appears")
     p.set_defaults(call=_export)
     p = commands.add_parser("sample", help="continue a text: the quick look at a checkpoint")
     p.add_argument(
@@ -115,10 +116,19 @@ def _import(args: argparse.Namespace, command: str) -> int:
 def _export(args: argparse.Namespace, command: str) -> int:
     from etils import epath
 
-    from astro_jax.llama import checkpoint, hf, tokenizer
+    from astro_jax.llama import checkpoint, hf, reference, tokenizer
+    from astro_jax.report import card
 
+    def check(folder: epath.Path) -> None:
+        print(f"transformers agrees: logits differ by {reference.compare(folder, config, params):.1g} at most")
+
+    if args.verify:
+        reference.available()
     config, params = checkpoint.load(args.checkpoint)
-    hf.write(epath.Path(args.destination), config, params, tokenizer.load(args.checkpoint))
+    hf.write(
+        epath.Path(args.destination), config, params, tokenizer.load(args.checkpoint),
+        card=card.text(args.checkpoint, config), check=check if args.verify else None,
+    )  # fmt: skip
     print(f"written: {args.destination}")
     return 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +47,8 @@ class Run:
     """One run's folder, devices and configuration."""
 
     def __init__(self, c: cfg.Config, command: str = ""):
-        self.c, self.folder, self.digest, self.command = c, storage.absolute(c.out), c.digest(), command
+        self.c, self.folder, self.command = c, storage.absolute(c.out), command
+        self.digest = self._digest()
         self._check()
         meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
@@ -62,6 +64,13 @@ class Run:
             raise AstroError("warm_up: only problems from a file have worked solutions; set problems.path")
         self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
 
+    def _digest(self) -> str:
+        """The config's, and where problems come from a file, theirs."""
+        digest = self.c.digest()
+        if not self.c.problems.path:
+            return digest
+        return hashlib.sha256(repr((digest, self._file)).encode()).hexdigest()[:16]
+
     def _check(self) -> None:
         """Check that the folder is new or belongs to the same configuration."""
         path = self.folder / "config.json"
@@ -72,6 +81,7 @@ class Run:
         theirs = storage.read_json(path)
         if theirs.get("hash") != self.digest:
             changed = _differences(theirs.get("config", {}), self.c.model_dump(mode="json"))
+            changed = changed or f"{self.c.problems.path} holds other problems"
             raise AstroError(
                 f"{self.folder}: holds a run of another config ({changed}); nothing was changed, "
                 "choose another folder with out=DIR or remove it"

@@ -40,6 +40,19 @@ def test_a_file_and_overrides(load):
     assert c.search.proposals == 8  # what is not named keeps its default
 
 
+def test_scale_multiplies_the_budgets_and_nothing_else(load):
+    c = load("scale: 0.1\nproblems: {search: 256, rl: 4, eval: 205}\ngrpo: {steps: 24}\n")
+    assert (c.problems.search, c.problems.rl, c.problems.eval, c.grpo.steps, c.corpus.documents) == (
+        26,
+        1,
+        20,
+        2,
+        60000,
+    )
+    assert c.search == cfg.Search() and c.sft == cfg.Sft() and c.grpo.prompts == 64
+    assert c.digest() != load("problems: {search: 256, rl: 4, eval: 205}\ngrpo: {steps: 24}\n").digest()
+
+
 @pytest.mark.parametrize("text", ["3e-4", "3.0e-4", "0.0003", "3E-4"])
 def test_numbers_in_any_notation(load, text):
     assert load("", f"sft.learning_rate={text}").sft.learning_rate == 3e-4

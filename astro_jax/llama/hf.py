@@ -95,13 +95,21 @@ def assemble(
 
 
 def write(
-    folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tokenizer, max_bytes: int = MAX_BYTES
+    folder: epath.Path,
+    config: LlamaConfig,
+    params: Params,
+    tokenizer: Tokenizer,
+    max_bytes: int = MAX_BYTES,
+    card: str = "",
+    check: Callable[[epath.Path], Any] | None = None,
 ) -> None:
     """Write config.json, the weights, the tokenizer and generation_config.json. The folder must not exist; it appears
     whole, once what was written has been read back and gives the logits that these parameters give.
 
     Args:
       max_bytes: of one file of weights; more are written as several with an index, as transformers does.
+      card: the model card, README.md.
+      check: called on what was written, before the folder appears; what it raises stops that.
 
     Raises:
       AstroError: when the folder exists, or what was written differs.
@@ -117,7 +125,11 @@ def write(
     (part / "config.json").write_text(
         json.dumps(to_hf(config) | tokenizer.ids() | {"torch_dtype": dtype}, indent=2) + "\n"
     )
+    if card:
+        (part / "README.md").write_text(card)
     _verify(part, config, params)
+    if check is not None:
+        check(part)
     part.rename(folder)
 
 
