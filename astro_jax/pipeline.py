@@ -47,6 +47,11 @@ class Run:
     """One run's folder, devices and configuration."""
 
     def __init__(self, c: cfg.Config, command: str = ""):
+        p = c.problems
+        if p.path and c.traces.replay:
+            raise AstroError("traces.replay: only Countdown has a corpus to replay; set it to 0")
+        if c.warm_up is not None and not p.path:
+            raise AstroError("warm_up: only problems from a file have worked solutions; set problems.path")
         self.c, self.folder, self.command = c, storage.absolute(c.out), command
         self.digest = self._digest()
         self._check()
@@ -57,11 +62,6 @@ class Run:
             if (batch := getattr(c, name).batch) % self.train_sharding.batch_size:
                 devices = self.train_sharding.batch_size
                 raise AstroError(f"{name}.batch={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices")
-        p = c.problems
-        if p.path and c.traces.replay:
-            raise AstroError("traces.replay: only Countdown has a corpus to replay; set it to 0")
-        if c.warm_up is not None and not p.path:
-            raise AstroError("warm_up: only problems from a file have worked solutions; set problems.path")
         self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
 
     def _digest(self) -> str:
