@@ -88,6 +88,9 @@ class Search(Section):
     iterations: int = pydantic.Field(32, ge=1)  # paper
     depth: int = pydantic.Field(50, ge=1)  # paper
     c_puct: float = pydantic.Field(1.0, ge=0)  # ours: the paper gives no value
+    prior: Literal["total", "mean"] = (
+        "total"  # a step's probability, or the mean over its tokens (ours: not in the paper)
+    )
     leaves: int = pydantic.Field(1, ge=1)  # leaves of one tree expanded at once (virtual loss); 1 is exact PUCT
     temperature: float = pydantic.Field(1.0, gt=0)  # ours
     wave: int = pydantic.Field(128, ge=1)  # trees that grow together, one shard of the store

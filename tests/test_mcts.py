@@ -101,6 +101,13 @@ def test_each_setting_reaches_the_sampler():
     assert [len(r) for *_, r in sampler.calls] == [1, 2, 1, 2, 1]  # the end needs no rollouts, nor a fourth expansion
 
 
+def test_the_prior_may_be_the_mean_over_a_steps_tokens():
+    tree, _ = grow(prior="mean", iterations=1)
+    n, m = len(TOKENIZER.encode(A)), len(TOKENIZER.encode(B))
+    a, b = 0.6 ** (1 / n), 0.2 ** (1 / m)
+    assert [node.prior for node in tree.nodes[1:]] == pytest.approx([a / (a + b), b / (a + b)])
+
+
 @pytest.mark.parametrize("step_end, others", [(".\n", set()), ("\n", {HIT, MISS})])
 def test_a_step_ends_with_a_token_that_ends_so_or_with_the_end_token(step_end, others):
     _, sampler = grow(step_end=step_end)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from astro_jax import config as cfg
@@ -74,12 +75,14 @@ class _Driver:
     def expand(self, leaves: Sequence[tuple[Tree, int]]) -> list[tuple[Tree, Node]]:
         """Propose k next steps for each leaf; equal ones become one child.
 
-        The prior is the policy's probability of the whole step, not divided by its length, normalized over siblings.
+        The prior is the policy's probability of the step, normalized over siblings: of the whole step, or with `prior:
+        mean` the geometric mean over its tokens, so that many tokens do not make a step unlikely.
         """
         samples = self._sample(leaves, self.c.proposals, "propose", self._next_steps)
         children = []
         for (tree, leaf), proposed in zip(leaves, samples, strict=True):
-            distinct = {tuple(s.tokens.tolist()): float(s.logprobs.sum()) for s in proposed if s.stopped}
+            score = np.sum if self.c.prior == "total" else np.mean
+            distinct = {tuple(s.tokens.tolist()): float(score(s.logprobs)) for s in proposed if s.stopped}
             top = max(distinct.values(), default=0.0)
             total = sum(math.exp(logp - top) for logp in distinct.values())
             for tokens, logp in distinct.items():
