@@ -82,6 +82,20 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--max-new-tokens", type=int, default=128, help="of each sample (default 128)")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default 0)")
     p.set_defaults(call=_sample)
+    p = commands.add_parser("bench", help="measure this machine, as a share of its limits")
+    p.add_argument("what", choices=("sampler",), help="what to measure")
+    p.add_argument("--model", required=True, metavar="CKPT", help="as for `astro sample`")
+    p.add_argument("--groups", type=int, default=4, metavar="G", help="prompts (default 4)")
+    p.add_argument("--samples", type=int, default=16, metavar="M", help="of each prompt (default 16)")
+    p.add_argument("--prompt", type=int, default=128, metavar="P", help="tokens of a prompt (default 128)")
+    p.add_argument("--new", type=int, default=64, metavar="T", help="new tokens of a sample (default 64)")
+    p.add_argument("--ragged", action="store_true", help="lengths from a geometric distribution, mean T/2, at most 4T")
+    p.add_argument(
+        "--slots", type=int, metavar="N", help="rows that decode at once (default: all samples, at most 512)"
+    )
+    p.add_argument("--compare", choices=("torch",), help="run transformers' generate beside it")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(call=_bench)
     return parser
 
 
@@ -149,6 +163,21 @@ def _sample(args: argparse.Namespace, command: str) -> int:
         if args.n > 1:
             print(f"--- {i + 1}")
         print(policy.tokenizer.decode(sample.tokens.tolist()))
+    return 0
+
+
+def _bench(args: argparse.Namespace, command: str) -> int:
+    import json
+
+    from astro_jax import bench
+    from astro_jax.sampler import Policy
+
+    work = bench.Workload(args.groups, args.samples, args.prompt, args.new, args.ragged)
+    policy = Policy.load(
+        args.model, slots=args.slots if args.slots is not None else min(args.groups * args.samples, 512)
+    )
+    found = bench.sampler(policy, work, torch=args.compare == "torch")
+    print(json.dumps(found) if args.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
     return 0
 
 

@@ -28,11 +28,13 @@ class Request:
       prefix: token ids, at least one.
       n: number of samples.
       name: names the random draws, e.g. ("search", problem id, path). The same name gives the same noise.
+      caps: the most tokens of each sample, where they differ; none: what `generate` is asked for.
     """
 
     prefix: tuple[int, ...]
     n: int
     name: tuple[str | int, ...]
+    caps: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Sampler:
     """
 
     def __init__(self, config: LlamaConfig, sharding: Sharding, seed: int, slots: int = 512, chunk: int = 16):
+        if slots < 1:
+            raise AstroError("sampler: slots is at least 1")
         smallest = sharding.batch_size
         self.sizes = sorted({max(smallest, -(-slots // (f * smallest)) * smallest) for f in (1, 2, 4, 8)})
         self.config, self.sharding, self.seed, self.chunk = config, sharding, seed, chunk
@@ -168,7 +172,7 @@ class Sampler:
         index = self._padded(np.asarray([group_of[i] for i, _ in wave], np.int32))
         keys, left = np.zeros((len(index), 2), np.uint32), np.zeros(len(index), np.int32)
         keys[: len(wave)] = [sample_key(self.seed, requests[i].name, j) for i, j in wave]
-        left[: len(wave)] = max_tokens
+        left[: len(wave)] = [min((max_tokens, *requests[i].caps[j : j + 1])) for i, j in wave]
         rows = Rows(cache=cache, token=last, start=start, key=np.zeros((size, 2), np.uint32), left=start)
         rows = self._spread(rows, index, power_of_two(columns + self.chunk))
         where = self.sharding.named("batch")

@@ -1,0 +1,165 @@
+"""What the sampler reaches, as a share of what this machine can do, measured in the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from astro_jax.errors import AstroError
+from astro_jax.llama import hf, params
+from astro_jax.llama.config import LlamaConfig
+from astro_jax.sampler import Policy, Request
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """G groups of M samples: a prompt of P tokens each, and T new ones; ragged: lengths drawn from a geometric
+    distribution with mean T / 2, and 4 T at most."""
+
+    groups: int
+    samples: int
+    prompt: int
+    new: int
+    ragged: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.groups, self.samples, self.prompt, self.new) < 1:
+            raise AstroError("bench: --groups, --samples, --prompt and --new are at least 1")
+
+    def lengths(self) -> np.ndarray:
+        """New tokens of each sample, int [G, M]."""
+        shape = (self.groups, self.samples)
+        if not self.ragged:
+            return np.full(shape, self.new)
+        drawn = np.random.default_rng(self.seed).geometric(min(1.0, 2 / self.new), shape)
+        return np.minimum(drawn, 4 * self.new)
+
+    def prompts(self, vocab_size: int) -> np.ndarray:
+        """Random tokens, int [G, P]."""
+        return np.random.default_rng(self.seed).integers(0, vocab_size, (self.groups, self.prompt))
+
+    def requests(self, vocab_size: int) -> list[Request]:
+        """The same as requests to the sampler."""
+        return [
+            Request(tuple(map(int, prompt)), self.samples, ("bench", i), tuple(map(int, caps)))
+            for i, (prompt, caps) in enumerate(zip(self.prompts(vocab_size), self.lengths(), strict=True))
+        ]
+
+
+def sampler(policy: Policy, work: Workload, torch: bool = False) -> Json:
+    """Generate the workload twice, the first time with compilation.
+
+    Returns:
+      new tokens and seconds; tokens_per_s; the machine's matmul FLOP/s and read bandwidth, and the tokens/s that each
+      allows (`limits`); share_of_limit, of the lower one; compile_s, by which the first call took longer; peak_bytes;
+      prefix_reuse, the share of prompt tokens that were not prefilled again for another sample; with `torch`, the same
+      rate of transformers' generate, and the ratio to it.
+    """
+    config = policy.sampler.config
+    requests, lengths = work.requests(config.vocab_size), work.lengths()
+    run = lambda: policy.generate(requests, max_tokens=int(lengths.max()), stop=())  # noqa: E731
+    first, seconds = timed(run), timed(run)
+    limits = limit(config, policy.params, work, flops_per_s(), bytes_per_s())
+    tokens = int(lengths.sum())
+    found: Json = {
+        "workload": dataclasses.asdict(work), "tokens": tokens, "seconds": round(seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 1), "limits": limits,
+        "share_of_limit": round(tokens / seconds / min(limits["by_flops"], limits["by_bandwidth"]), 3),
+        "compile_s": round(first - seconds, 1), "peak_bytes": peak_bytes(),
+        "prefix_reuse": round(1 - 1 / work.samples, 3),
+    }  # fmt: skip
+    if torch:
+        theirs = transformers(policy, work)
+        found["transformers"] = theirs | {"ratio": round(found["tokens_per_s"] / theirs["tokens_per_s"], 2)}
+    return found
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def limit(config: LlamaConfig, weights: params.Params, work: Workload, flops: float, bandwidth: float) -> Json:
+    """The machine's measured FLOP/s and bytes/s, and the tokens/s that each would allow if nothing else cost time.
+
+    FLOPs: of the matmuls, attention included; each prompt once. Bytes: the parameters once a decode step of all rows
+    and once a prefill, and each row's keys and values at every step.
+    """
+    lengths = work.lengths()
+    decode = sum(int(n) * config.flops_per_token(work.prompt + int(n) // 2) for n in lengths.flat)
+    prefill = work.groups * work.prompt * config.flops_per_token(work.prompt // 2)
+    size = sum(x.nbytes for x in jax.tree.leaves(weights))
+    column = 2 * config.n_layers * config.n_kv_heads * config.head_dim * weights.embed.dtype.itemsize
+    cache = sum(int(n) * (work.prompt + int(n) // 2) * column for n in lengths.flat)
+    tokens = int(lengths.sum())
+    return {
+        "flops_per_s": round(flops), "bytes_per_s": round(bandwidth),
+        "by_flops": round(tokens * flops / (decode + prefill), 1),
+        "by_bandwidth": round(tokens * bandwidth / ((int(lengths.max()) + 1) * size + cache), 1),
+    }  # fmt: skip
+
+
+def flops_per_s(n: int = 4096) -> float:
+    """The rate of a float32 product of two n x n matrices, the best of five."""
+    x = jnp.ones((n, n), jnp.float32)
+    product = jax.jit(lambda a, b: a @ b)
+    return 2 * n**3 / min(timed(lambda: product(x, x)) for _ in range(6))
+
+
+def bytes_per_s(size: int = 1 << 28) -> float:
+    """The rate at which an array of `size` bytes is read, the best of five."""
+    x = jnp.ones((size // 4,), jnp.float32)
+    total = jax.jit(jnp.sum)
+    return size / min(timed(lambda: total(x)) for _ in range(6))
+
+
+def peak_bytes() -> int:
+    """The most memory held so far: of the first device where it tells, else of this process."""
+    told = jax.devices()[0].memory_stats() or {}
+    kib = 1 if sys.platform == "darwin" else 1024
+    return told.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
+
+
+def transformers(policy: Policy, work: Workload) -> Json:
+    """transformers' generate with torch on the same weights and prompts. It has no caps for each sample: of a ragged
+    workload it generates all to the longest, and what lies beyond a sample's own length does not count.
+
+    Raises:
+      AstroError: where torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as e:
+        raise AstroError("--compare torch: torch is not installed here; pip install torch, or leave it out") from e
+    import tempfile
+
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        hf.write(epath.Path(folder) / "model", policy.sampler.config, policy.params, policy.tokenizer)
+        theirs = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).eval()
+    prompts = torch.from_numpy(work.prompts(policy.sampler.config.vocab_size))
+    longest = int(work.lengths().max())
+    start = time.perf_counter()
+    with torch.no_grad():
+        theirs.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, eos_token_id=None,
+            max_new_tokens=longest, num_return_sequences=work.samples, pad_token_id=0,
+        )  # fmt: skip
+    seconds = time.perf_counter() - start
+    tokens = int(work.lengths().sum())
+    return {"seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1)}

@@ -1,0 +1,86 @@
+"""The benchmark: what it counts, against counts by hand; its rates are of this machine and are not tested."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import one_device, tiny_config, tiny_params
+
+from astro_jax import bench
+from astro_jax.cli import main
+from astro_jax.sampler import Request, Sampler
+
+CONFIG = tiny_config()
+
+
+def test_a_ragged_workload_has_geometric_lengths_up_to_four_times_the_mean():
+    even, ragged = (bench.Workload(64, 64, 4, 32, r).lengths() for r in (False, True))
+    assert even.shape == (64, 64) and (even == 32).all()
+    assert ragged.min() >= 1 and ragged.max() == 128
+    assert ragged.mean() == pytest.approx(16, rel=0.05) and (ragged <= 11).mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_limit_counts_each_prompt_once_and_each_new_token():
+    """One layer by hand: 2 FLOPs a parameter of the matmuls, 4 h H a key that is attended to."""
+    config, params = tiny_config(n_layers=1), tiny_params(tiny_config(n_layers=1))
+    work = bench.Workload(groups=3, samples=5, prompt=10, new=4)
+    d, f, v, q, kv = config.d_model, config.d_ff, config.vocab_size, config.n_heads, config.n_kv_heads
+    h = config.head_dim
+    weights = 2 * (d * h * (2 * q + 2 * kv) + 3 * d * f + d * v)
+    flops = 60 * (weights + 4 * h * q * 12) + 30 * (weights + 4 * h * q * 5)
+    size = 4 * sum(x.size for x in [params.embed, *vars(params.layers).values(), params.final_norm] if x is not None)
+    size += 0 if params.lm_head is None else 4 * params.lm_head.size
+    read = 5 * size + 60 * 12 * 2 * kv * h * 4
+    found = bench.limit(config, params, work, flops=1e9, bandwidth=1e6)
+    assert found["by_flops"] == pytest.approx(60 * 1e9 / flops, abs=0.1)
+    assert found["by_bandwidth"] == pytest.approx(60 * 1e6 / read, abs=0.1)
+
+
+def test_a_cap_cuts_a_sample_and_changes_nothing_else():
+    sampler, params = Sampler(CONFIG, one_device(), 0, slots=8, chunk=4), tiny_params(CONFIG)
+    whole, capped = (
+        sampler.generate(params, [Request((1, 2, 3), 4, ("x",), caps)], max_tokens=11, stop=())[0]
+        for caps in ((), (3, 11, 1, 40))
+    )
+    assert [len(s.tokens) for s in whole] == [11] * 4 and [len(s.tokens) for s in capped] == [3, 11, 1, 11]
+    for a, b in zip(whole, capped, strict=True):
+        np.testing.assert_array_equal(a.tokens[: len(b.tokens)], b.tokens)
+        np.testing.assert_allclose(a.logprobs[: len(b.tokens)], b.logprobs, atol=1e-5)
+
+
+def test_the_command_tells_rates_limits_and_shares(capsys, monkeypatch):
+    for name, rate in (("flops_per_s", 1e12), ("bytes_per_s", 1e10)):
+        monkeypatch.setattr(bench, name, lambda rate=rate: rate)
+    size = ["--groups", "2", "--samples", "3", "--prompt", "5", "--new", "4"]
+    assert main(["bench", "sampler", "--model", "countdown-base", *size, "--ragged", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    lengths = bench.Workload(2, 3, 5, 4, True).lengths()
+    assert found["tokens"] == lengths.sum() and found["prefix_reuse"] == round(2 / 3, 3)
+    assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["seconds"], rel=0.1)
+    lowest = min(found["limits"]["by_flops"], found["limits"]["by_bandwidth"])
+    assert found["share_of_limit"] == pytest.approx(found["tokens_per_s"] / lowest, abs=0.01)
+    assert found["peak_bytes"] > 1e8 and found["compile_s"] >= 0
+    assert main(["bench", "sampler", "--model", "countdown-base", *size]) == 0
+    assert "share_of_limit: " in capsys.readouterr().out
+
+
+def test_an_empty_workload_is_one_line(capsys):
+    assert main(["bench", "sampler", "--model", "countdown-base", "--groups", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_transformers_runs_beside_it(capsys):
+    pytest.importorskip("torch")
+    args = ["--groups", "2", "--samples", "2", "--prompt", "4", "--new", "3", "--json", "--compare", "torch"]
+    assert main(["bench", "sampler", "--model", "countdown-base", *args]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["transformers"]["ratio"] == pytest.approx(
+        found["tokens_per_s"] / found["transformers"]["tokens_per_s"], rel=0.02
+    )
+
+
+def test_without_torch_the_comparison_is_one_line(capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    args = ["--groups", "1", "--samples", "1", "--prompt", "2", "--new", "1", "--compare", "torch"]
+    assert main(["bench", "sampler", "--model", "countdown-base", *args]) == 2
+    assert "torch is not installed" in capsys.readouterr().err
