@@ -68,6 +68,8 @@ class File:
             self.tensors = {t.name: t for t in reader.tensors}
         except (ValueError, IndexError, KeyError, OSError, OverflowError) as e:
             raise self.error(f"damaged or unreadable ({e}); copy it again") from e
+        if reader.byte_order == "S":
+            raise self.error("its bytes are in another order than this machine's; convert it with llama.cpp")
 
     def error(self, what: str) -> AstroError:
         return AstroError(f"{self.path}: {what}")
