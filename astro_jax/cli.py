@@ -60,10 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
         p.add_argument("overrides", nargs="*", metavar="key=value", help="as in seed=7 or sft.epochs=2")
         p.set_defaults(call=_run, stages=stages)
-    p = commands.add_parser("import", help="make a checkpoint of a Hugging Face folder or a GGUF file")
-    p.add_argument("source", metavar="SRC", help="a Hugging Face folder, or a .gguf file (extra `gguf`)")
+    p = commands.add_parser("import", help="make a model folder of a Hugging Face model or a GGUF file")
+    p.add_argument("source", metavar="SRC", help="a Hugging Face folder, a .gguf file, or org/name on the hub")
     p.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the parameters on disk")
+    p.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of the source")
+    p.add_argument("--dry-run", action="store_true", help="check all but the values, and write nothing")
     p.set_defaults(call=_import)
     p = commands.add_parser("export", help="write a checkpoint as a Hugging Face folder")
     p.add_argument("checkpoint", metavar="CKPT", help="a model folder of a run, as in runs/quickstart/astro-rl/model")
@@ -116,14 +117,15 @@ def _run(args: argparse.Namespace, command: str) -> int:
 def _import(args: argparse.Namespace, command: str) -> int:
     from etils import epath
 
-    from astro_jax import storage
-    from astro_jax.llama import checkpoint, tokenizer
+    from astro_jax import importing, storage
 
     destination = epath.Path(args.destination)
     storage.refuse_existing(destination)
-    config, params = checkpoint.load(args.source, dtype=args.dtype)
-    checkpoint.save(destination, config, params, tokenizer.load(args.source))
-    print(f"written: {args.destination}")
+    model = importing.check(args.source, destination, args.dtype, download=not args.dry_run)
+    print(model)
+    if not args.dry_run:
+        importing.write(model, destination)
+        print(f"written: {args.destination}")
     return 0
 
 
@@ -138,7 +140,7 @@ def _export(args: argparse.Namespace, command: str) -> int:
 
     if args.verify:
         reference.available()
-    config, params = checkpoint.load(args.checkpoint)
+    config, params = checkpoint.load(args.checkpoint, dtype=None)
     hf.write(
         epath.Path(args.destination), config, params, tokenizer.load(args.checkpoint),
         card=card.text(args.checkpoint, config), check=check if args.verify else None,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -33,6 +36,35 @@ def refuse_existing(path: epath.Path) -> None:
     """Raise an AstroError where there is something already: what a user names to be written is never replaced."""
     if path.exists():
         raise AstroError(f"{path}: exists; nothing was written, choose another folder or remove it")
+
+
+def free_bytes(path: epath.Path) -> float:
+    """The room for something at `path`, which need not exist; no bound where it is remote."""
+    path = absolute(path)
+    if "://" in os.fspath(path):
+        return math.inf
+    return shutil.disk_usage(next(p for p in path.parents if p.exists())).free
+
+
+@contextlib.contextmanager
+def new_folder(path: epath.Path) -> Iterator[epath.Path]:
+    """A folder to write into, which becomes `path` when all went well. When it did not, nothing is left; after a kill,
+    a folder of another name is, and the next try begins with its removal.
+
+    Raises:
+      AstroError: when there is something at `path`.
+    """
+    refuse_existing(path)
+    part = path.parent / f"{path.name}.part"
+    if part.exists():
+        part.rmtree()
+    part.mkdir(parents=True)
+    try:
+        yield part
+    except BaseException:
+        part.rmtree()
+        raise
+    part.rename(path)
 
 
 def write_json(path: epath.Path, value: Any) -> None:

@@ -153,18 +153,6 @@ def test_a_sample_that_cannot_be_is_one_line(model, capsys, options, message):
     assert message in fails(capsys, "sample", path, *options)
 
 
-def test_an_imported_model_is_a_checkpoint_of_ours(model, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["export", str(model), "folder"]) == cli.main(["import", "folder", "ours"]) == 0
-    assert (tmp_path / "ours" / "params").is_dir() and not list(tmp_path.glob("*.part"))
-    assert_trees_equal(llama.load("ours")[1], PARAMS)
-    assert cli.main(["import", "folder", "half", "--dtype", "bfloat16"]) == 0
-    half = llama.load("half", dtype="bfloat16")[1]
-    assert_trees_equal(half, jax.tree.map(lambda x: x.astype("bfloat16"), PARAMS))
-    assert "exists; nothing was written" in fails(capsys, "import", "folder", "ours")
-    assert "no such folder or .gguf file" in fails(capsys, "import", "nowhere.gguf", "new")
-
-
 def test_an_exported_model_reads_back_equal(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(model)

@@ -10,9 +10,9 @@ import tokenizers
 from etils import epath
 from helpers import LLAMA3, assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
 
-from astro_jax import llama
+from astro_jax import cli, llama
 from astro_jax.errors import AstroError
-from astro_jax.llama import gguf_file, tokenizer
+from astro_jax.llama import gguf_file, tokenizer, weights
 from astro_jax.llama.config import RopeScaling
 from astro_jax.llama.model import rope_frequencies
 
@@ -95,6 +95,22 @@ def test_quantized_weights_are_what_the_quantization_left(kind, tmp_path):
     assert not np.array_equal(read.layers.w_up, params.layers.w_up)  # it did lose something
 
 
+@pytest.mark.parametrize(
+    "kind, dtype", [("F32", "float32"), ("F16", "float16"), ("BF16", "bfloat16"), ("Q8_0", "float32")]
+)
+def test_an_import_keeps_what_is_not_quantized(kind, dtype, tmp_path, monkeypatch):
+    config = tiny_config(d_model=64, d_ff=96, head_dim=16, vocab_size=len(countdown_tokenizer(9)))
+    path = write(tmp_path / "model.gguf", config, tensors_of(config, tiny_params(config)), TYPES[kind])
+    countdown_tokenizer(9).hf.save_pretrained(tmp_path)
+    whole = llama.load(path)[1]
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 1500)  # several blocks a tensor; the rows of a head stay together
+    assert cli.main(["import", str(path), str(tmp_path / "new")]) == 0
+    assert_trees_equal(llama.load(tmp_path / "new")[1], whole)
+    stored = llama.load(tmp_path / "new", dtype=None)[1]
+    assert stored.embed.dtype == stored.layers.wq.dtype == dtype and stored.final_norm.dtype == np.float32
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["torch_dtype"] == dtype
+
+
 def test_llama_3_1s_factors_become_its_scaling(tmp_path):
     scaling = RopeScaling(8.0, 1.0, 4.0, 8192)
     config = tiny_config(d_model=64, head_dim=16, rope_theta=500000.0, rope_scaling=scaling)
@@ -154,6 +170,17 @@ def test_without_the_package_it_is_one_line(tmp_path, monkeypatch):
         llama.load(path)
 
 
+def test_a_file_of_another_byte_order_is_refused(tmp_path):
+    writer = gguf.GGUFWriter(str(tmp_path / "model.gguf"), "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.add_tensor("output_norm.weight", np.ones(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(AstroError, match="another order"):
+        llama.load(tmp_path / "model.gguf")
+
+
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     tensors = tensors_of(CONFIG, tiny_params(CONFIG))
     path = write(tmp_path / "model.gguf", CONFIG, tensors)
@@ -169,6 +196,9 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     ):
         with pytest.raises(AstroError, match=message):
             llama.load(write(tmp_path / "other.gguf", CONFIG, tensors, **changes))
+    integers = tensors | {"output_norm.weight": np.zeros(64, np.int32)}
+    with pytest.raises(AstroError, match=r"output_norm\.weight is quantized as I32, which cannot be read"):
+        llama.load(write(tmp_path / "integers.gguf", CONFIG, integers))
     lacking = {name: value for name, value in tensors.items() if name != "blk.1.ffn_up.weight"}
     with pytest.raises(AstroError, match=r"blk\.1\.ffn_up\.weight is missing"):
         llama.load(write(tmp_path / "lacking.gguf", CONFIG, lacking))

@@ -132,6 +132,21 @@ def test_what_reads_back_otherwise_is_not_left_as_a_model(tmp_path, monkeypatch)
     assert not (tmp_path / "model").exists()
 
 
+def test_layers_of_a_large_stack_are_not_on_the_host_together(folder, monkeypatch):
+    """It was np.stack of all of them: 37 GB for one weight of a 70B."""
+    monkeypatch.setattr(hf, "STACKED_BYTES", 0)
+    events, read, put = [], hf.Tensor.read, hf._with_layer
+    monkeypatch.setattr(hf.Tensor, "read", lambda self: events.append("read") or read(self))
+    monkeypatch.setattr(hf, "_with_layer", lambda stack, value, i: events.append("put") or put(stack, value, i))
+    hf.read(folder)
+    assert "".join(e[0] for e in events) == "r" + 9 * "rprp" + "rr"  # embedding, 9 stacks of 2 layers, norm, head
+
+
+def test_a_partial_rotary_factor_of_one_is_ours(folder):
+    change_config(folder, rope_parameters={"rope_theta": 7.0, "partial_rotary_factor": 1.0})
+    assert hf.read_config(folder).rope_theta == 7.0
+
+
 def test_a_mistral_without_a_window_is_read(folder):
     _, params = hf.read(folder)
     change_config(folder, model_type="mistral", sliding_window=None)
@@ -170,11 +185,15 @@ def test_weights_in_several_files_are_read(folder):
     refused(folder, "model-00002-of-00002.safetensors", "missing")
 
 
-def test_reading_onto_a_mesh_gives_the_same_values_on_their_shardings(folder):
+@pytest.mark.parametrize("stacked_bytes", [0, hf.STACKED_BYTES], ids=["on-the-devices", "on-the-host"])
+def test_reading_onto_a_mesh_gives_the_same_values_on_their_shardings(stacked_bytes, folder, monkeypatch):
     config, plain = hf.read(folder)
+    assert_trees_equal(plain, tiny_params(config))
+    monkeypatch.setattr(hf, "STACKED_BYTES", stacked_bytes)
     sharding = train_sharding(make_mesh(2, 2, 2))
     _, sharded = hf.read(folder, sharding)
     assert_trees_equal(sharded, plain)
+    assert_trees_equal(hf.read(folder)[1], plain)  # and without one
     jax.tree.map(lambda x, s: None if x.sharding == s else pytest.fail(str(s)), sharded,
                  llama_params.shardings(config, sharding))  # fmt: skip
 
@@ -189,6 +208,8 @@ def test_reading_onto_a_mesh_gives_the_same_values_on_their_shardings(folder):
         ({"attention_bias": True}, ["attention_bias=True"]),
         ({"mlp_bias": True}, ["mlp_bias=True"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor=0.5"]),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor=0.5"]),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, ["full_attention="]),
         ({"hidden_act": "gelu"}, ["hidden_act='gelu'"]),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, ["rope scaling 'yarn'"]),
         ({"num_key_value_heads": 3}, ["4 query heads", "3 key-value heads"]),

@@ -26,6 +26,22 @@ def test_a_write_replaces_the_file_and_leaves_no_part(folder):
         assert path.read_text() == text and names(folder / "deep") == ["a.txt"]
 
 
+def test_a_new_folder_appears_whole_or_not_at_all(folder):
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error), storage.new_folder(folder / "deep" / "new") as part:
+            (part / "a").write_text("half")
+            raise error
+        assert names(folder / "deep") == []
+    (folder / "deep" / "new.part").mkdir()
+    (folder / "deep" / "new.part" / "old").write_text("of a try that was killed")
+    with storage.new_folder(folder / "deep" / "new") as part:
+        (part / "a").write_text("whole")
+        assert not (folder / "deep" / "new").exists()
+    assert names(folder / "deep") == ["new"] and names(folder / "deep" / "new") == ["a"]
+    with pytest.raises(AstroError, match="exists; nothing was written"), storage.new_folder(folder / "deep" / "new"):
+        pytest.fail("entered")
+
+
 def test_a_write_that_fails_leaves_the_old_file(folder, monkeypatch):
     path = folder / "a.json"
     storage.write_json(path, {"x": 1})

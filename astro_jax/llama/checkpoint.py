@@ -16,6 +16,7 @@ from astro_jax.llama import gguf_file, hf
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, to_hf
 from astro_jax.llama.params import Params
+from astro_jax.llama.weights import Tensor
 from astro_jax.mesh import Sharding, decode_sharding, make_mesh
 
 if TYPE_CHECKING:
@@ -51,9 +52,18 @@ def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tok
             old.rmtree()
     part.mkdir(parents=True)
     tokenizer.save(part)
-    (part / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n")
+    (part / "config.json").write_text(json.dumps(to_hf(config, params.embed.dtype.name), indent=2) + "\n")
     ocp.save(part / PARAMS, params)
     part.rename(folder)
+
+
+def stored(source: epath.Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
+    """The config and the tensors of a Hugging Face folder or a GGUF file, checked, the values not read.
+
+    Raises:
+      AstroError: when there is no model, or it is damaged.
+    """
+    return gguf_file.File(source).stored() if source.suffix == GGUF else hf.stored(source)
 
 
 def load(
@@ -64,29 +74,38 @@ def load(
     Args:
       path: a folder, a file, or the name of a model that ships with the package.
       sharding: where the parameters go; default one device.
+      dtype: of the parameters; None keeps what is stored.
 
     Raises:
       AstroError: when there is no model, or it is damaged.
     """
     folder = resolve(str(path))
-    if folder.suffix == GGUF:
-        return gguf_file.File(folder).read(sharding, dtype)
-    if not (folder / PARAMS).exists():
-        return hf.read(folder, sharding, dtype)
+    if not is_ours(folder):
+        config, tensors = stored(folder)
+        return config, hf.assemble(config, tensors, sharding, dtype)
     config = hf.read_config(folder)
     sharding = sharding or decode_sharding(make_mesh())
-    wanted = llama_params.abstract(config, sharding, dtype)
+    wanted = llama_params.abstract(config, sharding, dtype or jnp.float32)
     try:
         # Shapes are compared first: a restore that fails half-way leaves noise of its threads behind.
-        stored, told = _shapes(ocp.metadata(folder / PARAMS).metadata), _shapes(wanted)
-        for name in sorted(stored.keys() | told.keys()):
-            if stored.get(name) != told.get(name):
-                raise ValueError(f"{name} is {stored.get(name)}, config.json says {told.get(name)}")
+        there, told = _leaves(ocp.metadata(folder / PARAMS).metadata), _leaves(wanted)
+        for name in sorted(there.keys() | told.keys()):
+            shape, wanted_shape = (tuple(x[name].shape) if name in x else None for x in (there, told))
+            if shape != wanted_shape:
+                raise ValueError(f"{name} is {shape}, config.json says {wanted_shape}")
+        if dtype is None:
+            kept = {name: x.update(dtype=there[name].dtype) for name, x in told.items()}
+            wanted = jax.tree.unflatten(jax.tree.structure(wanted), kept.values())
         return config, ocp.load(folder / PARAMS, wanted)
     except (ValueError, OSError) as e:
         raise AstroError(f"{folder}: not a checkpoint of this model ({str(e).splitlines()[0]})") from e
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def is_ours(folder: epath.Path) -> bool:
+    """Whether this is one of our checkpoints."""
+    return (folder / PARAMS).exists()
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(x.shape) for path, x in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}

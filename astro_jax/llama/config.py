@@ -72,6 +72,7 @@ _COMPUTED_ALIKE = {
     "sliding_window": None,
     "partial_rotary_factor": 1.0,
 }
+_ROPE_SCALES = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def from_hf(d: dict[str, Any]) -> LlamaConfig:
@@ -93,12 +94,13 @@ def from_hf(d: dict[str, Any]) -> LlamaConfig:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise AstroError(f"config.json: rope scaling {kind!r} is not supported; 'default' and 'llama3' are")
+    for key, value in rope.items():
+        if key not in ("rope_type", "type", "rope_theta", *_ROPE_SCALES) and value != _COMPUTED_ALIKE.get(key):
+            raise AstroError(f"config.json: {key}={value!r} in the parameters of rope is not supported")
     scaling = None
     if kind == "llama3":
-        scaling = RopeScaling(
-            float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
-        )  # fmt: skip
+        factor, low, high, original = (rope[key] for key in _ROPE_SCALES)
+        scaling = RopeScaling(float(factor), float(low), float(high), int(original))
     heads = d["num_attention_heads"]
     return LlamaConfig(
         vocab_size=d["vocab_size"],
@@ -117,8 +119,8 @@ def from_hf(d: dict[str, Any]) -> LlamaConfig:
     )
 
 
-def to_hf(config: LlamaConfig) -> dict[str, Any]:
-    """The config.json that Hugging Face reads; the inverse of `from_hf`."""
+def to_hf(config: LlamaConfig, dtype: str) -> dict[str, Any]:
+    """The config.json that Hugging Face reads; the inverse of `from_hf`. `dtype` is that of the weights beside it."""
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if (s := config.rope_scaling) is not None:
         rope |= {
@@ -148,5 +150,6 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
+        "dtype": dtype,  # the name of transformers 5
     }

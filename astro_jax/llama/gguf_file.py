@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,10 @@ from etils import epath
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from astro_jax.errors import AstroError
-from astro_jax.llama import hf
+from astro_jax.llama import hf, weights
 from astro_jax.llama.config import LlamaConfig, RopeScaling
 from astro_jax.llama.model import rope_frequencies
-from astro_jax.llama.params import Params
-from astro_jax.mesh import Sharding
+from astro_jax.llama.weights import Tensor
 
 # Hugging Face's names of tensors, and llama.cpp's.
 _NAMES = (
@@ -46,6 +47,9 @@ _CUTS: dict[str, tuple[Any, ...]] = {
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ),
 }
+_FACTORS = "rope_freqs.weight"
+# The types that are not quantized; what is becomes float32.
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CONTROL = 3  # the type of a token that stands for no text
 
 
@@ -64,6 +68,8 @@ class File:
             self.tensors = {t.name: t for t in reader.tensors}
         except (ValueError, IndexError, KeyError, OSError, OverflowError) as e:
             raise self.error(f"damaged or unreadable ({e}); copy it again") from e
+        if reader.byte_order == "S":
+            raise self.error("its bytes are in another order than this machine's; convert it with llama.cpp")
 
     def error(self, what: str) -> AstroError:
         return AstroError(f"{self.path}: {what}")
@@ -105,40 +111,47 @@ class File:
 
     def _scaled(self, config: LlamaConfig) -> LlamaConfig:
         """With Llama 3.1's scaling of RoPE, where the file holds its factors."""
-        if "rope_freqs.weight" not in self.tensors:
+        if _FACTORS not in self.tensors:
             return config
-        factors = self.array("rope_freqs.weight")
+        factors = self._tensor(_FACTORS).read()
         for scaling in _SCALINGS:
             scaled = dataclasses.replace(config, rope_scaling=scaling)
             if np.allclose(rope_frequencies(config) / rope_frequencies(scaled), factors, rtol=1e-4):
                 return scaled
         raise self.error("its RoPE factors are those of no Llama that is known here")
 
-    def array(self, name: str) -> np.ndarray:
-        """A tensor as float32, dequantized."""
-        tensor = self.tensors[name]
-        try:
-            return self._dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        except NotImplementedError as e:
-            raise self.error(f"{name} is quantized as {tensor.tensor_type.name}, which cannot be read") from e
-
-    def read(self, sharding: Sharding | None, dtype: Any) -> tuple[LlamaConfig, Params]:
-        """The model, one tensor at a time, each onto its sharding."""
+    def stored(self) -> tuple[LlamaConfig, dict[str, Tensor]]:
+        """The model's shape, and its tensors by Hugging Face's names. All is checked but the values, which are not
+        read."""
         config = self.config()
-        rotated = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
-        wanted = {_name(name) for name in hf.tensor_names(config)}
-        hf.check_tensors(self.path, self.tensors.keys() - {"rope_freqs.weight"}, wanted)
+        shapes = hf.tensor_shapes(config)
+        there = {name: self._tensor(name, config) for name in self.tensors if name != _FACTORS}
+        weights.check(self.path, there, {_name(name): shape for name, shape in shapes.items()})
+        return config, {name: there[_name(name)] for name in shapes}
 
-        def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-            theirs = _name(name)
-            value = self.array(theirs)
-            if value.shape != shape:
-                raise self.error(f"{theirs} is {value.shape}, its header says {shape}")
-            if heads := rotated.get(theirs.split(".")[-2]):  # llama.cpp rotates neighbours, Hugging Face halves
-                value = value.reshape(heads, -1, 2, shape[1]).swapaxes(1, 2).reshape(shape)
-            return value
+    def _tensor(self, name: str, config: LlamaConfig | None = None) -> Tensor:
+        """A tensor by llama.cpp's name, in Hugging Face's layout: with a config, what is rotated is reordered."""
+        tensor = self.tensors[name]
+        kind, shape = tensor.tensor_type.name, tuple(int(n) for n in reversed(tensor.shape))
+        try:
+            self._dequantize(np.zeros((1, tensor.n_bytes // _rows(shape)), np.uint8), tensor.tensor_type)
+        except NotImplementedError as e:
+            raise self.error(f"{name} is quantized as {kind}, which cannot be read") from e
+        heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads} if config else {}
+        blocks = functools.partial(self._blocks, tensor, shape, heads.get(name.split(".")[-2]))
+        return Tensor(name, shape, _FLOATS.get(kind, "float32"), blocks)
 
-        return config, hf.assemble(config, tensor, sharding, dtype)
+    def _blocks(self, tensor: Any, shape: tuple[int, ...], heads: int | None) -> Iterator[np.ndarray]:
+        """Rows as float32. They are read past the map of the file, whose pages would count as memory until its end."""
+        rows, width = _rows(shape), shape[-1]
+        row_bytes, head = tensor.n_bytes // rows, rows // heads if heads else 1
+        for start, stop in weights.spans((rows, width), 4, head):
+            offset = tensor.data_offset + start * row_bytes
+            raw = np.fromfile(self.path, np.uint8, (stop - start) * row_bytes, offset=offset)
+            value = self._dequantize(raw.reshape(stop - start, row_bytes), tensor.tensor_type)
+            if heads:  # llama.cpp rotates neighbours, Hugging Face halves
+                value = value.reshape(-1, head // 2, 2, width).swapaxes(1, 2)
+            yield value.reshape(-1, *shape[1:])
 
     def end_tokens(self) -> list[int]:
         """The ids that end an answer: of the text, of a turn, of a message."""
@@ -173,6 +186,11 @@ class File:
             tokenizer_object=bpe, chat_template=self.field("tokenizer.chat_template", None),
             clean_up_tokenization_spaces=False, **special,
         )  # fmt: skip
+
+
+def _rows(shape: tuple[int, ...]) -> int:
+    """A vector is one row."""
+    return shape[0] if len(shape) > 1 else 1
 
 
 def _name(name: str) -> str:

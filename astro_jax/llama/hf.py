@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from etils import epath
 
 from astro_jax import storage
 from astro_jax.errors import AstroError
-from astro_jax.llama import model
+from astro_jax.llama import model, weights
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, from_hf, to_hf
 from astro_jax.llama.params import Params, Spec
+from astro_jax.llama.weights import Tensor
 from astro_jax.mesh import Sharding
 
 if TYPE_CHECKING:
     from astro_jax.llama.tokenizer import Tokenizer
 
-WEIGHTS = "model.safetensors"
-# Of one file of weights.
-MAX_BYTES = 5 * 10**9
+# Layers are stacked on the host up to this size of a stack, which needs no program; larger ones on the devices.
+STACKED_BYTES = 64 << 20
 
 
 def read_config(folder: epath.Path) -> LlamaConfig:
@@ -38,60 +38,67 @@ def read_config(folder: epath.Path) -> LlamaConfig:
         raise AstroError(f"{folder / 'config.json'}: not a Llama's config ({e})") from e
 
 
-def read(folder: epath.Path, sharding: Sharding | None = None, dtype: Any = np.float32) -> tuple[LlamaConfig, Params]:
-    """Read config.json and safetensors, one tensor at a time, each onto its sharding.
+def stored(folder: epath.Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
+    """The config of a folder, and its tensors by name. All is checked but the values, which are not read.
 
     Raises:
-      AstroError: for a missing or damaged file, a tensor that is missing or of another shape or not finite, and one
-        that this model has no place for.
+      AstroError: for a missing or damaged file, a tensor that is missing or of another shape, and one that this model
+        has no place for.
     """
     config = read_config(folder)
-    where = _tensor_files(folder)
-    wanted = tensor_names(config)
+    there, wanted = weights.of_folder(folder), tensor_shapes(config)
     # Old exports also hold RoPE's frequencies, which follow from the config, and a copy of a tied embedding.
-    passed_over = {n for n in where if n.endswith("rotary_emb.inv_freq") or n == "lm_head.weight"} - wanted
-    check_tensors(folder, where.keys() - passed_over, wanted)
+    passed_over = {n for n in there if n.endswith("rotary_emb.inv_freq") or n == "lm_head.weight"} - wanted.keys()
+    weights.check(folder, {n: t for n, t in there.items() if n not in passed_over}, wanted)
+    return config, {name: there[name] for name in wanted}
 
-    def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        try:
-            with safetensors.safe_open(where[name], framework="numpy") as f:
-                value = f.get_tensor(name)
-        except (OSError, safetensors.SafetensorError) as e:
-            raise AstroError(f"{where[name]}: damaged or unreadable ({e}); copy it again") from e
-        if value.shape != shape:
-            raise AstroError(f"{where[name]}: {name} is {value.shape}, config.json says {shape}")
-        return value
 
-    return config, assemble(config, tensor, sharding, dtype)
+def read(folder: epath.Path, sharding: Sharding | None = None, dtype: Any = np.float32) -> tuple[LlamaConfig, Params]:
+    """The config and the parameters of a folder; see `stored` and `assemble`."""
+    config, tensors = stored(folder)
+    return config, assemble(config, tensors, sharding, dtype)
 
 
 def assemble(
     config: LlamaConfig,
-    tensor: Callable[[str, tuple[int, ...]], np.ndarray],
+    tensors: Mapping[str, Tensor],
     sharding: Sharding | None = None,
     dtype: Any = np.float32,
 ) -> Params:
-    """Parameters from tensors in Hugging Face's layout, each onto its sharding as it comes.
+    """Parameters from tensors on disk, each onto its sharding as it comes.
 
     Args:
-      tensor: from a Hugging Face name and the shape that it must have to the values.
+      dtype: of the parameters; None keeps what is stored.
 
     Raises:
       AstroError: when a tensor holds values that are not finite.
     """
 
-    def ours(spec: Spec, name: str) -> np.ndarray:
-        value = tensor(name, _hf_shape(spec))
-        if not np.isfinite(value).all():
-            raise AstroError(f"the tensor {name} holds values that are not finite; copy the weights again")
-        return _from_hf(value, spec)
+    def put(value: np.ndarray, axes: tuple[str | None, ...]) -> jax.Array:
+        return jax.device_put(value, sharding.named(*axes)) if sharding else jnp.asarray(value)
 
-    def leaf(spec: Spec) -> Any:
-        parts = [ours(spec, name) for name in _names(spec)]
-        value = (np.stack(parts) if spec.stacked else parts[0]).astype(dtype)
-        return jax.device_put(value, sharding.named(*spec.axes)) if sharding else jax.numpy.asarray(value)
+    def leaf(spec: Spec) -> jax.Array:
+        parts = [tensors[name] for name in _names(spec)]
+        kinds = {t.dtype for t in parts}
+        kind = np.dtype(dtype).name if dtype is not None else kinds.pop() if len(kinds) == 1 else "float32"
+        values = (_from_hf(t.to(kind).read(), spec) for t in parts)
+        if not spec.stacked:
+            return put(next(values), spec.axes)
+        if weights.total_bytes(parts) <= STACKED_BYTES:
+            return put(np.stack(list(values)), spec.axes)
+        stack = jnp.zeros(spec.shape, kind, device=sharding.named(*spec.axes) if sharding else None)
+        for i, value in enumerate(values):
+            # Waiting keeps one layer on the host, where reading may be faster than the way to the device.
+            stack = _with_layer(stack, put(value, spec.axes[1:]), i).block_until_ready()
+        return stack
 
     return jax.tree.map(leaf, llama_params.declare(config))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _with_layer(stack: jax.Array, value: jax.Array, i: int) -> jax.Array:
+    """[L, ...] with layer i replaced, in place."""
+    return stack.at[i].set(value)
 
 
 def write(
@@ -99,7 +106,7 @@ def write(
     config: LlamaConfig,
     params: Params,
     tokenizer: Tokenizer,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = weights.MAX_BYTES,
     card: str = "",
     check: Callable[[epath.Path], Any] | None = None,
 ) -> None:
@@ -114,92 +121,54 @@ def write(
     Raises:
       AstroError: when the folder exists, or what was written differs.
     """
-    storage.refuse_existing(folder)
-    part = folder.parent / f"{folder.name}.part"
-    if part.exists():
-        part.rmtree()
-    part.mkdir(parents=True)
-    _write_weights(part, config, params, max_bytes)
-    tokenizer.save(part)
-    dtype = str(params.embed.dtype)
-    (part / "config.json").write_text(
-        json.dumps(to_hf(config) | tokenizer.ids() | {"torch_dtype": dtype}, indent=2) + "\n"
-    )
-    if card:
-        (part / "README.md").write_text(card)
-    _verify(part, config, params)
-    if check is not None:
-        check(part)
-    part.rename(folder)
+    with storage.new_folder(folder) as part:
+        weights.write(part, weights.files(_tensors_of(config, params), max_bytes))
+        write_config(part, config, params.embed.dtype.name, tokenizer)
+        if card:
+            (part / "README.md").write_text(card)
+        _verify(part, config, params)
+        if check is not None:
+            check(part)
 
 
-def _write_weights(folder: epath.Path, config: LlamaConfig, params: Params, max_bytes: int) -> None:
-    """One file, or several with an index; only one of them is in memory at a time."""
-    leaves = zip(jax.tree.leaves(llama_params.declare(config)), jax.tree.leaves(params), strict=True)
-    files: list[dict[str, tuple[Spec, jax.Array, Any]]] = [{}]
-    size = total = 0
-    for spec, value in leaves:
-        names = _names(spec)
-        for i, name in enumerate(names):
-            nbytes = value.nbytes // len(names)
-            if size and size + nbytes > max_bytes:
-                files.append({})
-                size = 0
-            files[-1][name] = spec, value, i if spec.stacked else ...
-            size, total = size + nbytes, total + nbytes
-    where: dict[str, str] = {}
-    for number, held in enumerate(files, 1):
-        file = WEIGHTS if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        tensors = {name: _to_hf(np.asarray(value[i]), spec) for name, (spec, value, i) in held.items()}
-        safetensors.numpy.save_file(tensors, str(folder / file), metadata={"format": "pt"})
-        where |= dict.fromkeys(tensors, file)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+def write_config(folder: epath.Path, config: LlamaConfig, dtype: str, tokenizer: Tokenizer) -> None:
+    """Write config.json, the tokenizer and generation_config.json: all but the weights."""
+    tokenizer.save(folder)
+    (folder / "config.json").write_text(json.dumps(to_hf(config, dtype) | tokenizer.ids(), indent=2) + "\n")
+
+
+def _tensors_of(config: LlamaConfig, params: Params) -> dict[str, Tensor]:
+    """Parameters as tensors to be written, each fetched from its devices when its turn comes."""
+
+    def fetch(spec: Spec, value: jax.Array) -> Iterator[np.ndarray]:
+        yield _to_hf(np.asarray(value), spec)
+
+    found = {}
+    for spec, leaf in zip(jax.tree.leaves(llama_params.declare(config)), jax.tree.leaves(params), strict=True):
+        for i, name in enumerate(_names(spec)):
+            blocks = lambda spec=spec, leaf=leaf, i=i: fetch(spec, leaf[i] if spec.stacked else leaf)  # noqa: E731
+            found[name] = Tensor(name, _hf_shape(spec), leaf.dtype.name, blocks)
+    return {name: found[name] for name in tensor_shapes(config)}
 
 
 def _verify(folder: epath.Path, config: LlamaConfig, params: Params) -> None:
     """Compare the logits of what a folder holds with those of the parameters, on fixed tokens."""
     tokens = (np.arange(16, dtype=np.int32) * 31 % config.vocab_size)[None]
-    again, written = read(folder, dtype=params.embed.dtype)
-    logits = jax.jit(model.forward, static_argnums=2)
-    difference = np.abs(np.asarray(logits(written, tokens, config)) - np.asarray(logits(params, tokens, config))).max()
+    again, written = read(folder, dtype=None)
+    kind = jnp.result_type(*jax.tree.leaves(params))  # where dtypes are mixed, the widest: layers are scanned in one
+    forward = jax.jit(model.forward, static_argnums=2)
+    first, second = (forward(jax.tree.map(lambda x: x.astype(kind), p), tokens, config) for p in (params, written))
+    difference = np.abs(np.asarray(first) - np.asarray(second)).max()
     if again != config or not difference < 1e-6:
         raise AstroError(f"{folder}: what was written reads back differently (logits by {difference}); write it again")
 
 
-def check_tensors(source: epath.Path, there: Set[str], wanted: Set[str]) -> None:
-    """Refuse weights that lack a tensor, or that hold another: what we do not read, we would not compute."""
-    if lacking := wanted - there:
-        raise AstroError(f"{source}: the tensor {min(lacking)} is missing from the weights")
-    if unread := there - wanted:
-        raise AstroError(f"{source}: the tensor {min(unread)} has no place in a Llama; this model is not supported")
-
-
-def tensor_names(config: LlamaConfig) -> set[str]:
-    """The tensors that a Hugging Face folder of this model holds."""
-    return {name for spec in jax.tree.leaves(llama_params.declare(config)) for name in _names(spec)}
-
-
-def _tensor_files(folder: epath.Path) -> dict[str, str]:
-    """Which file holds each tensor."""
-    index = folder / f"{WEIGHTS}.index.json"
-    if index.exists():
-        try:
-            files = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise AstroError(f"{index}: damaged or unreadable ({e}); copy it again") from e
-        if lacking := sorted(str(file) for file in set(files.values()) if not file.exists()):
-            raise AstroError(f"{lacking[0]}: missing, though the index names it; copy it again")
-        return {name: str(file) for name, file in files.items()}
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise AstroError(f"{folder}: no {WEIGHTS} there")
-    try:
-        with safetensors.safe_open(str(path), framework="numpy") as f:
-            return dict.fromkeys(f.keys(), str(path))
-    except (OSError, safetensors.SafetensorError) as e:
-        raise AstroError(f"{path}: damaged or unreadable ({e}); copy it again") from e
+def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors that a Hugging Face folder of this model holds, layer by layer."""
+    specs = jax.tree.leaves(llama_params.declare(config))
+    outside = {s.hf_name: _hf_shape(s) for s in specs if not s.stacked}
+    layers = range(config.n_layers)
+    return outside | {s.hf_name.format(i): _hf_shape(s) for i in layers for s in specs if s.stacked}
 
 
 def _names(spec: Spec) -> list[str]:

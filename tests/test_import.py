@@ -1,0 +1,394 @@
+"""`astro import`: what is written bit for bit, within a bound of memory, and nothing at all after a failure."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import huggingface_hub
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from etils import epath
+from helpers import countdown_tokenizer, tiny_config, tiny_params
+
+import astro_jax
+from astro_jax import cli, importing, llama, storage
+from astro_jax.llama import weights
+
+TOKENIZER = countdown_tokenizer(9)
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+TINY = dict(vocab_size=len(TOKENIZER), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+# Larger in all than eight of its largest tensor (128 MiB), so that a copy too many shows.
+SCALED = dict(vocab_size=16384, hidden_size=4096, intermediate_size=8192, num_hidden_layers=3,
+              num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
+# For a process of its own: the package that is tested here.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(epath.Path(astro_jax.__file__).parent.parent)}
+# The shapes of Llama-3.1-70B.
+LLAMA_70B = dict(vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
+                 num_attention_heads=64, num_key_value_heads=8)  # fmt: skip
+
+
+def shapes_of(c):
+    """Hugging Face's names and shapes of a Llama with this config.json."""
+    d, f = c["hidden_size"], c["intermediate_size"]
+    kv = d // c["num_attention_heads"] * c["num_key_value_heads"]
+    layer = {
+        "input_layernorm": (d,), "post_attention_layernorm": (d,), "self_attn.q_proj": (d, d),
+        "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d), "self_attn.o_proj": (d, d),
+        "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f),
+    }  # fmt: skip
+    shapes = {"model.embed_tokens.weight": (c["vocab_size"], d), "model.norm.weight": (d,)}
+    if not c.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (c["vocab_size"], d)
+    for i in range(c["num_hidden_layers"]):
+        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+    return shapes
+
+
+def write_rest(folder, config, where):
+    """All files of a model but its weights; `where` is the index."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "rms_norm_eps": 1e-5, **config}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    TOKENIZER.hf.save_pretrained(folder)
+
+
+def write_tiny(folder, dtype="float32", **changes):
+    """A model of random tensors in three files."""
+    config, rng = TINY | changes, np.random.default_rng(0)
+    shapes = shapes_of(config)
+    files = {name: f"model-0000{i % 3 + 1}-of-00003.safetensors" for i, name in enumerate(shapes)}
+    write_rest(folder, config, files)
+    tensors = {name: rng.standard_normal(shape).astype(DTYPES[dtype]) for name, shape in shapes.items()}
+    for file in set(files.values()):
+        safetensors.numpy.save_file({n: t for n, t in tensors.items() if files[n] == file}, folder / file)
+    return folder
+
+
+def write_holes(folder, config):
+    """A bfloat16 model of real headers: random bytes begin each tensor, the rest of it is a hole that takes no room."""
+    held, files, size = [{}], {}, 0
+    for name, shape in shapes_of(config).items():
+        if size + 2 * math.prod(shape) > 5e9:
+            held.append({})
+            size = 0
+        held[-1][name] = shape
+        size += 2 * math.prod(shape)
+    files = {name: f"model-{i:05d}.safetensors" for i, names in enumerate(held) for name in names}
+    write_rest(folder, config, files)
+    rng = np.random.default_rng(0)
+    for i, shapes in enumerate(held):
+        header, end = {}, 0
+        for name, shape in shapes.items():
+            start, end = end, end + 2 * math.prod(shape)
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        with (folder / f"model-{i:05d}.safetensors").open("wb") as f:
+            f.write(len(text).to_bytes(8, "little") + text)
+            for tensor in header.values():
+                f.seek(8 + len(text) + tensor["data_offsets"][0])
+                f.write(rng.standard_normal(512).astype(ml_dtypes.bfloat16).tobytes())
+            f.truncate(8 + len(text) + end)
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_tiny(tmp_path / "tiny")
+
+
+@pytest.fixture
+def scaled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield write_holes(tmp_path / "scaled", SCALED)
+    shutil.rmtree(tmp_path)  # pytest would keep a gigabyte
+
+
+def do(*argv):
+    assert cli.main([str(a) for a in argv]) == 0
+
+
+def bits(folder):
+    """dtype, shape and bytes of every tensor."""
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        for name, value in safetensors.numpy.load_file(file).items():
+            found[name] = value.dtype.name, value.shape, value.tobytes()
+    return found
+
+
+def fails(capsys, *argv):
+    """Refused with exit code 2 and one line, and nothing is there that was not, under any name."""
+    before = {p.name for p in epath.Path(".").iterdir()}
+    capsys.readouterr()
+    assert cli.main(["import", *map(str, argv)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("astro: ")]
+    assert {p.name for p in epath.Path(".").iterdir()} == before
+    return line
+
+
+# ---- What is written
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_import_then_export_gives_every_tensor_back_bit_for_bit(dtype, tied, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 100)  # many blocks a tensor
+    source = write_tiny(tmp_path / "source", dtype, tie_word_embeddings=tied)
+    do("import", source, tmp_path / "imported")
+    do("export", tmp_path / "imported", tmp_path / "exported")
+    # A stage's checkpoint in between.
+    config, params = llama.load(tmp_path / "imported", dtype=None)
+    llama.save(epath.Path(tmp_path / "stage"), config, params, TOKENIZER)
+    do("export", tmp_path / "stage", tmp_path / "staged")
+    wanted = bits(source)
+    assert {name: shape for name, (_, shape, _) in wanted.items()} == shapes_of(TINY | {"tie_word_embeddings": tied})
+    for name in ("imported", "exported", "staged"):
+        assert bits(tmp_path / name) == wanted
+        assert json.loads((tmp_path / name / "config.json").read_text())["torch_dtype"] == dtype
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+@pytest.mark.parametrize("asked", DTYPES)
+def test_weights_are_converted_to_the_dtype_asked_for(stored, asked, tmp_path):
+    import transformers
+
+    source = write_tiny(tmp_path / "source", stored)
+    do("import", source, tmp_path / "new", "--dtype", asked)
+    for file in source.glob("*.safetensors"):
+        for name, value in safetensors.numpy.load_file(file).items():
+            assert bits(tmp_path / "new")[name][2] == value.astype(DTYPES[asked]).tobytes()
+    assert str(transformers.AutoConfig.from_pretrained(tmp_path / "new").dtype).removeprefix("torch.") == asked
+
+
+def test_tensors_of_several_dtypes_keep_their_own(tiny, tmp_path):
+    """Norms in single precision among bfloat16, as some models have them; every tensor stays aligned."""
+    for file in tiny.glob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(file)
+        half = {n: t if "norm" in n else t.astype(ml_dtypes.bfloat16) for n, t in tensors.items()}
+        safetensors.numpy.save_file(half, file)
+    do("import", tiny, "mixed")
+    do("export", "mixed", "exported")
+    assert bits(tmp_path / "mixed") == bits(tmp_path / "exported") == bits(tiny)
+    assert {dtype for dtype, _, _ in bits(tiny).values()} == {"float32", "bfloat16"}
+
+
+def test_large_models_are_written_in_several_files(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights.files, "__defaults__", (4000,))
+    do("import", tiny, "new")
+    files = {f.name: f.stat().st_size for f in (tmp_path / "new").glob("*.safetensors")}
+    assert len(files) > 3 and bits(tmp_path / "new") == bits(tiny)
+    index = json.loads((tmp_path / "new" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == sum(len(data) for _, _, data in bits(tiny).values())
+
+
+# ---- Memory
+
+
+def peak(*argv):
+    """Bytes of resident memory that `astro` takes at most. Its parent is small: a child begins with its parent's."""
+    helper = (
+        "import resource, subprocess, sys; subprocess.run([sys.executable, '-m', 'astro_jax', *sys.argv[1:]],"
+        " check=True); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    call = [sys.executable, "-c", helper, *map(str, argv)]
+    done = subprocess.run(call, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
+    return 1024 * int(done.stdout.splitlines()[-1])
+
+
+def assert_copied(source, written):
+    """Every tensor is there, and begins as the source's does."""
+    names = set()
+    for file in written.glob("*.safetensors"):
+        with safetensors.safe_open(file, "numpy") as new:
+            for name in new.keys():
+                index = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
+                with safetensors.safe_open(source / index[name], "numpy") as old:
+                    a, b = new.get_slice(name), old.get_slice(name)
+                    assert (a.get_shape(), a.get_dtype()) == (b.get_shape(), b.get_dtype())
+                    np.testing.assert_array_equal(a[0:1].view(np.uint16), b[0:1].view(np.uint16))
+                names.add(name)
+    assert names == set(index)
+
+
+def test_about_one_tensor_is_in_memory_at_a_time(scaled, tmp_path):
+    largest = 2 * 16384 * 4096
+    assert sum(2 * math.prod(shape) for shape in shapes_of(SCALED).values()) > 8 * largest
+    base = peak("import", write_tiny(tmp_path / "tiny"), tmp_path / "small")
+    assert peak("import", scaled, tmp_path / "new") - base < 2 * largest
+    assert_copied(scaled, tmp_path / "new")
+
+
+@pytest.mark.slow
+def test_a_70b_is_imported_within_twice_its_largest_tensor_and_a_gibibyte(tmp_path):
+    if (free := shutil.disk_usage(tmp_path).free) < 25e9:
+        pytest.skip(f"needs 25 GB of disk, {free / 1e9:.0f} are free")
+    source = write_holes(tmp_path / "source", LLAMA_70B | {"num_hidden_layers": 2})
+    try:
+        used = peak("import", source, tmp_path / "new")
+        print(f"peak {used / 2**30:.2f} GiB")
+        assert used < 2 * (2 * 128256 * 8192) + 2**30
+        assert_copied(source, tmp_path / "new")
+    finally:
+        shutil.rmtree(tmp_path)
+
+
+def test_a_dry_run_checks_a_70b_by_its_headers(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = write_holes(tmp_path / "source", LLAMA_70B)
+    monkeypatch.setattr(storage, "free_bytes", lambda path: 141107412992)
+    try:
+        do("import", source, "new", "--dry-run")
+        said = capsys.readouterr().out  # the published count of Llama-3.1-70B
+        assert (
+            "70,553,706,496 parameters in 723 tensors" in said and "bfloat16: 141,107,412,992 bytes in 30 files" in said
+        )
+        assert not (tmp_path / "new").exists()
+        monkeypatch.setattr(storage, "free_bytes", lambda path: 141107412991)
+        assert "141,107,412,991 are free; make room" in fails(capsys, source, "new", "--dry-run")
+        (source / "model-00007.safetensors").unlink()
+        assert "model-00007.safetensors: missing" in fails(capsys, source, "new", "--dry-run")
+    finally:
+        shutil.rmtree(source)
+
+
+# ---- What goes wrong
+
+
+def test_what_exists_is_refused_before_any_work(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(importing, "check", lambda *_, **__: pytest.fail("work was done"))
+    before = bits(tiny)
+    assert "tiny: exists; nothing was written" in fails(capsys, "nowhere", tiny)
+    assert bits(tiny) == before
+
+
+def broken(tiny, how):
+    """Damage a model; what its refusal names."""
+    name = "model.layers.1.mlp.gate_proj.weight"
+    file = tiny / json.loads((tiny / "model.safetensors.index.json").read_text())["weight_map"][name]
+    tensors = safetensors.numpy.load_file(file)
+    if how == "truncated":
+        os.truncate(file, file.stat().st_size - 1)
+        return [file, "damaged or unreadable"]
+    if how == "missing file":
+        file.unlink()
+        return [file, "missing"]
+    if how == "missing tensor":
+        del tensors[name]
+    elif how == "shape":
+        tensors[name] = tensors[name].T.copy()
+    elif how == "integers":
+        tensors[name] = tensors[name].astype(np.int8)
+    elif how == "nan":
+        tensors[name][-1, -1] = np.nan
+    elif how == "too large":
+        tensors[name][-1, -1] = 1e9
+    safetensors.numpy.save_file(tensors, file)
+    said = {"missing tensor": "missing", "shape": "(16, 24), the model's config says (24, 16)", "integers": "as I8",
+            "nan": "not finite", "too large": "too large for float16"}  # fmt: skip
+    return [name, said[how]]
+
+
+@pytest.mark.parametrize(
+    "how", ["truncated", "missing file", "missing tensor", "shape", "integers", "nan", "too large"]
+)
+def test_a_model_that_is_damaged_leaves_nothing(how, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 100)  # found when much is written already
+    parts = broken(tiny, how)
+    line = fails(capsys, tiny, "new", "--dtype", "float16")
+    assert all(str(part) in line for part in parts), line
+
+
+def test_a_truncated_gguf_leaves_nothing(tiny, tmp_path, capsys):
+    pytest.importorskip("gguf")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    assert "model.gguf: damaged or unreadable" in fails(capsys, "model.gguf", "new")
+
+
+def test_a_full_disk_leaves_nothing(tiny, capsys, monkeypatch):
+    write = weights._write_file
+    monkeypatch.setattr(weights, "_write_file", lambda path, *rest: write(epath.Path("/dev/full"), *rest))
+    assert "no space left on device" in fails(capsys, tiny, "new")
+
+
+def test_too_little_room_is_said_before_any_work(tiny, tmp_path, capsys, monkeypatch):
+    assert storage.free_bytes(epath.Path("not/there/yet")) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+    monkeypatch.setattr(storage, "free_bytes", lambda path: 1000)
+    assert "1,000 are free; make room first" in fails(capsys, tiny, "new")
+
+
+def test_our_own_checkpoint_and_nothing_are_refused(tiny, capsys):
+    config = tiny_config()
+    llama.save(epath.Path("ours"), config, tiny_params(config), TOKENIZER)
+    assert "a checkpoint of ours already" in fails(capsys, "ours", "new")
+    assert "no such folder or .gguf file" in fails(capsys, "nowhere.gguf", "new")
+
+
+def test_a_kill_midway_leaves_no_model_and_the_next_try_is_whole(scaled, tmp_path):
+    call = [sys.executable, "-m", "astro_jax", "import", scaled, "new"]
+    process = subprocess.Popen(call, env=ENVIRONMENT)
+    weights_file = tmp_path / "new.part" / "model.safetensors"
+    while not (weights_file.exists() and weights_file.stat().st_size > 1e8):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / "new.part").exists() and not (tmp_path / "new").exists()
+    tiny = write_tiny(tmp_path / "tiny")
+    do("import", tiny, "new")
+    assert bits(tmp_path / "new") == bits(tiny) and not (tmp_path / "new.part").exists()
+
+
+# ---- The hub
+
+
+def test_a_name_on_the_hub_is_downloaded_without_what_is_not_needed(tiny, tmp_path, capsys, monkeypatch):
+    def download(repo, allow_patterns):
+        assert repo == "org/some-llama.3"
+        there = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+                 "model-00001-of-00002.safetensors", "model.safetensors.index.json", "special_tokens_map.json",
+                 "original/params.json", "original/tokenizer.model", "original/consolidated.00.pth",
+                 "consolidated.safetensors", "pytorch_model.bin", "README.md"]  # fmt: skip
+        assert list(huggingface_hub.utils.filter_repo_objects(there, allow_patterns=allow_patterns)) == there[:8]
+        return str(tiny)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    do("import", "org/some-llama.3", "new")
+    assert bits(tmp_path / "new") == bits(tiny)
+    assert "a dry run does not download" in fails(capsys, "org/some-llama.3", "other", "--dry-run")
+
+
+def test_without_a_network_the_hub_is_one_line(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    line = fails(capsys, "no-such/model", "new")
+    assert "no-such/model: not on this disk, and not to be had from the hub" in line
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "needs the extra `hub`" in fails(capsys, "no-such/model", "new")
+
+
+def test_a_repository_that_is_refused_is_one_line(tiny, capsys, monkeypatch):
+    class NotFound(huggingface_hub.errors.RepositoryNotFoundError):
+        """Without a response, which the real one is made of."""
+
+        def __init__(self, *args):
+            Exception.__init__(self, *args)
+
+    for error in (NotFound("Access is restricted.\nAsk for it."), NotFound("No such repository.\n"), RuntimeError("?")):
+
+        def refuse(repo, allow_patterns, error=error):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+        assert str(error).strip().splitlines()[0] in fails(capsys, "org/model", "new")
