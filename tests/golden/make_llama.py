@@ -10,44 +10,72 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-ROPE = {"rope_theta": 500.0, "rope_type": "default"}
-LLAMA3 = {
-    "rope_theta": 500.0, "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}  # fmt: skip
-VARIANTS = {
-    "every-head-its-own": {"num_key_value_heads": 4, "rope_parameters": ROPE},
-    "grouped-llama3": {"num_key_value_heads": 2, "rope_parameters": LLAMA3},
-    "one-shared-tied": {"num_key_value_heads": 1, "rope_parameters": ROPE, "tie_word_embeddings": True},
-    "wide-heads": {"num_key_value_heads": 2, "rope_parameters": ROPE, "head_dim": 8},
+
+def rope(theta, factor=None, original=8192):
+    """RoPE as Llama 3 has it, with Llama 3.1's scaling where there is a factor."""
+    if factor is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    ramp = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": original}
+    return {"rope_type": "llama3", "rope_theta": theta, "factor": factor, **ramp}
+
+
+ROPES = {  # of the published models; heads of 8 have waves that each scaling keeps, bends and stretches
+    "llama-2": rope(1e4),
+    "llama-3": rope(5e5),
+    "llama-3.1": rope(5e5, 8.0),
+    "llama-3.2": rope(5e5, 32.0),
 }
+VARIANTS = {
+    "every-head-its-own": {"num_key_value_heads": 4, "rope_parameters": rope(500.0)},
+    "grouped-llama3": {"num_key_value_heads": 2, "rope_parameters": rope(500.0, 4.0, original=16)},
+    "one-shared-tied": {"num_key_value_heads": 1, "rope_parameters": rope(500.0), "tie_word_embeddings": True},
+    "wide-heads": {"num_key_value_heads": 2, "rope_parameters": rope(500.0), "head_dim": 8},
+    "llama-2": {"num_key_value_heads": 4, "rope_parameters": ROPES["llama-2"]},
+    "llama-3": {"num_key_value_heads": 2, "rope_parameters": ROPES["llama-3"]},
+    "llama-3.1": {"num_key_value_heads": 1, "rope_parameters": ROPES["llama-3.1"], "head_dim": 8},
+    "llama-3.2-tied": {
+        "num_key_value_heads": 2, "rope_parameters": ROPES["llama-3.2"], "head_dim": 8, "tie_word_embeddings": True,
+    },
+    "mistral": {"mistral": True, "num_key_value_heads": 2, "rope_parameters": rope(1e6), "sliding_window": None},
+}  # fmt: skip
+SHAPE = dict(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
 
 
 def make(changes, seed):
-    """A model with random weights, norms too; returns (config.json, {name: tensor}, tokens, logits)."""
+    """A model with random weights, norms too, that half precision holds.
+
+    Returns:
+      (config.json, {name: tensor}, tokens, positions, logits), where positions go beyond those that RoPE is scaled from.
+    """
     torch.manual_seed(seed)
-    shape = dict(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4)
-    model = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=128, rms_norm_eps=1e-5, **changes)).eval()
+    shape = SHAPE | dict(max_position_embeddings=131072, rms_norm_eps=1e-5) | changes
+    kind = (MistralConfig, MistralForCausalLM) if shape.pop("mistral", False) else (LlamaConfig, LlamaForCausalLM)
+    model = kind[1](kind[0](**shape)).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(0.3 * torch.randn(p.shape) + ("norm" in name))
-        tokens = torch.randint(0, 20, (2, 48))
-        logits = model(tokens).logits
+            p.copy_((0.3 * torch.randn(p.shape) + ("norm" in name)).half())
+        tokens = torch.randint(0, SHAPE["vocab_size"], (2, 48))
+        # The first row is a text, the second one's positions lie anywhere in three times 8192.
+        positions = torch.stack([torch.arange(48), torch.randperm(3 * 8192)[:48].sort().values])
+        # With a mask given, transformers does not take a gap for the beginning of another text.
+        logits = model(tokens, attention_mask=torch.ones_like(tokens), position_ids=positions).logits
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tensors = safetensors.numpy.load_file(Path(folder) / "model.safetensors")
         config = (Path(folder) / "config.json").read_text()
-    return json.dumps(json.loads(config)), tensors, tokens.numpy().astype(np.int32), logits.numpy()
+    numbers = (x.numpy().astype(np.int32) for x in (tokens, positions))
+    return json.dumps(json.loads(config)), tensors, *numbers, logits.numpy()
 
 
 def main():
     arrays = {}
     for seed, (name, changes) in enumerate(VARIANTS.items()):
-        config, tensors, tokens, logits = make(changes, seed)
-        arrays |= {f"{name}/config": np.array(config), f"{name}/tokens": tokens, f"{name}/logits": logits}
-        arrays |= {f"{name}/weights/{key}": value for key, value in tensors.items()}
+        config, tensors, tokens, positions, logits = make(changes, seed)
+        arrays |= {f"{name}/config": np.array(config), f"{name}/logits": logits}
+        arrays |= {f"{name}/tokens": tokens, f"{name}/positions": positions}
+        arrays |= {f"{name}/weights/{key}": value.astype(np.float16) for key, value in tensors.items()}
     np.savez_compressed(Path(__file__).parent / "llama.npz", **arrays)
 
 
