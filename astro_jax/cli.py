@@ -36,15 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AstroError as e:
         return _fail(str(e))
     except KeyboardInterrupt:
-        print("astro: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"astro: stopped; {_again(args)}", file=sys.stderr)
         return 130
     except Exception as e:
         # A full disk shows as an OSError here and as others inside Orbax.
         if "No space left on device" in str(e):
-            return _fail("no space left on device: free some, and the same command goes on from here")
+            return _fail(f"no space left on device: free some, and {_again(args)}")
         if isinstance(e, PermissionError):
             return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
         raise
+
+
+def _again(args: argparse.Namespace) -> str:
+    """What the same command does after an interruption: stages keep what they have finished."""
+    return "the same command goes on from here" if hasattr(args, "stages") else "the same command starts anew"
 
 
 def _fail(message: str) -> int:

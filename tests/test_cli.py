@@ -96,7 +96,7 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch, capsys):
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.epochs=2"]) == 0
         assert called.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.epochs=2", stages)
-    assert set(commands()) == {*expected, "run", "report", "import", "export", "sample"}
+    assert set(commands()) == {*expected, "run", "report", "import", "export", "sample", "bench"}
     reachable = {stage for stages, _ in cli.STAGE_COMMANDS.values() for stage in stages}
     assert reachable == set(pipeline.STAGES)
 
