@@ -118,7 +118,9 @@ def make_decode(
             logits, cache = model.decode(params, rows.token, rows.cache, at, rows.start, config, sharding=sharding)
             token, logp = _draw(logits, rows.key, at - rows.start, temperature)
             alive = rows.left > 0
-            ended = functools.reduce(jnp.logical_or, [token == s for s in stop], jnp.zeros_like(alive))
+            ended = (token[:, None] == jnp.asarray(stop, jnp.int32)[None, :]).any(
+                axis=1
+            )  # a step may end in hundreds of ways
             left = jnp.where(alive & ~ended, rows.left - 1, 0)
             tokens = tokens.at[i].set(jnp.where(alive, token, -1))
             logprobs = logprobs.at[i].set(jnp.where(alive, logp, 0.0))
