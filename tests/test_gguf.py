@@ -12,7 +12,7 @@ from helpers import LLAMA3, assert_trees_equal, countdown_tokenizer, tiny_config
 
 from astro_jax import cli, llama
 from astro_jax.errors import AstroError
-from astro_jax.llama import gguf_file, tokenizer, weights
+from astro_jax.llama import checkpoint, gguf_file, tokenizer, weights
 from astro_jax.llama.config import RopeScaling
 from astro_jax.llama.model import rope_frequencies
 
@@ -161,6 +161,21 @@ def test_the_tokenizer_inside_reads_any_text_byte_for_byte(tmp_path):
         tokenizer.load(str(endless))
     countdown_tokenizer(9).hf.save_pretrained(tmp_path)  # a tokenizer.json beside it is taken instead
     assert tokenizer.load(str(path)).hf.get_vocab() == countdown_tokenizer(9).hf.get_vocab()
+
+
+def test_the_ends_of_a_turn_and_of_a_message_end_answers_too(tmp_path):
+    _, tokens, merges = byte_pairs()
+    config, turn, message, end = tiny_config(d_model=64, head_dim=16, vocab_size=len(tokens)), 7, 8, len(tokens) - 1
+    params = tiny_params(config)
+    path = write(
+        tmp_path / "model.gguf", config, tensors_of(config, params), tokenizer_model="gpt2", tokenizer_pre="smollm",
+        token_list=tokens, token_merges=merges, token_types=[1] * end + [3],
+        eos_token_id=end, eot_token_id=turn, eom_token_id=message,
+    )  # fmt: skip
+    found = tokenizer.load(str(path))
+    assert found.ends == (end, turn, message) and found.end == end
+    checkpoint.save(epath.Path(tmp_path / "ours"), config, params, found)
+    assert tokenizer.load(str(tmp_path / "ours")).ends == found.ends
 
 
 def test_without_the_package_it_is_one_line(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from astro_jax import config as cfg
 from astro_jax import phrases, storage
 from astro_jax.errors import AstroError
-from astro_jax.llama import checkpoint, gguf_file
+from astro_jax.llama import checkpoint, gguf_file, tokenizer_model
 from astro_jax.problems import countdown
 
 EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
@@ -128,6 +128,8 @@ def load(path: str, chat: cfg.Chat | None = None) -> Tokenizer:
 
 
 def _of_folder(folder: epath.Path) -> Any:
+    if (folder / tokenizer_model.FILE).exists() and not (folder / "tokenizer.json").exists():
+        return tokenizer_model.read(folder)
     from transformers import AutoTokenizer  # slow to import: only where a tokenizer is needed
 
     try:

@@ -47,7 +47,7 @@ def make(changes, seed):
     """A model with random weights, norms too, that half precision holds.
 
     Returns:
-      (config.json, {name: tensor}, tokens, positions, logits), where positions go beyond those that RoPE is scaled from.
+      (config.json, {name: tensor}, tokens, positions, logits), with positions far beyond those that RoPE scales.
     """
     torch.manual_seed(seed)
     shape = SHAPE | dict(max_position_embeddings=131072, rms_norm_eps=1e-5) | changes
