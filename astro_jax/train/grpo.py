@@ -14,6 +14,7 @@ from astro_jax.errors import AstroError
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
+from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import Sharding
 from astro_jax.problems import Problem
 from astro_jax.sampler import Policy, Sampler
@@ -82,12 +83,12 @@ class Trainer:
         name: str,
         problems: Sequence[Problem],
         sampler: Sampler,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         tx: Any,
         config: LlamaConfig,
         train_sharding: Sharding,
     ):
-        longest = max(len(tokenizer.encode(p.prompt)) for p in problems)
+        longest = max(len(tokenizer.prompt(p.prompt)) for p in problems)
         if longest + c.max_tokens > c.length:
             raise AstroError(
                 f"grpo.length={c.length}: a row must hold a prompt ({longest} tokens here) and grpo.max_tokens="
