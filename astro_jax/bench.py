@@ -74,7 +74,7 @@ def sampler(policy: Policy, work: Workload, torch: bool = False) -> Json:
     limits = limit(config, policy.params, work, flops_per_s(), bytes_per_s())
     tokens = int(lengths.sum())
     found: Json = {
-        "workload": dataclasses.asdict(work), "tokens": tokens, "seconds": round(seconds, 3),
+        "workload": dataclasses.asdict(work), "tokens": tokens, "seconds": round(seconds, 6),
         "tokens_per_s": round(tokens / seconds, 1), "limits": limits,
         "share_of_limit": round(tokens / seconds / min(limits["by_flops"], limits["by_bandwidth"]), 3),
         "compile_s": round(first - seconds, 1), "peak_bytes": peak_bytes(),
@@ -136,17 +136,10 @@ def peak_bytes() -> int:
 
 def transformers(policy: Policy, work: Workload) -> Json:
     """transformers' generate with torch on the same weights and prompts. It has no caps for each sample: of a ragged
-    workload it generates all to the longest, and what lies beyond a sample's own length does not count.
-
-    Raises:
-      AstroError: where torch is not installed.
-    """
-    try:
-        import torch
-    except ImportError as e:
-        raise AstroError("--compare torch: torch is not installed here; pip install torch, or leave it out") from e
+    workload it generates all to the longest, and what lies beyond a sample's own length does not count."""
     import tempfile
 
+    import torch
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:

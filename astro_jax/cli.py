@@ -144,7 +144,7 @@ def _export(args: argparse.Namespace, command: str) -> int:
         print(f"transformers agrees: logits differ by {reference.compare(folder, config, params):.1g} at most")
 
     if args.verify:
-        reference.available()
+        reference.available("--verify torch")
     config, params = checkpoint.load(args.checkpoint, dtype=None)
     hf.write(
         epath.Path(args.destination), config, params, tokenizer.load(args.checkpoint),
@@ -177,8 +177,11 @@ def _bench(args: argparse.Namespace, command: str) -> int:
     import json
 
     from astro_jax import bench
+    from astro_jax.llama import reference
     from astro_jax.sampler import Policy
 
+    if args.compare:
+        reference.available("--compare torch")
     work = bench.Workload(args.groups, args.samples, args.prompt, args.new, args.ragged)
     policy = Policy.load(
         args.model, slots=args.slots if args.slots is not None else min(args.groups * args.samples, 512)

@@ -15,12 +15,12 @@ from astro_jax.llama.params import Params
 TOLERANCE = 1e-3
 
 
-def available() -> None:
-    """Raise an AstroError where torch is not installed."""
+def available(option: str) -> None:
+    """Raise an AstroError where torch, which this option of the command line needs, is not installed."""
     try:
         import torch  # noqa: F401
     except ImportError as e:
-        raise AstroError("--verify torch: torch is not installed here; pip install torch, or leave it out") from e
+        raise AstroError(f"{option}: torch is not installed here; pip install torch, or leave it out") from e
 
 
 def compare(folder: epath.Path, config: LlamaConfig, params: Params) -> float:
