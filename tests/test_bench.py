@@ -56,7 +56,7 @@ def test_the_command_tells_rates_limits_and_shares(capsys, monkeypatch):
     found = json.loads(capsys.readouterr().out)
     lengths = bench.Workload(2, 3, 5, 4, True).lengths()
     assert found["tokens"] == lengths.sum() and found["prefix_reuse"] == round(2 / 3, 3)
-    assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["seconds"], abs=0.1)
+    assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["seconds"], rel=1e-3)
     lowest = min(found["limits"]["by_flops"], found["limits"]["by_bandwidth"])
     assert found["share_of_limit"] == pytest.approx(found["tokens_per_s"] / lowest, abs=0.01)
     assert found["peak_bytes"] > 1e8 and found["compile_s"] >= 0
