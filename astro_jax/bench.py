@@ -18,8 +18,7 @@ from astro_jax.errors import AstroError
 from astro_jax.llama import hf, params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.sampler import Policy, Request
-
-Json = dict[str, Any]
+from astro_jax.storage import Json
 
 
 @dataclasses.dataclass(frozen=True)

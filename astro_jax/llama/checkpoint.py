@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,7 +13,7 @@ from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import gguf_file, hf
 from astro_jax.llama import params as llama_params
-from astro_jax.llama.config import LlamaConfig, to_hf
+from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.weights import Tensor
 from astro_jax.mesh import Sharding, decode_sharding, make_mesh
@@ -46,15 +45,11 @@ def resolve(path: str) -> epath.Path:
 def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tokenizer) -> None:
     """Write a model. A folder that is there already is a finished one of an earlier try, and is replaced."""
     folder = storage.absolute(folder)
-    part = folder.parent / f"{folder.name}.part"
-    for old in (part, folder):
-        if old.exists():
-            old.rmtree()
-    part.mkdir(parents=True)
-    tokenizer.save(part)
-    (part / "config.json").write_text(json.dumps(to_hf(config, params.embed.dtype.name), indent=2) + "\n")
-    ocp.save(part / PARAMS, params)
-    part.rename(folder)
+    if folder.exists():
+        folder.rmtree()
+    with storage.new_folder(folder) as part:
+        hf.write_config(part, config, params.embed.dtype.name, tokenizer)
+        ocp.save(part / PARAMS, params)
 
 
 def stored(source: epath.Path) -> tuple[LlamaConfig, dict[str, Tensor]]:

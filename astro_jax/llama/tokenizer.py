@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +46,7 @@ class Tokenizer:
         """The token that ends an answer; training appends it."""
         return self.hf.eos_token_id
 
-    @property
+    @functools.cached_property
     def ends(self) -> tuple[int, ...]:
         """All tokens that end an answer, `end` first: <|eot_id|> and <|end_of_text|> of a Llama 3 that chats."""
         found = self.generation.get("eos_token_id") or ()
@@ -58,17 +59,27 @@ class Tokenizer:
 
     def encode_after(self, text: str) -> list[int]:
         """The tokens of a text that follows another."""
-        before, both = (self.hf.encode(t, add_special_tokens=False) for t in (_BEFORE, _BEFORE + text))
+        before, both = self._before, self.hf.encode(_BEFORE + text, add_special_tokens=False)
         if both[: len(before)] == before:
             return both[len(before) :]
         return self.hf.encode(text, add_special_tokens=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens that follow others, end tokens left out."""
-        before = self.hf.encode(_BEFORE, add_special_tokens=False)
-        ids = [*before, *(t for t in tokens if t not in self.ends)]
-        first, whole = (self.hf.decode(t, clean_up_tokenization_spaces=False) for t in (before, ids))
-        return whole[len(first) :]
+        ends = self.ends
+        return self._text([*self._before, *(t for t in tokens if t not in ends)])[len(self._text_before) :]
+
+    # Samples are decoded by the thousand: what is the same for all is found once.
+    @functools.cached_property
+    def _before(self) -> list[int]:
+        return self.hf.encode(_BEFORE, add_special_tokens=False)
+
+    @functools.cached_property
+    def _text_before(self) -> str:
+        return self._text(self._before)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.hf.decode(tokens, clean_up_tokenization_spaces=False)
 
     def prompt(self, problem: str) -> list[int]:
         """The tokens that put a problem to the model: as it stands, or through the chat template.
@@ -94,7 +105,7 @@ class Tokenizer:
 
     def ending_with(self, text: str) -> list[int]:
         """The tokens whose own text ends so."""
-        return [i for i in range(len(self)) if self.hf.decode([i], clean_up_tokenization_spaces=False).endswith(text)]
+        return [i for i in range(len(self)) if self._text([i]).endswith(text)]
 
     def save(self, folder: epath.Path) -> None:
         """Write the tokenizer's files and generation_config.json, in a folder that is there."""
