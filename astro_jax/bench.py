@@ -17,7 +17,7 @@ from etils import epath
 from astro_jax.errors import AstroError
 from astro_jax.llama import hf, params
 from astro_jax.llama.config import LlamaConfig
-from astro_jax.sampler import Policy, Request
+from astro_jax.sampler import Policy, Request, Stats
 from astro_jax.storage import Json
 
 
@@ -57,31 +57,37 @@ class Workload:
         ]
 
 
-def sampler(policy: Policy, work: Workload, torch: bool = False) -> Json:
+def sampler(policy: Policy, work: Workload, compare: str | None = None) -> Json:
     """Generate the workload twice, the first time with compilation.
+
+    Args:
+      compare: "torch": transformers' generate on the same weights; "waves": the same sampler, without giving the rows
+        of samples that have ended to others.
 
     Returns:
       new tokens and seconds; tokens_per_s; the machine's matmul FLOP/s and read bandwidth, and the tokens/s that each
-      allows (`limits`); share_of_limit, of the lower one; compile_s, by which the first call took longer; peak_bytes;
-      prefix_reuse, the share of prompt tokens that were not prefilled again for another sample; with `torch`, the same
-      rate of transformers' generate, and the ratio to it.
+      allows (`limits`); share_of_limit, of the lower one; first_s, of the first call, and compile_s, by which it took
+      longer; peak_bytes; occupancy, the share of the rows' steps that made a token; prefix_reuse, the share of the
+      samples' prompt tokens that were not computed for them; what was compared, and the ratio to it.
     """
     config = policy.sampler.config
     requests, lengths = work.requests(config.vocab_size), work.lengths()
     run = lambda: policy.generate(requests, max_tokens=int(lengths.max()), stop=())  # noqa: E731
-    first, seconds = timed(run), timed(run)
+    first = timed(run)
+    policy.sampler.stats = Stats()
+    seconds, stats = timed(run), policy.sampler.stats
     limits = limit(config, policy.params, work, flops_per_s(), bytes_per_s())
     tokens = int(lengths.sum())
     found: Json = {
         "workload": dataclasses.asdict(work), "tokens": tokens, "seconds": round(seconds, 6),
         "tokens_per_s": round(tokens / seconds, 1), "limits": limits,
         "share_of_limit": round(tokens / seconds / min(limits["by_flops"], limits["by_bandwidth"]), 3),
-        "compile_s": round(first - seconds, 1), "peak_bytes": peak_bytes(),
-        "prefix_reuse": round(1 - 1 / work.samples, 3),
+        "first_s": round(first, 1), "compile_s": round(first - seconds, 1), "peak_bytes": peak_bytes(),
+        "occupancy": round(stats.occupancy, 3), "prefix_reuse": round(stats.prefix_reuse, 3),
     }  # fmt: skip
-    if torch:
-        theirs = transformers(policy, work)
-        found["transformers"] = theirs | {"ratio": round(found["tokens_per_s"] / theirs["tokens_per_s"], 2)}
+    if compare:
+        theirs = transformers(policy, work) if compare == "torch" else waves(policy, work)
+        found[compare] = theirs | {"ratio": round(found["tokens_per_s"] / theirs["tokens_per_s"], 2)}
     return found
 
 
@@ -131,6 +137,16 @@ def peak_bytes() -> int:
     told = jax.devices()[0].memory_stats() or {}
     kib = 1 if sys.platform == "darwin" else 1024
     return told.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
+
+
+def waves(policy: Policy, work: Workload) -> Json:
+    """The same sampler, but whole batches begin together and end with their last sample."""
+    plain = dataclasses.replace(policy, sampler=policy.sampler.without_refilling())
+    requests, lengths = work.requests(policy.sampler.config.vocab_size), work.lengths()
+    run = lambda: plain.generate(requests, max_tokens=int(lengths.max()), stop=())  # noqa: E731
+    timed(run)
+    seconds, tokens = timed(run), int(lengths.sum())
+    return {"seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1)}
 
 
 def transformers(policy: Policy, work: Workload) -> Json:

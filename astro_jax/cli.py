@@ -83,7 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue, as it stands")
     p.add_argument("--chat", action="store_true", help="put it to the model through its chat template")
     p.add_argument("--system", metavar="TEXT", help="the system prompt of a chat (default: the template's own)")
-    p.add_argument("--greedy", action="store_true", help="the likeliest token each time, instead of temperature 1")
+    p.add_argument("--greedy", action="store_true", help="the likeliest token each time: --temperature 0")
+    p.add_argument("--temperature", type=float, default=1.0, metavar="T", help="divides the logits (default 1)")
+    p.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens (default 0: all)")
+    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="only the likeliest with this share in all")
+    p.add_argument("--min-p", type=float, default=0.0, metavar="P", help="only tokens with this share of the likeliest")
+    p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end with this text; may be repeated")
     p.add_argument("--n", type=int, default=1, help="samples (default 1)")
     p.add_argument("--max-new-tokens", type=int, default=128, help="of each sample (default 128)")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default 0)")
@@ -99,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--slots", type=int, metavar="N", help="rows that decode at once (default: all samples, at most 512)"
     )
-    p.add_argument("--compare", choices=("torch",), help="run transformers' generate beside it")
+    p.add_argument("--memory", type=float, metavar="GIB", help="for the caches: as many rows as fit it, and --slots")
+    p.add_argument("--block", type=int, default=32, metavar="C", help="columns attended to at once (default 32)")
+    p.add_argument(
+        "--compare", choices=("torch", "waves"), help="with transformers' generate, or with rows that are not refilled"
+    )
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(call=_bench)
     return parser
@@ -165,7 +174,10 @@ def _sample(args: argparse.Namespace, command: str) -> int:
     chat = config.Chat(template=args.chat, system=args.system)
     policy = Policy.load(args.checkpoint, args.seed, slots=min(args.n, 64), chat=chat)
     request = policy.request(args.prompt, args.n, "sample")
-    (samples,) = policy.generate([request], max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else 1.0)
+    (samples,) = policy.generate(
+        [request], max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else args.temperature,
+        top_k=args.top_k, top_p=args.top_p, min_p=args.min_p, stop_strings=args.stop,
+    )  # fmt: skip
     for i, sample in enumerate(samples):
         if args.n > 1:
             print(f"--- {i + 1}")
@@ -180,13 +192,12 @@ def _bench(args: argparse.Namespace, command: str) -> int:
     from astro_jax.llama import reference
     from astro_jax.sampler import Policy
 
-    if args.compare:
+    if args.compare == "torch":
         reference.available("--compare torch")
     work = bench.Workload(args.groups, args.samples, args.prompt, args.new, args.ragged)
-    policy = Policy.load(
-        args.model, slots=args.slots if args.slots is not None else min(args.groups * args.samples, 512)
-    )
-    found = bench.sampler(policy, work, torch=args.compare == "torch")
+    slots = args.slots if args.slots is not None else min(args.groups * args.samples, 512)
+    policy = Policy.load(args.model, slots=slots, memory=args.memory, block=args.block)
+    found = bench.sampler(policy, work, args.compare)
     print(json.dumps(found) if args.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
     return 0
 

@@ -120,7 +120,7 @@ class Run:
         return [m for m in MODELS if m in self.c.stages]
 
     def sampler(self, config: LlamaConfig) -> Sampler:
-        return Sampler(config, self.decode_sharding, self.c.seed, self.c.sampler.slots, self.c.sampler.chunk)
+        return Sampler(config, self.decode_sharding, self.c.seed, **self.c.sampler.model_dump())
 
     def load(self, model: str, sharding: meshes.Sharding) -> tuple[LlamaConfig, Params, Tokenizer]:
         """A finished stage's model: config, parameters, tokenizer."""

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Layers, Params
@@ -24,20 +23,6 @@ QUERY_CHUNK = 1024
 NEG_INF = -1e30
 # Models of at most this many layers are unrolled in training.
 UNROLLED_LAYERS = 4
-
-
-@struct.dataclass
-class Cache:
-    """Keys and values of the tokens so far, each laid out as its product with one query reads it in order: on a CPU the
-    other order of either is ten times slower, once the cache has outgrown the processor's own."""
-
-    k: Any  # [L, B, K, h, T]
-    v: Any  # [L, B, K, T, h]
-
-    @property
-    def length(self) -> int:
-        """Columns that the cache has room for."""
-        return self.k.shape[-1]
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -153,19 +138,14 @@ def hidden(
     segments: jax.Array | None = None,
     sharding: Sharding | None = None,
     remat: bool = False,
-    keep_kv: bool = False,
-) -> tuple[jax.Array, Cache | None]:
-    """The final hidden states of whole sequences, before the LM head.
+) -> jax.Array:
+    """The final hidden states [B, S, D] of whole sequences, before the LM head.
 
     Args:
       tokens: int32 [B, S].
       positions: int32 [B, S], for RoPE; default 0..S-1.
       segments: int32 [B, S] of packed sequences; default one segment. 0 is padding.
       remat: recompute each block in the backward pass.
-      keep_kv: also return the keys and values as a Cache of T = S columns.
-
-    Returns:
-      ([B, S, D], Cache or None).
     """
     b, s = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(s), (b, s)) if positions is None else positions
@@ -173,76 +153,46 @@ def hidden(
     rope = _angles(positions, config)
     attend = functools.partial(attention, segments=segments)
 
-    def step(x: jax.Array, layer: Layers) -> tuple[jax.Array, Cache | None]:
-        x, (k, v) = _block(x, layer, config, rope, attend, sharding)
-        return x, (_as_cached(k, v) if keep_kv else None)
+    def step(x: jax.Array, layer: Layers) -> tuple[jax.Array, None]:
+        return _block(x, layer, config, rope, attend, sharding)[0], None
 
     x = _embed(params, tokens, sharding)
     # A toy's few layers are unrolled: on a CPU the backward pass of a rolled loop takes a third longer.
     unroll = config.n_layers if config.n_layers <= UNROLLED_LAYERS else 1
-    x, cache = jax.lax.scan(jax.checkpoint(step) if remat else step, x, params.layers, unroll=unroll)
-    return rms_norm(x, params.final_norm, config.norm_eps), cache
+    x, _ = jax.lax.scan(jax.checkpoint(step) if remat else step, x, params.layers, unroll=unroll)
+    return rms_norm(x, params.final_norm, config.norm_eps)
 
 
-def decode(
+def cached(
     params: Params,
     tokens: jax.Array,
-    cache: Cache,
-    column: jax.Array,
-    start: jax.Array,
+    positions: jax.Array,
+    attend: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array],
     config: LlamaConfig,
-    *,
     sharding: Sharding | None = None,
-) -> tuple[jax.Array, Cache]:
-    """One token of every row, given the cache of the tokens before.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The final hidden states of tokens whose past is held elsewhere, for decoding and prefill.
 
-    All rows write at the same column, so that the update is one dynamic_update_slice: rows are right-aligned, row b
-    occupies the columns from start[b] on. The cache is read-only inside the scan over layers, which would else hold a
-    second copy of it; the new keys and values are written once, after the scan. It is never unrolled: XLA on a CPU
-    could then not tell that the last reader is done, and would copy the whole cache at every step.
+    The past is only read here, so that the scan over layers needs no second copy of it; the caller writes the new keys
+    and values once, after the scan. The scan is never unrolled: XLA on a CPU could then not tell that the last reader
+    of the past is done, and would copy all of it.
 
     Args:
-      tokens: int32 [B]. column: int32 scalar, where these tokens go. start: int32 [B], the first column of each row.
+      tokens, positions: int32 [B, S].
+      attend: (layer int32 [], q [B, S, H, h], k, v [B, S, K, h]) -> [B, S, H, h], the attention of these tokens to
+        their past and to each other.
 
     Returns:
-      (logits float32 [B, V], the cache with the column written).
+      (hidden states [B, S, D], the tokens' keys [L, B, S, K, h], rotated, and their values).
     """
-    rope = _angles((column - start)[:, None], config)
-    columns = jnp.arange(cache.length)
-    visible = (columns[None, :] >= start[:, None]) & (columns[None, :] < column)  # [B, T]
+    rope = _angles(positions, config)
 
-    def step(x: jax.Array, inputs: tuple[Layers, Cache]) -> tuple[jax.Array, Cache]:
-        layer, past = inputs
-        attend = functools.partial(_attend_cached, past=past, visible=visible)
-        x, (k, v) = _block(x, layer, config, rope, attend, sharding)
-        return x, _as_cached(k, v)
+    def step(x: jax.Array, inputs: tuple[Layers, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        layer, index = inputs
+        return _block(x, layer, config, rope, functools.partial(attend, index), sharding)
 
-    x = _embed(params, tokens[:, None], sharding)
-    x, new = jax.lax.scan(step, x, (params.layers, cache))
-    k = jax.lax.dynamic_update_slice_in_dim(cache.k, new.k, column, axis=4)
-    v = jax.lax.dynamic_update_slice_in_dim(cache.v, new.v, column, axis=3)
-    x = rms_norm(x, params.final_norm, config.norm_eps)
-    return lm_head(params, x)[:, 0], Cache(k=k, v=v)
-
-
-def _attend_cached(q: jax.Array, k: jax.Array, v: jax.Array, past: Cache, visible: jax.Array) -> jax.Array:
-    """Attention of one new token a row over its cached columns and itself.
-
-    q [B, 1, H, h]; k, v [B, 1, K, h]; past: a layer's cache; visible bool [B, T]. Returns [B, 1, H, h].
-    """
-    b, _, n, h = q.shape
-    n_kv = k.shape[2]
-    q = q.reshape(b, n_kv, n // n_kv, h) * h**-0.5
-    scores = jnp.einsum("bkgh,bkht->bkgt", q, past.k, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None, :], scores, NEG_INF)
-    own = jnp.einsum("bkgh,bkh->bkg", q, k[:, 0], preferred_element_type=jnp.float32)[..., None]
-    # One softmax over two pieces: the new token's key is not in the cache yet.
-    top = jnp.maximum(scores.max(-1, keepdims=True), own)
-    e_past, e_own = jnp.exp(scores - top), jnp.exp(own - top)
-    total = e_past.sum(-1, keepdims=True) + e_own
-    out = jnp.einsum("bkgt,bkth->bkgh", (e_past / total).astype(v.dtype), past.v)
-    out = out + (e_own / total).astype(v.dtype) * v[:, 0, :, None, :]
-    return out.reshape(b, 1, n, h)
+    x, (k, v) = jax.lax.scan(step, _embed(params, tokens, sharding), (params.layers, jnp.arange(config.n_layers)))
+    return rms_norm(x, params.final_norm, config.norm_eps), k, v
 
 
 def lm_head(params: Params, x: jax.Array) -> jax.Array:
@@ -254,7 +204,7 @@ def lm_head(params: Params, x: jax.Array) -> jax.Array:
 
 def forward(params: Params, tokens: jax.Array, config: LlamaConfig) -> jax.Array:
     """Logits float32 [B, S, V] of tokens int32 [B, S]; for small inputs and tests (losses chunk the LM head)."""
-    return lm_head(params, hidden(params, tokens, config)[0])
+    return lm_head(params, hidden(params, tokens, config))
 
 
 def _embed(params: Params, tokens: jax.Array, sharding: Sharding | None) -> jax.Array:
@@ -265,8 +215,3 @@ def _angles(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.A
     """cos and sin [B, S, 1, h / 2] of positions [B, S]."""
     angle = positions.astype(jnp.float32)[:, :, None] * rope_frequencies(config)[None, None, :]
     return jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
-
-
-def _as_cached(k: jax.Array, v: jax.Array) -> Cache:
-    """Keys and values [..., S, K, h] in the cache's layouts [..., K, h, S] and [..., K, S, h]."""
-    return Cache(k=jnp.moveaxis(k, -3, -1), v=jnp.moveaxis(v, -3, -2))

@@ -1,12 +1,7 @@
-"""The jitted programs of the sampler: prefill, spread, decode, shrink. All shapes come from the engine's short lists.
-
-Rows are right-aligned: a prefix of n tokens ends at the same column for every row, and row b starts at column
-start[b]. So each decode step writes one column of the cache, for all rows, with one slice update.
-"""
+"""The jitted programs of the sampler: allocate, prefill, copy, decode, pack. All shapes come from `Shape`."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,135 +9,222 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.typing import ArrayLike
+from jax.sharding import PartitionSpec
 
 from astro_jax.llama import model
 from astro_jax.llama.config import LlamaConfig
-from astro_jax.llama.model import Cache
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding
+from astro_jax.sampler import cache
+from astro_jax.sampler.cache import KV, Past, Shape, Softmax
+from astro_jax.sampler.draw import Filters, draw
 
-CACHE_AXES = (None, "batch", "kv_heads", None, None)  # keys [L, B, K, h, T], values [L, B, K, T, h]
+ENDED, BROKEN = -1, -2  # in place of a token: the row had ended before; its logits were not numbers
 
 
 @struct.dataclass
 class Rows:
-    """The state of the rows that decode together."""
+    """The rows that decode together; the host makes it anew for each call. All are [B]."""
 
-    cache: Any  # Cache of T columns
-    token: Any  # int32 [B]: the last token of each row, not in the cache yet
-    start: Any  # int32 [B]: the first column of each row
+    token: Any  # int32: the last token of each row, not in the cache yet
+    position: Any  # int32: its position
+    length: Any  # int32: tokens of the row's prefix that are in the cache; what came later is in the ring
+    slot: Any  # int32: which prefix of its lane, from 0
     key: Any  # uint32 [B, 2]: the name of the row's sample, for its random draws
-    left: Any  # int32 [B]: tokens that it may still emit; 0: the row has ended
+    left: Any  # int32: tokens that it may still emit; 0: the row has ended
 
 
-def cache_sharding(sharding: Sharding) -> Cache:
-    """Where the cache lies: rows over the batch axes, key-value heads over tp."""
-    where = sharding.named(*CACHE_AXES)
-    return Cache(k=where, v=where)
+@struct.dataclass
+class Span:
+    """What one call of the decode program covers."""
 
-
-def rows_sharding(sharding: Sharding) -> Rows:
-    """Where the rows lie."""
-    row = sharding.named("batch")
-    return Rows(cache=cache_sharding(sharding), token=row, start=row, key=row, left=row)
+    now: Any  # int32 []: the step to begin with
+    prefix_blocks: Any  # int32 [S]: blocks that the longest prefix fills
+    oldest: Any  # int32 [tiles]: the first step of the oldest row of each tile
+    enough: Any  # int32 []: the program returns when so few rows go on
 
 
 @functools.lru_cache(maxsize=32)
-def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[[Params, ArrayLike, ArrayLike], Cache]:
-    """(params, tokens int32 [G, P] right-aligned, start int32 [G]) -> Cache of P columns."""
+def make_allocate(config: LlamaConfig, sharding: Sharding, dtype: Any) -> tuple[Callable[[Shape], KV], ...]:
+    """(shape) -> prefixes of zeros, and the same for suffixes."""
 
-    @functools.partial(jax.jit, out_shardings=cache_sharding(sharding))
-    def prefill(params: Params, tokens: jax.Array, start: jax.Array) -> Cache:
-        column = jnp.arange(tokens.shape[1])[None, :]
-        segments = (column >= start[:, None]).astype(jnp.int32)
-        positions = jnp.maximum(column - start[:, None], 0)
-        _, cache = model.hidden(
-            params, tokens, config, positions=positions, segments=segments, sharding=sharding, keep_kv=True
-        )
-        assert cache is not None
-        return cache
+    def allocate(axes: tuple[int, ...], block: int) -> KV:
+        kv, h = config.n_kv_heads, config.head_dim
+        return KV(k=jnp.zeros((*axes, kv, h, block), dtype), v=jnp.zeros((*axes, kv, block, h), dtype))
+
+    def of(which: int, where: KV) -> Callable[[Shape], KV]:
+        return jax.jit(
+            lambda shape: allocate(cache.shapes(config, shape)[which], shape.block),
+            static_argnums=0, out_shardings=where,
+        )  # fmt: skip
+
+    return of(0, cache.prefix_sharding(sharding)), of(1, cache.suffix_sharding(sharding))
+
+
+@functools.lru_cache(maxsize=32)
+def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., KV]:
+    """A chunk of each of N prefixes, c blocks of C tokens, into the store, which is donated.
+
+    (params, prefix KV, tokens int32 [N, c C], block int32 [N], slot int32 [N]) -> prefix KV. `block` is the first of the
+    chunk; those before are there already. Slots are counted from the first of the device that row n lies on; one that
+    is not there marks a row without work. A chunk that is not full is padded at its end: the store holds numbers there
+    that no row looks at.
+    """
+    where = cache.prefix_sharding(sharding)
+    batch = sharding.spec(["batch"])
+    kept = where.k.spec
+
+    def local(f: Callable, ins: tuple, outs: Any) -> Callable:
+        """Each device works on its own lanes."""
+        return jax.shard_map(f, mesh=sharding.mesh, in_specs=ins, out_specs=outs)
+
+    def take(x: jax.Array, layer: jax.Array, block: jax.Array, slot: jax.Array) -> jax.Array:
+        return x.at[layer, block, slot].get(mode="clip")
+
+    def put(x: jax.Array, new: jax.Array, block: jax.Array, slot: jax.Array) -> jax.Array:
+        blocks = block[:, None] + jnp.arange(new.shape[2])
+        return x.at[:, blocks, slot[:, None]].set(new, mode="drop")
+
+    heads, scalar = kept[3:], PartitionSpec()
+    gather = local(take, (kept, scalar, scalar, batch), PartitionSpec(*batch, *heads))
+    scatter = local(put, (kept, PartitionSpec(None, *batch, None, *heads), batch, batch), kept)
+
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=where)
+    def prefill(
+        params: Params, prefix: KV, tokens: jax.Array, block: jax.Array, slot: jax.Array
+    ) -> KV:
+        n, columns = tokens.shape
+        size = prefix.k.shape[-1]
+        column = jnp.arange(columns)
+        token, block, slot = (sharding.constrain(x, "batch") for x in (tokens, block, slot))
+        own = (column[:, None] >= column[None, :])[None, None]
+
+        def attend(layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            kv, h = k.shape[2:]
+            group = q.shape[2] // kv
+            q = q.reshape(n, columns, kv, group, h).transpose(0, 2, 3, 1, 4).reshape(n, kv, group * columns, h) * h**-0.5
+            zero = jnp.zeros((*q.shape[:3], 1), jnp.float32)
+            nothing = Softmax(zero + model.NEG_INF, zero, jnp.zeros(q.shape, jnp.float32))
+            seen = nothing.see(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.tile(own, (1, 1, group, 1)))
+
+            def see(j: jax.Array, seen: Softmax) -> Softmax:
+                before = (j < block)[:, None, None, None]
+                return seen.see(q, gather(prefix.k, layer, j, slot), gather(prefix.v, layer, j, slot), before)
+
+            seen = jax.lax.fori_loop(0, jnp.max(block), see, seen)
+            out = (seen.out / seen.total).astype(q.dtype).reshape(n, kv, group, columns, h)
+            return out.transpose(0, 3, 1, 2, 4).reshape(n, columns, kv * group, h)
+
+        positions = block[:, None] * size + column[None, :]
+        _, k, v = model.cached(params, token, positions, attend, config, sharding)
+        k, v = (x.reshape(*x.shape[:2], -1, size, *x.shape[3:]) for x in (k, v))  # [L, N, c, C, K, h]
+        k, v = jnp.moveaxis(k, 3, 5), v.swapaxes(3, 4)  # [L, N, c, K, h, C], [L, N, c, K, C, h]
+        return KV(k=scatter(prefix.k, k, block, slot), v=scatter(prefix.v, v, block, slot))
 
     return prefill
 
 
 @functools.lru_cache(maxsize=32)
-def make_spread(sharding: Sharding) -> Callable[[Rows, ArrayLike, int], Rows]:
-    """(rows, index int32 [B'], columns) -> the rows at those indices, in a cache with room for `columns`.
+def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: bool) -> Callable[..., tuple]:
+    """Up to `chunk` steps for all rows. The suffixes are donated; the prefixes are only read.
 
-    One program serves to copy a prefix to its samples, to drop rows that have ended, and to lengthen the cache.
+    (params, prefix KV, suffix KV, Rows, Span, Filters, ends bool [V]) -> (suffix KV, steps int32 [], tokens int32
+    [chunk, B], logprobs float32 [chunk, B] of the model's own distribution, and of the one drawn from). In place of a
+    token stand ENDED and BROKEN.
     """
+    where = cache.suffix_sharding(sharding)
+    steps = sharding.named(None, "batch")
 
-    @functools.partial(jax.jit, static_argnums=2, out_shardings=rows_sharding(sharding))
-    def spread(rows: Rows, index: jax.Array, columns: int) -> Rows:
-        grow = (0, columns - rows.cache.length)
-
-        def layer(cache: Cache) -> Cache:
-            k, v = (jnp.take(x, index, axis=0) for x in (cache.k, cache.v))
-            return Cache(k=jnp.pad(k, ((0, 0),) * 3 + (grow,)), v=jnp.pad(v, ((0, 0),) * 2 + (grow, (0, 0))))
-
-        # A layer at a time: rows move between devices, where all are gathered before each keeps its own.
-        cache = jax.lax.map(layer, rows.cache)
-        rest = jax.tree.map(lambda x: jnp.take(x, index, axis=0), dataclasses.replace(rows, cache=None))
-        return dataclasses.replace(rest, cache=cache)
-
-    return spread
-
-
-@functools.lru_cache(maxsize=32)
-def make_decode(
-    config: LlamaConfig, sharding: Sharding, chunk: int, stop: tuple[int, ...]
-) -> Callable[[Params, Rows, ArrayLike, ArrayLike], tuple[Rows, jax.Array, jax.Array]]:
-    """Up to `chunk` steps for all rows; it stops early when all have ended. The rows are donated.
-
-    (params, rows, column int32 [], temperature float32 []) -> (rows, tokens int32 [chunk, B], logprobs float32
-    [chunk, B]); -1 stands where a row had ended. Temperature 0 is greedy.
-
-    The log-probabilities are the policy's own, under the unmodified distribution (temperature 1).
-    """
-    where = rows_sharding(sharding)
-
-    @functools.partial(
-        jax.jit, donate_argnums=1, out_shardings=(where, sharding.named(None, "batch"), sharding.named(None, "batch"))
-    )
+    @functools.partial(jax.jit, donate_argnums=2, out_shardings=(where, sharding.named(), steps, steps, steps))
     def decode(
-        params: Params, rows: Rows, column: jax.Array, temperature: jax.Array
-    ) -> tuple[Rows, jax.Array, jax.Array]:
-        b = rows.token.shape[0]
-        tokens = jnp.full((chunk, b), -1, jnp.int32)
-        logprobs = jnp.zeros((chunk, b), jnp.float32)
+        params: Params, prefix: KV, suffix: KV, rows: Rows, span: Span, how: Filters, ends: jax.Array
+    ) -> tuple[KV, jax.Array, jax.Array, jax.Array, jax.Array]:
+        rows = jax.tree.map(lambda x: sharding.constrain(x, "batch"), rows)
+        slots = jnp.arange(len(span.prefix_blocks))
+        visible = jnp.where(slots[:, None] == rows.slot[None, :], rows.length[None, :], 0)
+        shape = (chunk, len(rows.token))
+        out = (jnp.full(shape, ENDED, jnp.int32), jnp.zeros(shape), jnp.zeros(shape))
 
         def step(carry: tuple) -> tuple:
-            i, rows, tokens, logprobs = carry
-            at = column + i
-            logits, cache = model.decode(params, rows.token, rows.cache, at, rows.start, config, sharding=sharding)
-            token, logp = _draw(logits, rows.key, at - rows.start, temperature)
-            alive = rows.left > 0
-            ended = (token[:, None] == jnp.asarray(stop, jnp.int32)[None, :]).any(
-                axis=1
-            )  # a step may end in hundreds of ways
-            left = jnp.where(alive & ~ended, rows.left - 1, 0)
-            tokens = tokens.at[i].set(jnp.where(alive, token, -1))
-            logprobs = logprobs.at[i].set(jnp.where(alive, logp, 0.0))
-            return i + 1, dataclasses.replace(rows, cache=cache, token=token, left=left), tokens, logprobs
+            i, suffix, token, left, out = carry
+            position = rows.position + i
+            past = Past(
+                prefix, suffix, visible, position - rows.length, span.now + i, span.prefix_blocks, span.oldest
+            )
+            attend = functools.partial(cache.attend, past)
+            x, k, v = model.cached(params, token[:, None], position[:, None], attend, config, sharding)
+            drawn = draw(model.lm_head(params, x)[:, 0], rows.key, position, how, filtered)
+            alive, broken = left > 0, drawn.token < 0
+            token = jnp.maximum(drawn.token, 0)
+            new = (jnp.where(broken, BROKEN, token), drawn.logprob, drawn.drawn_logprob)
+            out = tuple(
+                x.at[i].set(jnp.where(alive, y, none)) for x, y, none in zip(out, new, (ENDED, 0.0, 0.0), strict=True)
+            )
+            left = jnp.where(alive & ~broken & ~ends[token], left - 1, 0)
+            return i + 1, cache.write(suffix, k, v, past.now), token, left, out
 
         def going(carry: tuple) -> jax.Array:
-            return (carry[0] < chunk) & jnp.any(carry[1].left > 0)
+            i, _, _, left, _ = carry
+            return (i < chunk) & (jnp.sum(left > 0) > span.enough)
 
-        _, rows, tokens, logprobs = jax.lax.while_loop(going, step, (0, rows, tokens, logprobs))
-        return rows, tokens, logprobs
+        done, suffix, _, _, out = jax.lax.while_loop(going, step, (0, suffix, rows.token, rows.left, out))
+        return suffix, done, *out
 
     return decode
 
 
-def _draw(
-    logits: jax.Array, keys: jax.Array, position: jax.Array, temperature: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """One token a row by the Gumbel-max trick; the noise is named by (sample, position), not drawn in order.
+@functools.lru_cache(maxsize=32)
+def make_copy(sharding: Sharding) -> tuple[Callable[..., KV], Callable[..., KV]]:
+    """Blocks from slot to slot of one store of prefixes, and from one such store to another; what is written is donated.
 
-    logits [B, V], keys uint32 [B, 2], position int32 [B]. Returns (tokens int32 [B], log-probabilities [B]).
+    (KV, to int32 [N], from int32 [N], blocks int32 []) -> KV, and (KV, source KV, ...) -> KV. `to` and `from` are slots;
+    one that is not there marks a row without work. All blocks before `blocks` are copied, between devices where need be.
     """
-    logp = jax.nn.log_softmax(logits, axis=-1)
-    noise = jax.vmap(lambda k, p: jax.random.gumbel(jax.random.fold_in(k, p), logits.shape[-1:]))(keys, position)
-    token = jnp.argmax(logp + temperature * noise, axis=-1).astype(jnp.int32)
-    return token, jnp.take_along_axis(logp, token[:, None], axis=-1)[:, 0]
+    where = cache.prefix_sharding(sharding)
+
+    def copy(to: KV, source: KV | None, into: jax.Array, out: jax.Array, blocks: jax.Array) -> KV:
+        def one(x: jax.Array, source: jax.Array | None) -> jax.Array:
+            def block(j: jax.Array, x: jax.Array) -> jax.Array:
+                return x.at[:, j, into].set((x if source is None else source)[:, j, out], mode="drop")
+
+            return jax.lax.fori_loop(0, blocks, block, x)
+
+        return KV(k=one(to.k, source and source.k), v=one(to.v, source and source.v))
+
+    within = jax.jit(lambda to, *how: copy(to, None, *how), donate_argnums=0, out_shardings=where)
+    return within, jax.jit(copy, donate_argnums=0, out_shardings=where)
+
+
+@functools.lru_cache(maxsize=32)
+def make_pack(sharding: Sharding) -> Callable[..., tuple[KV, KV]]:
+    """(prefix KV, suffix KV, row int32 [B'], slot int32 [B'], shape) -> both stores of those rows, one a lane.
+
+    A layer at a time: rows move between devices, where all of a layer's are gathered before each keeps its own.
+    """
+    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(sharding))
+
+    @functools.partial(jax.jit, static_argnums=4, out_shardings=where)
+    def pack(prefix: KV, suffix: KV, row: jax.Array, slot: jax.Array, shape: Shape) -> tuple[KV, KV]:
+        def of_suffix(x: jax.Array) -> jax.Array:  # a layer's [R, tiles, B / tiles, ...]
+            blocks, tiles, rows, *rest = x.shape
+            x = x[:, row % tiles, row // tiles]
+            return x.reshape(blocks, shape.rows // shape.tiles, shape.tiles, *rest).swapaxes(1, 2)
+
+        def layer(stores: tuple[KV, KV]) -> tuple[KV, KV]:
+            return jax.tree.map(lambda x: x[:, slot], stores[0]), jax.tree.map(of_suffix, stores[1])
+
+        return jax.lax.map(layer, (prefix, suffix))
+
+    return pack
+
+
+@functools.lru_cache(maxsize=32)
+def make_clean(sharding: Sharding) -> Callable[[KV, KV], tuple[KV, KV]]:
+    """Both stores, donated, with 0 for what is not a number: a column that is masked out would still spread it."""
+    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(sharding))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=where)
+    def clean(prefix: KV, suffix: KV) -> tuple[KV, KV]:
+        return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0).astype(x.dtype), (prefix, suffix))
+
+    return clean

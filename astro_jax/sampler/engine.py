@@ -1,10 +1,13 @@
-"""From requests to samples: prefixes are prefilled once each, their samples decode together, ended rows are dropped."""
+"""From requests to samples: what is asked, what comes back, and the one engine between them."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,11 +16,14 @@ from astro_jax.errors import AstroError
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding
-from astro_jax.sampler import decode
-from astro_jax.sampler.decode import Rows
+from astro_jax.sampler import cache, decode
+from astro_jax.sampler.cache import KV, Shape
+from astro_jax.sampler.draw import Sampling
+from astro_jax.sampler.library import Library
+from astro_jax.sampler.run import CHUNKS, Output, Programs, Run, Stats, Task
 
-# The shortest cache; longer ones double, so that few shapes are compiled.
-COLUMNS = 16
+LANES = (1, 2, 4, 8, 16)  # rows that share one copy of a prefix
+PREFILL = (256, 2048)  # tokens that are prefilled at once: a few prompts, or many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +48,29 @@ class Sample:
     """One continuation.
 
     Attributes:
-      tokens: int32 [T], the stop token included.
+      tokens: int32 [T], the stop token included, and those of a stop string.
       logprobs: float32 [T] under the policy at temperature 1, whatever it was sampled at.
-      stopped: whether a stop token ended it, not the limit.
+      drawn_logprobs: float32 [T] under the distribution that was drawn from: after temperature, top-k, top-p and min-p.
+      stopped: whether a stop token or a stop string ended it, not the limit.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
+    drawn_logprobs: np.ndarray
     stopped: bool
+
+
+class RequestError(AstroError):
+    """Some requests could not be served.
+
+    Attributes:
+      samples: what `generate` would have returned, with nothing in the place of those.
+    """
+
+    def __init__(self, errors: dict[int, str], samples: list[list[Sample]]):
+        first, *more = errors.values()
+        super().__init__(f"sampler: {first}" + (f"; and {len(more)} more of {len(samples)} requests" if more else ""))
+        self.samples = samples
 
 
 class Sampler:
@@ -59,18 +80,38 @@ class Sampler:
       config: the Llama.
       sharding: of decoding (mesh.decode_sharding); parameters passed to `generate` lie accordingly.
       seed: all randomness is folded from it and the requests' names.
-      slots: rows that decode at once. Batches of rows are slots, slots / 2, ... down to an eighth.
-      chunk: decode steps between two looks at which rows have ended.
+      slots: the most rows that decode at once. When few are left they go on in batches of a half, a quarter and an
+        eighth.
+      memory: GiB a device for their caches; of the slots as many as fit it (cache.rows_that_fit).
+      chunk: the most decode steps between two looks at which rows have ended.
+      block: columns of the caches that are attended to and prefilled at once.
+      reuse: GiB a device for prefixes kept from one call to the next inside `keeping`.
+      refill: give rows that have ended to samples that wait; without, whole batches begin and end together.
     """
 
-    def __init__(self, config: LlamaConfig, sharding: Sharding, seed: int, slots: int = 512, chunk: int = 16):
-        if slots < 1:
-            raise AstroError("sampler: slots is at least 1")
+    def __init__(
+        self,
+        config: LlamaConfig,
+        sharding: Sharding,
+        seed: int,
+        slots: int = 512,
+        memory: float | None = None,
+        chunk: int = 16,
+        block: int = 32,
+        reuse: float = 0.0,
+        refill: bool = True,
+    ):
+        if min(slots, chunk, block) < 1:
+            raise AstroError("sampler: slots, chunk and block are at least 1")
         smallest = sharding.batch_size
-        self.sizes = sorted({max(smallest, -(-slots // (f * smallest)) * smallest) for f in (1, 2, 4, 8)})
-        self.config, self.sharding, self.seed, self.chunk = config, sharding, seed, chunk
-        self._prefill = decode.make_prefill(config, sharding)
-        self._spread = decode.make_spread(sharding)
+        self.slots, self.memory = slots, memory
+        self.batches = {c: sorted({max(1, n // (c * block * smallest)) * smallest for n in PREFILL}) for c in CHUNKS}
+        self.config, self.sharding, self.seed, self.chunk, self.block = config, sharding, seed, chunk, block
+        self.reuse, self.refill = reuse, refill
+        self.stats = Stats()
+        self._reserved = (1, 1)  # blocks of the stores: they grow to the longest that was asked for
+        self._kept: tuple[Library, KV] | None = None
+        self._keeping = False
 
     def generate(
         self,
@@ -80,6 +121,10 @@ class Sampler:
         max_tokens: int,
         stop: Sequence[int],
         temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        cut: Callable[[list[int]], int | None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[Sample]]:
         """Draw all samples of all requests.
@@ -87,109 +132,190 @@ class Sampler:
         Args:
           max_tokens: of one sample, the stop token included.
           stop: ids that end a sample.
-          temperature: 0 is greedy.
-          progress: called with the number of samples of each wave that is done.
+          temperature, top_k, top_p, min_p: see Sampling.
+          cut: tells of a sample's tokens how many there are up to the end of a stop string, if one came.
+          progress: called with the number of samples that have ended since.
 
         Returns:
           for each request its samples, in order.
 
         Raises:
-          AstroError: for an empty prefix, or one that leaves no room in the model's context.
+          RequestError: for an empty prefix, one that leaves no room in the model's context, or logits that are not
+            numbers; the other requests are served before.
+          AstroError: for settings that no request can be served with.
         """
-        self._check(requests, max_tokens)
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prefix))  # alike lengths pad little
-        rows = [(i, j) for i in order for j in range(requests[i].n)]
+        if max_tokens < 1:
+            raise AstroError(f"sampler: max_tokens is {max_tokens}; it is at least 1")
+        how = Sampling(temperature, top_k, top_p, min_p)
+        errors = {i: error for i, r in enumerate(requests) if (error := self._error(r, max_tokens))}
+        served = [i for i, r in enumerate(requests) if i not in errors and r.n]
+        served.sort(key=lambda i: len(requests[i].prefix))  # neighbours of alike lengths pad little
         samples: list[list[Sample]] = [[] for _ in requests]
-        for at in range(0, len(rows), self.sizes[-1]):
-            wave = rows[at : at + self.sizes[-1]]
-            for (i, _), sample in zip(
-                wave, self._wave(params, requests, wave, max_tokens, stop, temperature), strict=True
-            ):
-                samples[i].append(sample)
-            if progress is not None:
-                progress(len(wave))
+        if served:
+            run = self._run(params, [requests[i] for i in served], max_tokens, stop, how, cut)
+            run.go(progress)
+            if self._keeping and run.library is not None and run.shelf is not None:
+                self._kept = (run.library, run.shelf)
+            for i, outputs, at in zip(served, run.outputs, range(len(served)), strict=True):
+                if at in run.broken:
+                    errors[i] = f"the model's logits are not numbers ({requests[i].name}); its weights are damaged"
+                else:
+                    samples[i] = [_sample(o, stop) for o in outputs]
+        if errors:
+            raise RequestError(errors, samples)
         return samples
 
-    def _check(self, requests: Sequence[Request], max_tokens: int) -> None:
-        for r in requests:
-            room = self.config.max_positions - max_tokens
-            if not 0 < len(r.prefix) <= room:
-                raise AstroError(
-                    f"sampler: a prefix of {len(r.prefix)} tokens ({r.name}) and {max_tokens} new ones do not fit the "
-                    f"model's {self.config.max_positions} positions; lower max_tokens"
-                )
-
-    def _wave(
+    def _run(
         self,
         params: Params,
         requests: Sequence[Request],
-        wave: Sequence[tuple[int, int]],
         max_tokens: int,
         stop: Sequence[int],
-        temperature: float,
-    ) -> list[Sample]:
-        """Prefill the prefixes of a wave, then decode its rows until all have ended."""
-        rows, column = self._prefill_wave(params, requests, wave, max_tokens)
-        step = decode.make_decode(self.config, self.sharding, self.chunk, tuple(stop))
-        tokens: list[list[np.ndarray]] = [[] for _ in wave]
-        logprobs: list[list[np.ndarray]] = [[] for _ in wave]
-        live = owner = np.arange(len(wave))  # the rows still going, and which sample of the wave each belongs to
-        while True:
-            rows, new_tokens, new_logprobs = step(params, rows, np.int32(column), np.float32(temperature))
-            column += self.chunk
-            out_tokens, out_logprobs, left = jax.device_get((new_tokens, new_logprobs, rows.left))
-            for row, sample in zip(live, owner, strict=True):
-                emitted = int((out_tokens[:, row] >= 0).sum())
-                tokens[sample].append(out_tokens[:emitted, row])
-                logprobs[sample].append(out_logprobs[:emitted, row])
-            going = left[live] > 0
-            live, owner = live[going], owner[going]
-            if not len(live):
-                return [_sample(t, p, stop) for t, p in zip(tokens, logprobs, strict=True)]
-            size, columns = self._size(len(live)), power_of_two(column + self.chunk)
-            if size < len(left) or columns > rows.cache.length:
-                rows = self._spread(rows, self._padded(live), max(columns, rows.cache.length))
-                live = np.arange(len(live))
+        how: Sampling,
+        cut: Callable[[list[int]], int | None] | None,
+    ) -> Run:
+        tasks = [
+            Task(
+                r.prefix,
+                np.stack([sample_key(self.seed, r.name, j) for j in range(r.n)]),
+                np.asarray([min((max_tokens, *r.caps[j : j + 1])) for j in range(r.n)]),
+            )
+            for r in requests
+        ]
+        self.reserve(max(len(r.prefix) for r in requests), max_tokens)
+        ends = np.zeros(self.config.vocab_size, bool)
+        ends[np.asarray(stop, np.int32)] = True
+        dtype = params.embed.dtype
+        shape, sizes = self._shape(requests, max_tokens, dtype)
+        return Run(
+            params, tasks, shape, self._programs(dtype, how.filtered), how=how, ends=ends,
+            chunk=self.chunk, sizes=sizes, batches=self.batches, kept=self._library(dtype), cut=cut,
+            refill=self.refill, stats=self.stats,
+        )  # fmt: skip
 
-    def _prefill_wave(
-        self, params: Params, requests: Sequence[Request], wave: Sequence[tuple[int, int]], max_tokens: int
-    ) -> tuple[Rows, int]:
-        """Prefill each distinct request of the wave once; give every sample a row with its prefix's cache."""
-        groups = list(dict.fromkeys(i for i, _ in wave))
-        # The last token of a prefix is not prefilled: it is the first that decodes.
-        longest = max(len(requests[i].prefix) - 1 for i in groups)
-        columns = power_of_two(longest)
-        size = self._size(len(groups))
-        tokens = np.zeros((size, columns), np.int32)
-        start = np.full(size, columns, np.int32)
-        last = np.zeros(size, np.int32)
-        for row, i in enumerate(groups):
-            *head, last[row] = requests[i].prefix
-            start[row] -= len(head)
-            tokens[row, start[row] :] = head
-        cache = self._prefill(params, tokens, start)
-        group_of = {i: row for row, i in enumerate(groups)}
-        index = self._padded(np.asarray([group_of[i] for i, _ in wave], np.int32))
-        keys, left = np.zeros((len(index), 2), np.uint32), np.zeros(len(index), np.int32)
-        keys[: len(wave)] = [sample_key(self.seed, requests[i].name, j) for i, j in wave]
-        left[: len(wave)] = [min((max_tokens, *requests[i].caps[j : j + 1])) for i, j in wave]
-        rows = Rows(cache=cache, token=last, start=start, key=np.zeros((size, 2), np.uint32), left=start)
-        rows = self._spread(rows, index, power_of_two(columns + self.chunk))
-        where = self.sharding.named("batch")
-        rows = dataclasses.replace(rows, key=jax.device_put(keys, where), left=jax.device_put(left, where))
-        return rows, columns
+    def _error(self, r: Request, max_tokens: int) -> str | None:
+        room = self.config.max_positions - max_tokens
+        if 0 < len(r.prefix) <= room:
+            return None
+        return (
+            f"a prefix of {len(r.prefix)} tokens ({r.name}) and {max_tokens} new ones do not fit the "
+            f"model's {self.config.max_positions} positions; lower max_tokens"
+        )
 
-    def _padded(self, index: np.ndarray) -> np.ndarray:
-        """Row indices, filled up to a compiled batch size with the first of them."""
-        return np.pad(index, (0, self._size(len(index)) - len(index)), constant_values=index[0]).astype(np.int32)
+    def without_refilling(self) -> Sampler:
+        """The same, but whole batches begin together and end with their last sample: what refilling is measured by."""
+        plain = copy.copy(self)
+        plain.refill, plain.stats = False, Stats()
+        return plain
 
-    def _size(self, n: int) -> int:
-        return next(size for size in self.sizes if size >= n)
+    # ---- Shapes and programs
+
+    def reserve(self, prefix: int, new: int) -> None:
+        """Make the caches of later calls long enough for prefixes and samples of so many tokens.
+
+        They grow by doubling with what is asked for and are compiled for again each time; reserved before, never.
+        """
+        asked = (power_of_two(-(-(prefix - 1) // self.block)), power_of_two(-(-new // self.block)))
+        grown = (max(self._reserved[0], asked[0]), max(self._reserved[1], asked[1]))
+        if grown != self._reserved:
+            self._reserved, self._kept = grown, None
+
+    def shapes(self, dtype: Any) -> list[Shape]:
+        """Every shape that a call within what is reserved can decode with, for weights of this type."""
+        found = {}
+        for lane in LANES:
+            sizes = self._sizes(lane, dtype)
+            found |= {self._sized(n, w): None for n in sizes for w in (lane, 1) if n // self.sharding.batch_size % w == 0}
+        return list(found)
+
+    def warm_up(self, params: Params, prefix: int, new: int, filtered: bool = False) -> None:
+        """Compile all programs of all shapes for prefixes and samples of so many tokens; nothing compiles after."""
+        self.reserve(prefix, new)
+        programs = self._programs(params.embed.dtype, filtered)
+        ends = np.zeros(self.config.vocab_size, bool)
+        for shape in self.shapes(params.embed.dtype):
+            Run(
+                params, [], shape, programs, how=Sampling(), ends=ends, chunk=self.chunk,
+                sizes=self._sizes(shape.lane, params.embed.dtype), batches=self.batches,
+                kept=self._library(params.embed.dtype),
+            ).compile()  # fmt: skip
+
+    def _sized(self, rows: int, lane: int) -> Shape:
+        return Shape(rows, lane, *self._reserved, self.block, self.sharding.batch_size)
+
+    def _sizes(self, lane: int, dtype: Any) -> list[int]:
+        """Rows of a whole batch, and of the smaller ones; none where the memory does not hold one such lane.
+
+        Raises:
+          AstroError: when it does not hold a single row either.
+        """
+        slots, unit = self.slots, self.sharding.batch_size
+        if self.memory is not None:
+            prefix, new = (blocks * self.block for blocks in self._reserved)
+            how = (prefix, new, lane, np.dtype(dtype).itemsize, self.sharding)
+            try:
+                slots = min(slots, cache.rows_that_fit(int(self.memory * 2**30), self.config, *how))
+            except AstroError:
+                if lane == 1:
+                    raise
+                return []
+        return sorted({max(unit, -(-slots // (f * unit)) * unit) for f in (1, 2, 4, 8)})
+
+    def _shape(self, requests: Sequence[Request], max_tokens: int, dtype: Any) -> tuple[Shape, list[int]]:
+        """The smallest batch that holds all samples, with the sizes that it can shrink to.
+
+        Its lanes are so wide that prefixes take at most a quarter of the columns of what is new, or as wide as the
+        groups are large: narrow lanes are refilled with less waiting.
+        """
+        total, longest = sum(r.n for r in requests), max(len(r.prefix) for r in requests)
+        wanted = power_of_two(min(-(-8 * longest // max_tokens), -(-total // len(requests))))
+        for lane in reversed([lane for lane in LANES if lane <= wanted]):
+            sizes = self._sizes(lane, dtype)
+            rows = next((size for size in sizes if size >= total), max(sizes, default=0))
+            if rows and rows // self.sharding.batch_size % lane == 0:
+                break
+        return self._sized(rows, lane), sizes
+
+    def _programs(self, dtype: Any, filtered: bool) -> Programs:
+        config, sharding = self.config, self.sharding
+        return Programs(
+            allocate=decode.make_allocate(config, sharding, dtype),
+            prefill=decode.make_prefill(config, sharding),
+            decode=decode.make_decode(config, sharding, self.chunk, filtered),
+            copy=decode.make_copy(sharding),
+            pack=decode.make_pack(sharding),
+            clean=decode.make_clean(sharding),
+        )
+
+    # ---- Prefixes kept between calls
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside, prefixes are kept from one call to the next, for the same parameters, as far as `reuse` bytes go."""
+        self._keeping = True
+        try:
+            yield
+        finally:
+            self._keeping, self._kept = False, None
+
+    def _library(self, dtype: Any) -> tuple[Library, KV] | None:
+        if not self._keeping:
+            return None
+        if self._kept is None:
+            blocks, c = self._reserved[0], self.config
+            entry = cache.row_bytes(c, blocks * self.block, 0, 1, np.dtype(dtype).itemsize)
+            devices = self.sharding.batch_size
+            entries = int(self.reuse * 2**30) * self.sharding.mesh.size // entry // devices * devices
+            if entries:
+                shape = Shape(entries, 1, blocks, 1, self.block, devices)
+                shelf = decode.make_allocate(c, self.sharding, dtype)[0](shape)
+                self._kept = (Library(entries, self.block), shelf)
+        return self._kept
 
 
 def power_of_two(n: int) -> int:
-    """n rounded up to a power of two, at least COLUMNS: lengths come in few shapes."""
-    return max(COLUMNS, 1 << (n - 1).bit_length()) if n > 0 else COLUMNS
+    """n rounded up to a power of two, at least 1: lengths come in few shapes."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def sample_key(seed: int, name: tuple[str | int, ...], sample: int) -> np.ndarray:
@@ -198,6 +324,8 @@ def sample_key(seed: int, name: tuple[str | int, ...], sample: int) -> np.ndarra
     return np.frombuffer(digest, np.uint32)
 
 
-def _sample(tokens: list[np.ndarray], logprobs: list[np.ndarray], stop: Sequence[int]) -> Sample:
-    ids = np.concatenate(tokens)
-    return Sample(ids, np.concatenate(logprobs), bool(ids[-1] in stop))
+def _sample(output: Output, stop: Sequence[int]) -> Sample:
+    tokens, logprobs, drawn = (
+        np.concatenate(x)[: output.kept] for x in (output.tokens, output.logprobs, output.drawn_logprobs)
+    )
+    return Sample(tokens, logprobs, drawn, output.kept is not None or bool(tokens[-1] in stop))

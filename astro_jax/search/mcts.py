@@ -49,19 +49,25 @@ def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy) -> list[T
     """Grow one tree a problem, all at the same time, for `c.iterations` iterations of `c.leaves` leaves each."""
     trees = [Tree(p, policy.tokenizer.prompt(p.prompt)) for p in problems]
     driver = _Driver(c, policy)
-    for _ in range(c.iterations):
-        selected = [(tree, tree.select(c.c_puct)) for tree in trees for _ in range(c.leaves)]
-        leaves = list({(id(tree), node): (tree, node) for tree, node in selected}.values())
-        children = driver.expand([(t, n) for t, n in leaves if not t.nodes[n].terminal])
-        driver.evaluate(children)
-        for tree, node in selected:
-            tree.release(node)
-        for tree, node in leaves:
-            if tree.nodes[node].terminal:
-                tree.backup(node)
-        for tree, child in children:
-            tree.backup(child.id)
+    with policy.sampler.keeping():  # a child's prefix begins with its parent's
+        for _ in range(c.iterations):
+            _iterate(trees, c, driver)
     return trees
+
+
+def _iterate(trees: Sequence[Tree], c: cfg.Search, driver: _Driver) -> None:
+    """One round of selection, expansion, evaluation and backup in each tree."""
+    selected = [(tree, tree.select(c.c_puct)) for tree in trees for _ in range(c.leaves)]
+    leaves = list({(id(tree), node): (tree, node) for tree, node in selected}.values())
+    children = driver.expand([(t, n) for t, n in leaves if not t.nodes[n].terminal])
+    driver.evaluate(children)
+    for tree, node in selected:
+        tree.release(node)
+    for tree, node in leaves:
+        if tree.nodes[node].terminal:
+            tree.backup(node)
+    for tree, child in children:
+        tree.backup(child.id)
 
 
 class _Driver:

@@ -44,7 +44,7 @@ def token_logprobs(
     Returns:
       two float32 [B, S]; column 0 and each segment's first token hold values without meaning (their weight is 0).
     """
-    x, _ = model.hidden(
+    x = model.hidden(
         params, batch.tokens, config,
         positions=batch.positions, segments=batch.segments, sharding=sharding, remat=remat,
     )  # fmt: skip

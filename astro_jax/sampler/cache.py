@@ -1,0 +1,270 @@
+"""Keys and values of the tokens so far, in blocks of columns, and the attention of new tokens to them.
+
+A lane is W rows that decode side by side and share up to S prefixes, each kept once. What a row has written itself lies
+in a ring, where all rows write the same column of the same step: one slice update, and a row that ends is followed by
+another without moving anything. Both are attended to block by block, as far as they are filled, with one matmul a lane
+for the prefixes, and merged by log-sum-exp (Hydragen, arXiv 2402.05099; bifurcated attention, arXiv 2403.08845).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from astro_jax.errors import AstroError
+from astro_jax.llama.config import LlamaConfig
+from astro_jax.llama.model import NEG_INF
+from astro_jax.mesh import Sharding
+
+# Groups of rows whose own tokens are attended to no further than the oldest of them needs.
+TILES = 4
+
+
+@struct.dataclass
+class KV:
+    """Keys [..., h, C] and values [..., C, h], each as its product with a query reads it in order: on a CPU the other
+    order of either is ten times slower, once the store has outgrown the processor's own cache."""
+
+    k: Any
+    v: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The sizes of both stores: prefixes [L, P, B / W x S, K, h, C] and suffixes [L, R, tiles, B / tiles, K, h, C].
+
+    Attributes:
+      rows: B, those that decode at once.
+      lane: W, rows that share prefixes; it divides the rows of a device.
+      prefix_blocks, suffix_blocks: P and R, blocks of columns.
+      block: C, columns of a block.
+      devices: over which rows are split.
+    """
+
+    rows: int
+    lane: int
+    prefix_blocks: int
+    suffix_blocks: int
+    block: int
+    devices: int = 1
+
+    @property
+    def lanes(self) -> int:
+        return self.rows // self.lane
+
+    @property
+    def prefixes(self) -> int:
+        """S: a second one lets the next group begin in rows that are free, before the last sample of the first ends."""
+        return 1 if self.lane == 1 else 2
+
+    @property
+    def slots(self) -> int:
+        """Prefixes of all lanes; those of lane i are slots i S to i S + S - 1."""
+        return self.lanes * self.prefixes
+
+    @property
+    def tiles(self) -> int:
+        """A tile takes every tiles-th row, so that each lies on all devices."""
+        tiles = TILES
+        while self.rows // self.devices % tiles:
+            tiles //= 2
+        return tiles
+
+    @property
+    def ring(self) -> int:
+        """Columns of the suffixes: the most tokens that a row may write."""
+        return self.suffix_blocks * self.block
+
+
+def row_bytes(config: LlamaConfig, prefix: int, new: int, lane: int, itemsize: int) -> int:
+    """Bytes of the caches that one row takes, over all devices: 2 L K h (new + S prefix / W) itemsize.
+
+    Args:
+      prefix, new: columns of a prefix and of a row's own tokens. lane: W, and S is 2, or 1 where W is 1.
+      itemsize: bytes of a number of the cache, which has the type of the weights.
+    """
+    column = 2 * config.n_layers * config.n_kv_heads * config.head_dim * itemsize
+    return column * new + column * prefix * (1 if lane == 1 else 2) // lane
+
+
+def rows_that_fit(
+    budget: int, config: LlamaConfig, prefix: int, new: int, lane: int, itemsize: int, sharding: Sharding
+) -> int:
+    """The most rows whose caches fit `budget` bytes a device: budget x devices / row_bytes, in whole lanes a device.
+
+    Raises:
+      AstroError: when not even one lane a device fits.
+    """
+    unit = lane * sharding.batch_size
+    each = unit * row_bytes(config, prefix, new, lane, itemsize)
+    lanes = budget * sharding.mesh.size // each
+    if not lanes:
+        raise AstroError(
+            f"sampler: a memory budget of {budget / 2**20:.1f} MiB a device does not hold one lane of {lane} rows with "
+            f"{prefix} + {new} tokens, which takes {each / sharding.mesh.size / 2**20:.1f} MiB; raise it, or lower the tokens"
+        )
+    return lanes * unit
+
+
+def prefix_sharding(sharding: Sharding) -> KV:
+    """Where prefixes lie: slots over the batch axes, key-value heads over tp."""
+    where = sharding.named(None, None, "batch", "kv_heads", None, None)
+    return KV(k=where, v=where)
+
+
+def suffix_sharding(sharding: Sharding) -> KV:
+    """Where suffixes lie: the rows of a tile over the batch axes, key-value heads over tp."""
+    where = sharding.named(None, None, None, "batch", "kv_heads", None, None)
+    return KV(k=where, v=where)
+
+
+def shapes(config: LlamaConfig, s: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of prefixes and suffixes before [K, h, C] or [K, C, h]."""
+    return (
+        (config.n_layers, s.prefix_blocks, s.slots),
+        (config.n_layers, s.suffix_blocks, s.tiles, s.rows // s.tiles),
+    )
+
+
+# ---- Attention
+
+
+class Softmax(NamedTuple):
+    """A softmax over the columns seen so far: the largest score, the sum of exponentials, the weighted values."""
+
+    top: jax.Array  # float32 [..., n, 1]
+    total: jax.Array  # float32 [..., n, 1]
+    out: jax.Array  # float32 [..., n, h]
+
+    def see(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> Softmax:
+        """After the columns of one more block: q [..., n, h], k [..., h, C], v [..., C, h], visible [..., n, C]."""
+        scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+        top = jnp.maximum(self.top, jnp.max(jnp.where(visible, scores, NEG_INF), axis=-1, keepdims=True))
+        weight = jnp.where(visible, jnp.exp(scores - top), 0.0)
+        keep = jnp.exp(self.top - top)
+        out = jnp.matmul(weight.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return Softmax(top, self.total * keep + weight.sum(-1, keepdims=True), self.out * keep + out)
+
+    def map(self, f: Callable[[jax.Array], jax.Array]) -> Softmax:
+        return Softmax(f(self.top), f(self.total), f(self.out))
+
+
+@struct.dataclass
+class Past:
+    """What the rows of one decode step may attend to."""
+
+    prefix: KV
+    suffix: KV
+    visible: Any  # int32 [S, B]: columns of each prefix of its lane that a row sees
+    age: Any  # int32 [B]: the newest columns of the ring that are the row's own
+    now: Any  # int32 []: the step, counted from the first; it writes column now mod ring
+    prefix_blocks: Any  # int32 [S]: blocks that the longest prefix fills
+    oldest: Any  # int32 [tiles]: the first step of the oldest row of each tile
+
+
+def attend(past: Past, layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attention of one new token a row to its prefix, to the row's own tokens and to itself.
+
+    q [B, 1, H, h]; k, v [B, 1, K, h]. Returns [B, 1, H, h].
+    """
+    b, _, n, h = q.shape
+    kv = k.shape[2]
+    q = q.reshape(b, kv, n // kv, h) * h**-0.5
+    own = jnp.einsum("bkgh,bkh->bkg", q, k[:, 0], preferred_element_type=jnp.float32)[..., None]
+    value = jnp.broadcast_to(v[:, 0, :, None, :].astype(jnp.float32), q.shape)
+    seen = Softmax(own, jnp.ones_like(own), value)
+    seen = _attend_prefixes(past, layer, q, seen)
+    seen = _attend_suffixes(past, layer, q, seen)
+    return (seen.out / seen.total).astype(q.dtype).reshape(b, 1, n, h)
+
+
+def _attend_prefixes(past: Past, layer: jax.Array, q: jax.Array, seen: Softmax) -> Softmax:
+    """q [B, K, H / K, h]: the rows of a lane are one matmul, against each of its prefixes."""
+    b, kv, group, _ = q.shape
+    slots = len(past.visible)
+    lanes, columns = past.prefix.k.shape[2] // slots, past.prefix.k.shape[-1]
+    rows = b // lanes
+
+    def to_lanes(x: jax.Array) -> jax.Array:
+        x = x.reshape(lanes, rows, kv, group, -1).swapaxes(1, 2)
+        return x.reshape(lanes, kv, rows * group, -1)
+
+    def to_rows(x: jax.Array) -> jax.Array:
+        x = x.reshape(lanes, kv, rows, group, -1).swapaxes(1, 2)
+        return x.reshape(b, kv, group, -1)
+
+    q, seen = to_lanes(q), seen.map(to_lanes)
+    prefix = jax.tree.map(lambda x: x.reshape(*x.shape[:2], lanes, slots, *x.shape[3:]), past.prefix)
+    for slot in range(slots):
+        limit = jnp.repeat(past.visible[slot].reshape(lanes, rows), group, axis=1)[:, None, :, None]
+
+        def see(j: jax.Array, seen: Softmax, slot: int = slot, limit: jax.Array = limit) -> Softmax:
+            k, v = (
+                jax.lax.dynamic_slice(x, (layer, j, 0, slot, 0, 0, 0), (1, 1, lanes, 1, *x.shape[4:]))
+                for x in (prefix.k, prefix.v)
+            )
+            column = (j * columns + jnp.arange(columns))[None, None, None, :]
+            return seen.see(q, k[0, 0, :, 0], v[0, 0, :, 0], column < limit)
+
+        seen = jax.lax.fori_loop(0, past.prefix_blocks[slot], see, seen)
+    return seen.map(to_rows)
+
+
+def _attend_suffixes(past: Past, layer: jax.Array, q: jax.Array, seen: Softmax) -> Softmax:
+    """q [B, K, H / K, h]: the blocks that every tile needs for all rows at once, older ones only for the tiles that do.
+
+    So one long sample among short ones costs its own tile, and equal ones cost no loop over tiles.
+    """
+    _, blocks, tiles, rows, _, _, columns = past.suffix.k.shape
+    ring = blocks * columns
+
+    def to_tiles(x: jax.Array) -> jax.Array:
+        return x.reshape(rows, tiles, *x.shape[1:]).swapaxes(0, 1)
+
+    def to_rows(x: jax.Array) -> jax.Array:
+        return x.swapaxes(0, 1).reshape(rows * tiles, *x.shape[2:])
+
+    q, seen, age = to_tiles(q), seen.map(to_tiles), to_tiles(past.age)  # [tiles, B / tiles, ...]
+
+    def see(j: jax.Array, first: jax.Array | int, n: int, q: jax.Array, seen: Softmax, age: jax.Array) -> Softmax:
+        """Block j of n tiles from the first on."""
+        k, v = (
+            jax.lax.dynamic_slice(x, (layer, j % blocks, first, 0, 0, 0, 0), (1, 1, n, *x.shape[3:]))[0, 0]
+            for x in (past.suffix.k, past.suffix.v)
+        )
+        back = (past.now - 1 - j * columns - jnp.arange(columns)) % ring  # steps before the last
+        return seen.see(q, k, v, (back[None, None, :] < age[:, :, None])[:, :, None, None, :])
+
+    # A ring that is full begins and ends in the same block, which is seen once.
+    newest, first = past.now // columns, past.oldest // columns
+    begin = jnp.maximum(jnp.max(first), newest - blocks + 1)
+    seen = jax.lax.fori_loop(begin, newest + 1, lambda j, seen: see(j, 0, tiles, q, seen, age), seen)
+    upto = jnp.cumsum(begin - jnp.maximum(first, newest - blocks + 1))  # older blocks of the tiles so far
+
+    def older(i: jax.Array, seen: Softmax) -> Softmax:
+        tile = jnp.sum(upto <= i)
+        j = begin - (upto[tile] - i)
+
+        def one(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, tile, 1)
+
+        new = see(j, tile, 1, one(q), seen.map(one), one(age))
+        return Softmax(*(jax.lax.dynamic_update_slice_in_dim(x, y, tile, 0) for x, y in zip(seen, new, strict=True)))
+
+    return jax.lax.fori_loop(0, upto[-1], older, seen).map(to_rows)
+
+
+def write(suffix: KV, k: jax.Array, v: jax.Array, now: jax.Array) -> KV:
+    """The ring with the column of this step: k, v [L, B, 1, K, h]."""
+    layers, blocks, tiles, rows, kv, h, columns = suffix.k.shape
+    block, column = now // columns % blocks, now % columns
+    k, v = (x.reshape(layers, 1, rows, tiles, kv, h).swapaxes(2, 3) for x in (k, v))
+    return KV(
+        k=jax.lax.dynamic_update_slice(suffix.k, k[..., :, None], (0, block, 0, 0, 0, 0, column)),
+        v=jax.lax.dynamic_update_slice(suffix.v, v[..., None, :], (0, block, 0, 0, 0, column, 0)),
+    )
