@@ -97,7 +97,7 @@ class Scripted:
 
     def sample(self, text, stopped):
         ids = np.asarray(TOKENIZER.encode(text) + [EOS] * stopped, np.int32)
-        return Sample(ids, np.zeros(len(ids), np.float32), stopped)
+        return Sample(ids, *2 * [np.zeros(len(ids), np.float32)], stopped)
 
 
 def run(folder, sampler=None):

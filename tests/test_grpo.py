@@ -314,7 +314,7 @@ def test_a_response_that_was_cut_off_is_wrong():
     solution = tokenizer.encode(countdown.attempt_text(tuple(problem.meta["numbers"]), path, problem.meta["target"]))
 
     def sample(ids, stopped):
-        return Sample(np.asarray(ids, np.int32), np.zeros(len(ids), np.float32), stopped)
+        return Sample(np.asarray(ids, np.int32), *2 * [np.zeros(len(ids), np.float32)], stopped)
 
     end = [tokenizer.end]
     sampler = Fixed(sample(solution + end, True), sample(solution, False), sample(solution[:-1] + end, True),

@@ -290,20 +290,22 @@ def test_bfloat16_is_close_and_stays_bfloat16():
     assert 1e-4 < jnp.abs(logits - exact).max() < 0.1 * jnp.abs(exact).max()
 
 
-def test_decoding_with_a_cache_equals_the_forward_pass():
+def test_tokens_whose_past_is_held_elsewhere_equal_the_forward_pass():
     tokens = random_tokens(2, 11)
-    # Row 0 starts at column 5, row 1 (shorter by three) at column 8: both end at column 16.
-    start, rows = jnp.asarray([5, 8]), [tokens[0], tokens[1, 3:]]
-    shape = (CONFIG.n_layers, 2, CONFIG.n_kv_heads, CONFIG.head_dim, 24)
-    junk = 99 * jnp.ones(shape)  # what stands in columns that are not a row's must not matter
-    cache = model.Cache(k=junk, v=junk.swapaxes(-1, -2))
-    step = jax.jit(model.decode, static_argnums=5)
-    for column in range(5, 16):
-        at = [max(column - int(s), 0) for s in start]
-        token = jnp.asarray([row[i] for row, i in zip(rows, at, strict=True)])
-        logits, cache = step(PARAMS, token, cache, jnp.asarray(column), start, CONFIG)
-    for i, row in enumerate(rows):
-        np.testing.assert_allclose(logits[i], forward(PARAMS, row[None], CONFIG)[0, -1], atol=1e-5)
+    past = jnp.zeros((2, CONFIG.n_layers, 2, 11, CONFIG.n_kv_heads, CONFIG.head_dim))  # keys and values so far
+
+    def attend(layer, q, k, v, at):
+        k, v = (x[layer].at[:, at].set(y[:, 0]) for x, y in zip(past, (k, v), strict=True))
+        segments = jnp.broadcast_to(jnp.arange(11) <= at, (2, 11)).astype(jnp.int32)
+        return model.attention(jnp.broadcast_to(q, (2, 11, *q.shape[2:])), k, v, segments)[:, at : at + 1]
+
+    for at in range(11):
+        x, *new = model.cached(
+            PARAMS, tokens[:, at : at + 1], jnp.full((2, 1), at), functools.partial(attend, at=at), CONFIG
+        )
+        past = jnp.stack([x.at[:, :, at].set(y[:, :, 0]) for x, y in zip(past, new, strict=True)])
+    logits = model.lm_head(PARAMS, x)[:, 0]
+    np.testing.assert_allclose(logits, forward(PARAMS, tokens, CONFIG)[:, -1], atol=1e-5)
 
 
 # ---- The declaration and the config

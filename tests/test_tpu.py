@@ -4,6 +4,7 @@
 """
 
 import collections
+import dataclasses
 import math
 import re
 
@@ -16,7 +17,9 @@ from astro_jax import config as cfg
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import llama3_8b
 from astro_jax.mesh import decode_sharding, make_mesh, train_sharding
-from astro_jax.sampler import decode
+from astro_jax.sampler import cache, decode
+from astro_jax.sampler.cache import Shape
+from astro_jax.sampler.draw import Filters
 from astro_jax.train import grpo, sft
 from astro_jax.train.losses import Batch, RolloutBatch
 from astro_jax.train.state import abstract_state, make_accumulate, make_apply, make_optimizer, make_step
@@ -27,8 +30,9 @@ GIB = 2**30
 HBM = 15.75 * GIB  # of the 16 GiB of a chip, what the compiler counts on
 SFT = cfg.Sft(batch=16, length=8192, remat=True, dtype="bfloat16")
 GRPO = cfg.Grpo(length=4096, remat=True, dtype="bfloat16")
-PREFIXES, PREFIX = 64, 2048  # prefixes that are prefilled at once, and their columns
-ROWS, COLUMNS = 128, 4096  # rows that decode at once, and their columns
+# Rows that decode at once, in lanes of 16 that share prefixes of 2048 tokens, with 2048 of their own each.
+SHAPE = Shape(rows=128, lane=16, prefix_blocks=4, suffix_blocks=4, block=512, devices=4)
+PREFILL = 2048  # tokens of prefixes that are prefilled at once on each device of the batch
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +65,25 @@ class Abstract:
         self.state = abstract_state(config, self.tx, self.train)
         self.weights = llama_params.abstract(config, self.sample, jnp.bfloat16)  # that decode
 
-    def rows(self, n, columns):
-        """n rows, their cache in the type of the weights."""
-        c, where = self.config, decode.rows_sharding(self.sample)
-        k = floats(c.n_layers, n, c.n_kv_heads, c.head_dim, columns, dtype=jnp.bfloat16)
-        v = floats(c.n_layers, n, c.n_kv_heads, columns, c.head_dim, dtype=jnp.bfloat16)
-        shapes = decode.Rows(decode.Cache(k, v), ints(n), ints(n), ints(n, 2, dtype=jnp.uint32), ints(n))
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+    def stores(self, shape):
+        """Prefixes and suffixes, in the type of the weights."""
+        makers = decode.make_allocate(self.config, self.sample, jnp.bfloat16)
+        where = (cache.prefix_sharding(self.sample), cache.suffix_sharding(self.sample))
+        return [
+            jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(make, shape), w
+            )
+            for make, w in zip(makers, where, strict=True)
+        ]
+
+    def decode(self, shape):
+        """The decode program of a shape, lowered."""
+        n, v = shape.rows, self.config.vocab_size
+        rows = decode.Rows(ints(n), ints(n), ints(n), ints(n), ints(n, 2, dtype=jnp.uint32), ints(n))
+        span = decode.Span(ints(), ints(shape.prefixes), ints(shape.tiles), ints())
+        how = Filters(floats(), ints(), floats(), floats())
+        program = decode.make_decode(self.config, self.sample, cfg.Sampler().chunk, False)
+        return program.lower(self.weights, *self.stores(shape), rows, span, how, ints(v, dtype=bool))
 
 
 def ints(*shape, dtype=jnp.int32):
@@ -106,22 +122,27 @@ def reshard(a):
 
 
 def prefill(a):
+    prefix, suffix = a.stores(SHAPE)
+    n = PREFILL // SHAPE.block * SHAPE.devices
     program = decode.make_prefill(a.config, a.sample)
-    return program.lower(a.weights, ints(PREFIXES, PREFIX), ints(PREFIXES)), (a.state, a.weights.lm_head)  # not read
+    lowered = program.lower(a.weights, prefix, ints(n, SHAPE.block), ints(n), ints(n))
+    return lowered, (a.state, a.weights.lm_head, suffix)  # the head is not read
 
 
-def spread(a):
-    # The caches of all rows are lengthened: the most that this program holds.
-    program = decode.make_spread(a.sample)
-    return program.lower(a.rows(ROWS, COLUMNS // 2), ints(ROWS), COLUMNS), (a.state, a.weights)
+def pack(a):
+    prefix, suffix = a.stores(SHAPE)
+    smaller = dataclasses.replace(SHAPE, rows=SHAPE.slots, lane=1)
+    return decode.make_pack(a.sample).lower(prefix, suffix, ints(SHAPE.slots), ints(SHAPE.slots), smaller), (
+        a.state,
+        a.weights,
+    )
 
 
 def decode_chunk(a):
-    program = decode.make_decode(a.config, a.sample, cfg.Sampler().chunk, (128009,))
-    return program.lower(a.weights, a.rows(ROWS, COLUMNS), ints(), floats()), a.state
+    return a.decode(SHAPE), a.state
 
 
-QUICK = [grpo_update, reshard, spread, decode_chunk]
+QUICK = [grpo_update, reshard, pack, decode_chunk]
 SLOW = [sft_step, grpo_gradient, prefill]
 
 
@@ -144,13 +165,37 @@ def test_it_fits_a_chip(program, mesh, table, record_property):
     assert sizes[-1] < HBM
 
 
+@pytest.mark.parametrize("config", [llama3_8b()], ids=["8B"])
+def test_shared_prefixes_take_a_third_of_the_memory(config, mesh, record_property):
+    """The issue of a group: 16 samples of a prefix of 2048 tokens, with 512 of their own each."""
+    a = Abstract(config, mesh)
+    shared = Shape(rows=256, lane=16, prefix_blocks=4, suffix_blocks=1, block=512, devices=4)
+    alone = dataclasses.replace(shared, lane=1)
+    caches, temporaries = zip(*(sizes(a, shape) for shape in (shared, alone)), strict=True)
+    record_property("shared_gib", round((caches[0] + temporaries[0]) / GIB, 3))
+    record_property("alone_gib", round((caches[1] + temporaries[1]) / GIB, 3))
+    print(
+        f"\ncaches {caches[0] / GIB:.3f} and {caches[1] / GIB:.3f}, temporaries {temporaries[0] / GIB:.3f} and "
+        f"{temporaries[1] / GIB:.3f} GiB a chip"
+    )
+    assert temporaries[0] <= 0.1 * caches[0]
+    assert caches[0] + temporaries[0] <= 0.35 * (caches[1] + temporaries[1])
+
+
+def sizes(a, shape):
+    """Bytes of a chip: the caches, and the temporaries of the decode program."""
+    return size(a.stores(shape)), a.decode(shape).compile().memory_analysis().temp_size_in_bytes
+
+
 def test_each_program_makes_what_the_next_one_takes(mesh):
     a = Abstract(llama3_8b(), mesh)
+    prefix, suffix = a.stores(SHAPE)
+    out = [(cfg.Sampler().chunk, SHAPE.rows)] * 3
     for (lowered, _), expected in (
         (reshard(a), a.weights),
-        (prefill(a), a.rows(PREFIXES, PREFIX).cache),  # in bfloat16, as the weights are
-        (spread(a), a.rows(ROWS, COLUMNS)),
-        (decode_chunk(a), (a.rows(ROWS, COLUMNS), ints(cfg.Sampler().chunk, ROWS), floats(cfg.Sampler().chunk, ROWS))),
+        (prefill(a), prefix),  # in bfloat16, as the weights are
+        (pack(a), tuple(a.stores(dataclasses.replace(SHAPE, rows=SHAPE.slots, lane=1)))),
+        (decode_chunk(a), (suffix, ints(), ints(*out[0]), floats(*out[1]), floats(*out[2]))),
     ):
         made = jax.tree.map(lambda x: (x.shape, x.dtype), lowered.out_info)
         assert made == jax.tree.map(lambda x: (x.shape, x.dtype), expected)

@@ -105,8 +105,8 @@ def rows_that_fit(
     lanes = budget * sharding.mesh.size // each
     if not lanes:
         raise AstroError(
-            f"sampler: a memory budget of {budget / 2**20:.1f} MiB a device does not hold one lane of {lane} rows with "
-            f"{prefix} + {new} tokens, which takes {each / sharding.mesh.size / 2**20:.1f} MiB; raise it, or lower the tokens"
+            f"sampler: a memory budget of {budget / 2**20:.1f} MiB a device does not hold one lane of {lane} rows "
+            f"with {prefix} + {new} tokens, {each / sharding.mesh.size / 2**20:.1f} MiB; raise it, or lower the tokens"
         )
     return lanes * unit
 
@@ -259,11 +259,16 @@ def _attend_suffixes(past: Past, layer: jax.Array, q: jax.Array, seen: Softmax) 
     return jax.lax.fori_loop(0, upto[-1], older, seen).map(to_rows)
 
 
+def finite(x: jax.Array) -> jax.Array:
+    """With 0 for what is not a number: a column that is masked out would still spread it to every row that shares it."""
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
 def write(suffix: KV, k: jax.Array, v: jax.Array, now: jax.Array) -> KV:
     """The ring with the column of this step: k, v [L, B, 1, K, h]."""
     layers, blocks, tiles, rows, kv, h, columns = suffix.k.shape
     block, column = now // columns % blocks, now % columns
-    k, v = (x.reshape(layers, 1, rows, tiles, kv, h).swapaxes(2, 3) for x in (k, v))
+    k, v = (finite(x).reshape(layers, 1, rows, tiles, kv, h).swapaxes(2, 3) for x in (k, v))
     return KV(
         k=jax.lax.dynamic_update_slice(suffix.k, k[..., :, None], (0, block, 0, 0, 0, 0, column)),
         v=jax.lax.dynamic_update_slice(suffix.v, v[..., None, :], (0, block, 0, 0, 0, column, 0)),

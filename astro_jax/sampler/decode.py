@@ -62,13 +62,13 @@ def make_allocate(config: LlamaConfig, sharding: Sharding, dtype: Any) -> tuple[
 
 
 @functools.lru_cache(maxsize=32)
-def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., KV]:
+def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple[KV, jax.Array]]:
     """A chunk of each of N prefixes, c blocks of C tokens, into the store, which is donated.
 
-    (params, prefix KV, tokens int32 [N, c C], block int32 [N], slot int32 [N]) -> prefix KV. `block` is the first of the
-    chunk; those before are there already. Slots are counted from the first of the device that row n lies on; one that
-    is not there marks a row without work. A chunk that is not full is padded at its end: the store holds numbers there
-    that no row looks at.
+    (params, prefix KV, tokens int32 [N, c C], block int32 [N], slot int32 [N]) -> (prefix KV, sound bool [N]: whether
+    the model gave numbers). `block` is the first of the chunk; those before are there already. Slots are counted from
+    the first of the device that row n lies on; one that is not there marks a row without work. A chunk that is not full
+    is padded at its end: the store holds numbers there that no row looks at.
     """
     where = cache.prefix_sharding(sharding)
     batch = sharding.spec(["batch"])
@@ -82,17 +82,17 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., KV]:
         return x.at[layer, block, slot].get(mode="clip")
 
     def put(x: jax.Array, new: jax.Array, block: jax.Array, slot: jax.Array) -> jax.Array:
-        blocks = block[:, None] + jnp.arange(new.shape[2])
+        blocks = block[:, None] + jnp.arange(new.shape[2])[None, :]
         return x.at[:, blocks, slot[:, None]].set(new, mode="drop")
 
     heads, scalar = kept[3:], PartitionSpec()
     gather = local(take, (kept, scalar, scalar, batch), PartitionSpec(*batch, *heads))
     scatter = local(put, (kept, PartitionSpec(None, *batch, None, *heads), batch, batch), kept)
 
-    @functools.partial(jax.jit, donate_argnums=1, out_shardings=where)
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=(where, sharding.named("batch")))
     def prefill(
         params: Params, prefix: KV, tokens: jax.Array, block: jax.Array, slot: jax.Array
-    ) -> KV:
+    ) -> tuple[KV, jax.Array]:
         n, columns = tokens.shape
         size = prefix.k.shape[-1]
         column = jnp.arange(columns)
@@ -102,7 +102,10 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., KV]:
         def attend(layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             kv, h = k.shape[2:]
             group = q.shape[2] // kv
-            q = q.reshape(n, columns, kv, group, h).transpose(0, 2, 3, 1, 4).reshape(n, kv, group * columns, h) * h**-0.5
+            q = (
+                q.reshape(n, columns, kv, group, h).transpose(0, 2, 3, 1, 4).reshape(n, kv, group * columns, h)
+                * h**-0.5
+            )
             zero = jnp.zeros((*q.shape[:3], 1), jnp.float32)
             nothing = Softmax(zero + model.NEG_INF, zero, jnp.zeros(q.shape, jnp.float32))
             seen = nothing.see(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.tile(own, (1, 1, group, 1)))
@@ -116,10 +119,11 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., KV]:
             return out.transpose(0, 3, 1, 2, 4).reshape(n, columns, kv * group, h)
 
         positions = block[:, None] * size + column[None, :]
-        _, k, v = model.cached(params, token, positions, attend, config, sharding)
-        k, v = (x.reshape(*x.shape[:2], -1, size, *x.shape[3:]) for x in (k, v))  # [L, N, c, C, K, h]
+        x, k, v = model.cached(params, token, positions, attend, config, sharding)
+        sound = jnp.all(jnp.isfinite(x), axis=(1, 2))
+        k, v = (cache.finite(x).reshape(*x.shape[:2], -1, size, *x.shape[3:]) for x in (k, v))  # [L, N, c, C, K, h]
         k, v = jnp.moveaxis(k, 3, 5), v.swapaxes(3, 4)  # [L, N, c, K, h, C], [L, N, c, K, C, h]
-        return KV(k=scatter(prefix.k, k, block, slot), v=scatter(prefix.v, v, block, slot))
+        return KV(k=scatter(prefix.k, k, block, slot), v=scatter(prefix.v, v, block, slot)), sound
 
     return prefill
 
@@ -148,9 +152,7 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
         def step(carry: tuple) -> tuple:
             i, suffix, token, left, out = carry
             position = rows.position + i
-            past = Past(
-                prefix, suffix, visible, position - rows.length, span.now + i, span.prefix_blocks, span.oldest
-            )
+            past = Past(prefix, suffix, visible, position - rows.length, span.now + i, span.prefix_blocks, span.oldest)
             attend = functools.partial(cache.attend, past)
             x, k, v = model.cached(params, token[:, None], position[:, None], attend, config, sharding)
             drawn = draw(model.lm_head(params, x)[:, 0], rows.key, position, how, filtered)
@@ -175,10 +177,11 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
 
 @functools.lru_cache(maxsize=32)
 def make_copy(sharding: Sharding) -> tuple[Callable[..., KV], Callable[..., KV]]:
-    """Blocks from slot to slot of one store of prefixes, and from one such store to another; what is written is donated.
+    """Blocks from slot to slot of a store of prefixes, and from one such store to another; what is written is donated.
 
-    (KV, to int32 [N], from int32 [N], blocks int32 []) -> KV, and (KV, source KV, ...) -> KV. `to` and `from` are slots;
-    one that is not there marks a row without work. All blocks before `blocks` are copied, between devices where need be.
+    (KV, to int32 [N], from int32 [N], blocks int32 []) -> KV, and (KV, source KV, ...) -> KV. `to` and `from` are
+    slots; one that is not there marks a row without work. All blocks before `blocks` are copied, between devices where
+    need be.
     """
     where = cache.prefix_sharding(sharding)
 
@@ -206,7 +209,7 @@ def make_pack(sharding: Sharding) -> Callable[..., tuple[KV, KV]]:
     @functools.partial(jax.jit, static_argnums=4, out_shardings=where)
     def pack(prefix: KV, suffix: KV, row: jax.Array, slot: jax.Array, shape: Shape) -> tuple[KV, KV]:
         def of_suffix(x: jax.Array) -> jax.Array:  # a layer's [R, tiles, B / tiles, ...]
-            blocks, tiles, rows, *rest = x.shape
+            blocks, tiles, _, *rest = x.shape
             x = x[:, row % tiles, row // tiles]
             return x.reshape(blocks, shape.rows // shape.tiles, shape.tiles, *rest).swapaxes(1, 2)
 
@@ -216,15 +219,3 @@ def make_pack(sharding: Sharding) -> Callable[..., tuple[KV, KV]]:
         return jax.lax.map(layer, (prefix, suffix))
 
     return pack
-
-
-@functools.lru_cache(maxsize=32)
-def make_clean(sharding: Sharding) -> Callable[[KV, KV], tuple[KV, KV]]:
-    """Both stores, donated, with 0 for what is not a number: a column that is masked out would still spread it."""
-    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(sharding))
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=where)
-    def clean(prefix: KV, suffix: KV) -> tuple[KV, KV]:
-        return jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0).astype(x.dtype), (prefix, suffix))
-
-    return clean

@@ -33,7 +33,9 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p < 1):
+        if not (
+            0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p < 1
+        ):
             raise AstroError(
                 f"sampler: {self}: temperature and top_k are at least 0, top_p is in (0, 1], min_p in [0, 1)"
             )

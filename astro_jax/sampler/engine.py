@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from astro_jax.errors import AstroError
@@ -225,7 +224,9 @@ class Sampler:
         found = {}
         for lane in LANES:
             sizes = self._sizes(lane, dtype)
-            found |= {self._sized(n, w): None for n in sizes for w in (lane, 1) if n // self.sharding.batch_size % w == 0}
+            found |= {
+                self._sized(n, w): None for n in sizes for w in (lane, 1) if n // self.sharding.batch_size % w == 0
+            }
         return list(found)
 
     def warm_up(self, params: Params, prefix: int, new: int, filtered: bool = False) -> None:
@@ -284,7 +285,6 @@ class Sampler:
             decode=decode.make_decode(config, sharding, self.chunk, filtered),
             copy=decode.make_copy(sharding),
             pack=decode.make_pack(sharding),
-            clean=decode.make_clean(sharding),
         )
 
     # ---- Prefixes kept between calls

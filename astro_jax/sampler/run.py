@@ -1,4 +1,4 @@
-"""One call of the sampler: prefixes are loaded, rows decode in chunks, and rows that end are given to waiting samples."""
+"""One call of the sampler: prefixes are loaded, rows decode in chunks, rows that end go to samples that wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from astro_jax.llama.params import Params
-from astro_jax.sampler import cache, decode
+from astro_jax.sampler import decode
 from astro_jax.sampler.cache import KV, Shape
 from astro_jax.sampler.decode import Rows, Span
 from astro_jax.sampler.draw import Filters, Sampling
@@ -51,11 +51,10 @@ class Programs:
     """The sampler's programs, made once."""
 
     allocate: tuple[Callable[[Shape], KV], ...]
-    prefill: Callable[..., KV]
+    prefill: Callable[..., tuple[KV, jax.Array]]
     decode: Callable[..., tuple]
     copy: tuple[Callable[..., KV], ...]
     pack: Callable[..., tuple[KV, KV]]
-    clean: Callable[[KV, KV], tuple[KV, KV]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +121,7 @@ class Run:
         self.ends = ends
         self.outputs = [[Output() for _ in task.keys] for task in tasks]
         self.broken: set[int] = set()
+        self._checks: list[tuple[jax.Array, list[int]]] = []  # whether chunks of prefixes are numbers, whose they are
         self.schedule = Schedule([len(task.keys) for task in tasks], shape)
         self.prefix, self.suffix = (make(shape) for make in programs.allocate)
         self.rows = _no_rows(shape.rows)
@@ -150,7 +150,7 @@ class Run:
         for blocks, sizes in self.batches.items():
             for n in sizes:
                 each = n // self.shape.devices
-                self.prefix = self._prefill_chunk([[(spare, 0)] * each] * self.shape.devices, blocks)
+                self._prefill_chunk([[(spare, 0)] * each] * self.shape.devices, blocks)
         for n in self.batches[1]:
             nothing = [(self.shape.slots, 0, 0)] * n
             self._copy(None, nothing)
@@ -167,6 +167,8 @@ class Run:
         loads, begun = self.schedule.fill()
         self._load(loads)
         for row in begun:
+            if self.schedule.request[row] == NONE:  # its prefix was broken
+                continue
             request, sample = int(self.schedule.request[row]), int(self.schedule.sample[row])
             task = self.tasks[request]
             # The last token of a prefix is not prefilled: it is the first that decodes.
@@ -199,7 +201,7 @@ class Run:
                 # A chunk of several blocks is taken where most of it is filled.
                 of_size = [(x, d) for x, d in todo if self._chunk(x, d) == blocks]
                 for part in self._by_device(of_size, blocks):
-                    self.prefix = self._prefill_chunk(part, blocks)
+                    self._prefill_chunk(part, blocks)
                 again += [(x, d + blocks) for x, d in of_size if (d + blocks) * block < self._tokens(x.request)]
             todo = again
 
@@ -218,7 +220,7 @@ class Run:
             yield [queue[:each] + [(Load(slots, NONE, None), 0)] * (each - len(queue)) for queue in queues]
             queues = [queue[each:] for queue in queues]
 
-    def _prefill_chunk(self, work: Sequence[Sequence[tuple[Load, int]]], blocks: int) -> KV:
+    def _prefill_chunk(self, work: Sequence[Sequence[tuple[Load, int]]], blocks: int) -> None:
         rows = [row for device in work for row in device]
         columns = blocks * self.shape.block
         tokens = np.zeros((len(rows), columns), np.int32)
@@ -228,7 +230,18 @@ class Run:
                 row[: len(part)] = part
         slots = self.shape.slots // self.shape.devices
         where = [done for _, done in rows], [x.slot if x.request == NONE else x.slot % slots for x, _ in rows]
-        return self.programs.prefill(self.params, self.prefix, tokens, *(np.asarray(x, np.int32) for x in where))
+        self.prefix, sound = self.programs.prefill(
+            self.params, self.prefix, tokens, *(np.asarray(x, np.int32) for x in where)
+        )
+        self._checks.append((sound, [load.request for load, _ in rows]))
+
+    def _check(self) -> None:
+        """Give up requests whose prefixes are not numbers."""
+        for sound, requests in self._checks:
+            for i in np.flatnonzero(~np.asarray(sound)):
+                if requests[i] != NONE:
+                    self._break(requests[i])
+        self._checks = []
 
     def _copy(self, source: KV | None, copies: Sequence[tuple[int, int, int]]) -> None:
         """Copy to slots of the lanes, of the library or of other slots: each (to, from, tokens)."""
@@ -261,6 +274,8 @@ class Run:
     def _to_library(self, loads: Sequence[Load]) -> None:
         if self.library is None or self.shelf is None:
             return
+        self._check()
+        loads = [x for x in loads if x.request not in self.broken]
         entries = [(x, self.library.add(self.tasks[x.request].prefix[:-1])) for x in loads]
         new = [(e, x.slot, self._tokens(x.request)) for x, e in entries if e is not None]
         self.shelf = self._move(self.shelf, self.prefix, new)
@@ -274,6 +289,7 @@ class Run:
         )
         self.suffix = out[0]
         steps, tokens, logprobs, drawn = jax.device_get(out[1:])
+        self._check()
         self.stats.row_steps += int(steps) * len(self.rows.token)
         ended = 0
         for row in map(int, live):
@@ -306,8 +322,6 @@ class Run:
         self.broken.add(request)
         for row in self.schedule.drop(request):
             self.rows.left[row] = 0
-        self.prefix, self.suffix = self.programs.clean(self.prefix, self.suffix)
-        self.library = self.shelf = None
 
     def _span(self, live: np.ndarray) -> Span:
         shape = self.shape
@@ -324,7 +338,7 @@ class Run:
         )  # fmt: skip
 
     def _enough(self, live: int) -> int:
-        """At how many rows a chunk ends early: when an eighth can be refilled, or when the rest fits a smaller batch."""
+        """At how many rows a chunk ends early: when an eighth can be refilled, or the rest fits a smaller batch."""
         if not self.refill:
             return 0
         if self.schedule.waiting:
@@ -353,7 +367,6 @@ class Run:
             x[live] for x in (self.schedule.request, self.schedule.sample)
         )
         self.schedule, self.shape = packed, shape
-
 
     def _packing(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, Shape]:
         """The rows int32 [B'], the slot of the prefix of each, and the shape of a batch of them."""

@@ -1,4 +1,4 @@
-"""Which sample decodes in which row: the bookkeeping of continuous batching, on the host, without arrays of a device."""
+"""Which sample decodes in which row: the bookkeeping of continuous batching, on the host."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Schedule:
             self._where.pop(request, None)
 
     def _slot(self, lane: int, loads: list[Load]) -> int | None:
-        """A slot, counted in its lane, whose request has a sample waiting, after a load if need be; none if there is none."""
+        """A slot, counted in its lane, whose request has a sample waiting, if need be after a load; or none."""
         held = self._held[lane]
         for slot, request in enumerate(held):
             if request in self._where:
