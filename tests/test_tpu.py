@@ -193,7 +193,7 @@ def test_each_program_makes_what_the_next_one_takes(mesh):
     out = [(cfg.Sampler().chunk, SHAPE.rows)] * 3
     for (lowered, _), expected in (
         (reshard(a), a.weights),
-        (prefill(a), prefix),  # in bfloat16, as the weights are
+        (prefill(a), (prefix, ints(SHAPE.devices * PREFILL // SHAPE.block, dtype=bool))),  # in bfloat16, as weights are
         (pack(a), tuple(a.stores(dataclasses.replace(SHAPE, rows=SHAPE.slots, lane=1)))),
         (decode_chunk(a), (suffix, ints(), ints(*out[0]), floats(*out[1]), floats(*out[2]))),
     ):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.experimental.layout import Format, Layout
 
 from astro_jax.errors import AstroError
 from astro_jax.llama.config import LlamaConfig
@@ -120,7 +121,12 @@ def prefix_sharding(sharding: Sharding) -> KV:
 def suffix_sharding(sharding: Sharding) -> KV:
     """Where suffixes lie: the rows of a tile over the batch axes, key-value heads over tp."""
     where = sharding.named(None, None, None, "batch", "kv_heads", None, None)
-    return KV(k=where, v=where)
+    if sharding.mesh.devices.flat[0].platform != "tpu":
+        return KV(k=where, v=where)
+    # A step writes one column of all rows: on a TPU that wants the columns outside of rows and heads, else XLA makes a
+    # copy of the whole ring, before and after each call.
+    k, v = (Format(Layout(major_to_minor=order), where) for order in ((0, 1, 2, 4, 6, 3, 5), (0, 1, 2, 4, 5, 3, 6)))
+    return KV(k=k, v=v)
 
 
 def shapes(config: LlamaConfig, s: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -260,7 +266,7 @@ def _attend_suffixes(past: Past, layer: jax.Array, q: jax.Array, seen: Softmax) 
 
 
 def finite(x: jax.Array) -> jax.Array:
-    """With 0 for what is not a number: a column that is masked out would still spread it to every row that shares it."""
+    """With 0 for what is not a number: a column that is masked out would still spread it to the rows that share it."""
     return jnp.where(jnp.isfinite(x), x, 0)
 
 

@@ -140,9 +140,7 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
     steps = sharding.named(None, "batch")
 
     @functools.partial(jax.jit, donate_argnums=2, out_shardings=(where, sharding.named(), steps, steps, steps))
-    def decode(
-        params: Params, prefix: KV, suffix: KV, rows: Rows, span: Span, how: Filters, ends: jax.Array
-    ) -> tuple[KV, jax.Array, jax.Array, jax.Array, jax.Array]:
+    def decode(params: Params, prefix: KV, suffix: KV, rows: Rows, span: Span, how: Filters, ends: jax.Array) -> tuple:
         rows = jax.tree.map(lambda x: sharding.constrain(x, "batch"), rows)
         slots = jnp.arange(len(span.prefix_blocks))
         visible = jnp.where(slots[:, None] == rows.slot[None, :], rows.length[None, :], 0)
@@ -170,7 +168,7 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
             return (i < chunk) & (jnp.sum(left > 0) > span.enough)
 
         done, suffix, _, _, out = jax.lax.while_loop(going, step, (0, suffix, rows.token, rows.left, out))
-        return suffix, done, *out
+        return suffix, jnp.asarray(done), *out
 
     return decode
 
@@ -186,13 +184,10 @@ def make_copy(sharding: Sharding) -> tuple[Callable[..., KV], Callable[..., KV]]
     where = cache.prefix_sharding(sharding)
 
     def copy(to: KV, source: KV | None, into: jax.Array, out: jax.Array, blocks: jax.Array) -> KV:
-        def one(x: jax.Array, source: jax.Array | None) -> jax.Array:
-            def block(j: jax.Array, x: jax.Array) -> jax.Array:
-                return x.at[:, j, into].set((x if source is None else source)[:, j, out], mode="drop")
+        def block(j: jax.Array, to: KV) -> KV:
+            return jax.tree.map(lambda x, y: x.at[:, j, into].set(y[:, j, out], mode="drop"), to, source or to)
 
-            return jax.lax.fori_loop(0, blocks, block, x)
-
-        return KV(k=one(to.k, source and source.k), v=one(to.v, source and source.v))
+        return jax.lax.fori_loop(0, blocks, block, to)
 
     within = jax.jit(lambda to, *how: copy(to, None, *how), donate_argnums=0, out_shardings=where)
     return within, jax.jit(copy, donate_argnums=0, out_shardings=where)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +51,10 @@ class Sampling:
 class Filters:
     """The same as arrays."""
 
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    min_p: Any
 
 
 class Draw(NamedTuple):
@@ -144,7 +145,7 @@ def _threshold(scaled: jax.Array, weight: jax.Array, how: Filters) -> jax.Array:
     return jnp.maximum(jnp.maximum(kth, nucleus), jnp.where(how.min_p > 0, jnp.log(how.min_p), -jnp.inf))
 
 
-def _bisect(x: jax.Array, enough) -> jax.Array:
+def _bisect(x: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """The largest value t [B] of each row of x <= 0 for which enough(x >= t): floats <= 0 fall as their bits rise."""
     bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, -0.0, x), jnp.uint32) & 0x7FFFFFFF
 

@@ -153,8 +153,7 @@ class Sampler:
         if served:
             run = self._run(params, [requests[i] for i in served], max_tokens, stop, how, cut)
             run.go(progress)
-            if self._keeping and run.library is not None and run.shelf is not None:
-                self._kept = (run.library, run.shelf)
+            self._keep(run)
             for i, outputs, at in zip(served, run.outputs, range(len(served)), strict=True):
                 if at in run.broken:
                     errors[i] = f"the model's logits are not numbers ({requests[i].name}); its weights are damaged"
@@ -221,7 +220,7 @@ class Sampler:
 
     def shapes(self, dtype: Any) -> list[Shape]:
         """Every shape that a call within what is reserved can decode with, for weights of this type."""
-        found = {}
+        found: dict[Shape, None] = {}
         for lane in LANES:
             sizes = self._sizes(lane, dtype)
             found |= {
@@ -235,11 +234,13 @@ class Sampler:
         programs = self._programs(params.embed.dtype, filtered)
         ends = np.zeros(self.config.vocab_size, bool)
         for shape in self.shapes(params.embed.dtype):
-            Run(
+            run = Run(
                 params, [], shape, programs, how=Sampling(), ends=ends, chunk=self.chunk,
                 sizes=self._sizes(shape.lane, params.embed.dtype), batches=self.batches,
                 kept=self._library(params.embed.dtype),
-            ).compile()  # fmt: skip
+            )  # fmt: skip
+            run.compile()
+            self._keep(run)
 
     def _sized(self, rows: int, lane: int) -> Shape:
         return Shape(rows, lane, *self._reserved, self.block, self.sharding.batch_size)
@@ -297,6 +298,11 @@ class Sampler:
             yield
         finally:
             self._keeping, self._kept = False, None
+
+    def _keep(self, run: Run) -> None:
+        """The library's store as the run leaves it: what it was made of has been donated."""
+        if run.library is not None and run.shelf is not None:
+            self._kept = (run.library, run.shelf)
 
     def _library(self, dtype: Any) -> tuple[Library, KV] | None:
         if not self._keeping:

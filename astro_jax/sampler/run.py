@@ -113,6 +113,8 @@ class Run:
     ):
         self.params, self.tasks, self.shape, self.programs = params, tasks, shape, programs
         self.chunk, self.sizes, self.batches, self.cut, self.refill = chunk, sizes, batches, cut, refill
+        self.library: Library | None
+        self.shelf: KV | None
         self.library, self.shelf = kept or (None, None)
         self.stats = stats or Stats()
         self.how = Filters(
