@@ -449,7 +449,7 @@ def test_nothing_compiles_after_warm_up():
 def decode_program(config, sharding, shape, chunk=4):
     """The compiled decode program of a shape."""
     stores = (jax.eval_shape(make, shape) for make in decode.make_allocate(config, sharding, jnp.float32))
-    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(sharding))
+    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(config, sharding))
     prefix, suffix = (
         jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), *pair)
         for pair in zip(stores, where, strict=True)

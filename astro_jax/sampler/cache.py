@@ -118,14 +118,16 @@ def prefix_sharding(sharding: Sharding) -> KV:
     return KV(k=where, v=where)
 
 
-def suffix_sharding(sharding: Sharding) -> KV:
+def suffix_sharding(config: LlamaConfig, sharding: Sharding) -> KV:
     """Where suffixes lie: the rows of a tile over the batch axes, key-value heads over tp."""
     where = sharding.named(None, None, None, "batch", "kv_heads", None, None)
     if sharding.mesh.devices.flat[0].platform != "tpu":
         return KV(k=where, v=where)
-    # A step writes one column of all rows: on a TPU that wants the columns outside of rows and heads, else XLA makes a
-    # copy of the whole ring, before and after each call.
-    k, v = (Format(Layout(major_to_minor=order), where) for order in ((0, 1, 2, 4, 6, 3, 5), (0, 1, 2, 4, 5, 3, 6)))
+    # A step writes one column of all rows: on a TPU that wants columns outside of rows, else XLA copies the whole ring
+    # into that order and back. Which of the two it takes was read off its programs.
+    one = config.n_kv_heads == sharding.mesh.shape["tp"]
+    orders = ((1, 4, 6, 0, 2, 3, 5), (1, 4, 5, 0, 2, 3, 6)) if one else ((0, 1, 2, 4, 6, 3, 5), (0, 1, 2, 4, 5, 3, 6))
+    k, v = (Format(Layout(major_to_minor=order), where) for order in orders)
     return KV(k=k, v=v)
 
 

@@ -58,7 +58,7 @@ def make_allocate(config: LlamaConfig, sharding: Sharding, dtype: Any) -> tuple[
             static_argnums=0, out_shardings=where,
         )  # fmt: skip
 
-    return of(0, cache.prefix_sharding(sharding)), of(1, cache.suffix_sharding(sharding))
+    return of(0, cache.prefix_sharding(sharding)), of(1, cache.suffix_sharding(config, sharding))
 
 
 @functools.lru_cache(maxsize=32)
@@ -136,7 +136,7 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
     [chunk, B], logprobs float32 [chunk, B] of the model's own distribution, and of the one drawn from). In place of a
     token stand ENDED and BROKEN.
     """
-    where = cache.suffix_sharding(sharding)
+    where = cache.suffix_sharding(config, sharding)
     steps = sharding.named(None, "batch")
 
     @functools.partial(jax.jit, donate_argnums=2, out_shardings=(where, sharding.named(), steps, steps, steps))
@@ -194,12 +194,12 @@ def make_copy(sharding: Sharding) -> tuple[Callable[..., KV], Callable[..., KV]]
 
 
 @functools.lru_cache(maxsize=32)
-def make_pack(sharding: Sharding) -> Callable[..., tuple[KV, KV]]:
+def make_pack(config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple[KV, KV]]:
     """(prefix KV, suffix KV, row int32 [B'], slot int32 [B'], shape) -> both stores of those rows, one a lane.
 
     A layer at a time: rows move between devices, where all of a layer's are gathered before each keeps its own.
     """
-    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(sharding))
+    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(config, sharding))
 
     @functools.partial(jax.jit, static_argnums=4, out_shardings=where)
     def pack(prefix: KV, suffix: KV, row: jax.Array, slot: jax.Array, shape: Shape) -> tuple[KV, KV]:

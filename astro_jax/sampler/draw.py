@@ -12,8 +12,8 @@ from flax import struct
 
 from astro_jax.errors import AstroError
 
-# Tokens of a vocabulary that are summed up as one, before one of them is looked for.
-WIDTH = 256
+# Parts of a vocabulary, each summed up before one is looked into; a power of two, so that tp divides it.
+PARTS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +105,16 @@ def _at(x: jax.Array, index: jax.Array) -> jax.Array:
 def _invert(weight: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The first token of each row up to which `uniform` of its weight [B, V] lies, and the sum of the row's weights.
 
-    It is looked for among sums of WIDTH tokens first, then among those tokens: no running sum of a whole vocabulary.
+    It is looked for among the sums of PARTS first, then in one of them: no running sum of a whole vocabulary.
     """
     rows, size = weight.shape
-    width = WIDTH if size > 4 * WIDTH else size
-    weight = jnp.pad(weight, ((0, 0), (0, -size % width))).reshape(rows, -1, width)
+    parts = PARTS if size > 4 * PARTS else 1
+    weight = jnp.pad(weight, ((0, 0), (0, -size % parts))).reshape(rows, parts, -1)
     sums = weight.sum(axis=-1)
     part, before = _first_beyond(sums, uniform * sums.sum(axis=-1))
     inside = jnp.take_along_axis(weight, part[:, None, None], axis=1)[:, 0]
     token, _ = _first_beyond(inside, uniform * sums.sum(axis=-1) - before)
-    return part * width + token, sums.sum(axis=-1)
+    return part * weight.shape[-1] + token, sums.sum(axis=-1)
 
 
 def _first_beyond(weight: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:

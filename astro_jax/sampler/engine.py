@@ -285,7 +285,7 @@ class Sampler:
             prefill=decode.make_prefill(config, sharding),
             decode=decode.make_decode(config, sharding, self.chunk, filtered),
             copy=decode.make_copy(sharding),
-            pack=decode.make_pack(sharding),
+            pack=decode.make_pack(config, sharding),
         )
 
     # ---- Prefixes kept between calls
