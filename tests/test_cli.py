@@ -134,6 +134,11 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
         tokens.append(int(llama.forward(PARAMS, jax.numpy.asarray([tokens]), CONFIG)[0, -1].argmax()))
     ids = [t for t in tokens[4:] if t != TOKENIZER.end]
     assert say("--greedy") == TOKENIZER.decode(ids) + "\n"
+    # One token is left to draw from, or none other is likely: the same as greedy.
+    for only in (["--top-k", "1"], ["--top-p", "1e-6"], ["--min-p", "0.999"], ["--temperature", "0"]):
+        assert say(*only) == TOKENIZER.decode(ids) + "\n"
+    first = next(i for i in range(1, len(ids) + 1) if TOKENIZER.decode(ids[:i]))
+    assert say("--greedy", "--stop", TOKENIZER.decode(ids[:first])) == TOKENIZER.decode(ids[:first]) + "\n"
     three = say("--n", "3", "--seed", "5")
     assert three == say("--n", "3", "--seed", "5") != say("--n", "3", "--seed", "6")
     assert [line for line in three.splitlines() if line.startswith("---")] == ["--- 1", "--- 2", "--- 3"]
@@ -145,6 +150,8 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
         (["--prompt", "make"], "no such folder"),
         (["--prompt", ""], "a prefix of 0 tokens"),
         (["--prompt", " 1", "--n", "0"], "at least 1"),
+        (["--prompt", " 1", "--top-p", "0"], "top_p is in (0, 1]"),
+        (["--prompt", " 1", "--stop", ""], "a stop string is not empty"),
         (["--prompt", " 1", "--max-new-tokens", "64"], "do not fit the model's 64 positions"),
     ],
 )
