@@ -120,7 +120,11 @@ class Run:
         return [m for m in MODELS if m in self.c.stages]
 
     def sampler(self, config: LlamaConfig) -> Sampler:
-        return Sampler(config, self.decode_sharding, self.c.seed, **self.c.sampler.model_dump())
+        c = self.c.sampler
+        return Sampler(
+            config, self.decode_sharding, self.c.seed, slots=c.slots, memory=c.memory, chunk=c.chunk, block=c.block,
+            reuse=c.reuse,
+        )  # fmt: skip
 
     def load(self, model: str, sharding: meshes.Sharding) -> tuple[LlamaConfig, Params, Tokenizer]:
         """A finished stage's model: config, parameters, tokenizer."""

@@ -37,7 +37,7 @@ MICRO = {
     "traces": dict(replay=0.25),
     "pretrain": dict(learning_rate=0.02, batch=16, length=32, save_every=100),
     "sft": dict(learning_rate=0.003, batch=2, length=96, save_every=3, epochs=4),
-    "grpo": dict(steps=2, prompts=4, group=2, max_tokens=16, learning_rate=0.001, length=64, save_every=1),
+    "grpo": dict(steps=2, prompts=4, group=4, max_tokens=16, learning_rate=0.001, length=64, save_every=1),
     "eval": dict(max_tokens=16, wave=4),
 }
 MODELS = ("base", "direct-sft", "astro-sft", "direct-rl", "astro-rl")
