@@ -18,6 +18,7 @@ from astro_jax.errors import AstroError
 from astro_jax.llama import hf, params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.sampler import Policy, Request, Stats
+from astro_jax.sampler.cache import row_bytes
 from astro_jax.storage import Json
 
 
@@ -71,13 +72,12 @@ def sampler(policy: Policy, work: Workload, compare: str | None = None) -> Json:
       samples' prompt tokens that were not computed for them; what was compared, and the ratio to it.
     """
     config = policy.sampler.config
-    requests, lengths = work.requests(config.vocab_size), work.lengths()
-    run = lambda: policy.generate(requests, max_tokens=int(lengths.max()), stop=())  # noqa: E731
+    run = generation(policy, work)
     first = timed(run)
     policy.sampler.stats = Stats()
     seconds, stats = timed(run), policy.sampler.stats
     limits = limit(config, policy.params, work, flops_per_s(), bytes_per_s())
-    tokens = int(lengths.sum())
+    tokens = int(work.lengths().sum())
     found: Json = {
         "workload": dataclasses.asdict(work), "tokens": tokens, "seconds": round(seconds, 6),
         "tokens_per_s": round(tokens / seconds, 1), "limits": limits,
@@ -108,7 +108,7 @@ def limit(config: LlamaConfig, weights: params.Params, work: Workload, flops: fl
     decode = sum(int(n) * config.flops_per_token(work.prompt + int(n) // 2) for n in lengths.flat)
     prefill = work.groups * work.prompt * config.flops_per_token(work.prompt // 2)
     size = sum(x.nbytes for x in jax.tree.leaves(weights))
-    column = 2 * config.n_layers * config.n_kv_heads * config.head_dim * weights.embed.dtype.itemsize
+    column = row_bytes(config, 0, 1, 1, weights.embed.dtype.itemsize)
     cache = sum(int(n) * (work.prompt + int(n) // 2) * column for n in lengths.flat)
     tokens = int(lengths.sum())
     return {
@@ -139,14 +139,22 @@ def peak_bytes() -> int:
     return told.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
 
 
+def generation(policy: Policy, work: Workload) -> Callable[[], Any]:
+    """What generates the workload."""
+    requests, longest = work.requests(policy.sampler.config.vocab_size), int(work.lengths().max())
+    return lambda: policy.generate(requests, max_tokens=longest, stop=())
+
+
+def rate(work: Workload, seconds: float) -> Json:
+    """Of something else that generated the workload's tokens."""
+    return {"seconds": round(seconds, 3), "tokens_per_s": round(int(work.lengths().sum()) / seconds, 1)}
+
+
 def waves(policy: Policy, work: Workload) -> Json:
     """The same sampler, but whole batches begin together and end with their last sample."""
-    plain = dataclasses.replace(policy, sampler=policy.sampler.without_refilling())
-    requests, lengths = work.requests(policy.sampler.config.vocab_size), work.lengths()
-    run = lambda: plain.generate(requests, max_tokens=int(lengths.max()), stop=())  # noqa: E731
+    run = generation(dataclasses.replace(policy, sampler=policy.sampler.without_refilling()), work)
     timed(run)
-    seconds, tokens = timed(run), int(lengths.sum())
-    return {"seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1)}
+    return rate(work, timed(run))
 
 
 def transformers(policy: Policy, work: Workload) -> Json:
@@ -168,6 +176,4 @@ def transformers(policy: Policy, work: Workload) -> Json:
             prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, eos_token_id=None,
             max_new_tokens=longest, num_return_sequences=work.samples, pad_token_id=0,
         )  # fmt: skip
-    seconds = time.perf_counter() - start
-    tokens = int(work.lengths().sum())
-    return {"seconds": round(seconds, 3), "tokens_per_s": round(tokens / seconds, 1)}
+    return rate(work, time.perf_counter() - start)

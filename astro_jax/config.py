@@ -77,9 +77,7 @@ class Sampler(Section):
     """The one engine that generates text."""
 
     slots: int = pydantic.Field(512, ge=1)  # rows that decode at once
-    memory: float | None = pydantic.Field(
-        None, gt=0
-    )  # GiB a device for their caches: fewer rows where they would not fit
+    memory: float | None = pydantic.Field(None, gt=0)  # GiB a device for their caches: as many rows as fit
     chunk: int = pydantic.Field(16, ge=1)  # the most decode steps between two looks at which rows have ended
     block: int = pydantic.Field(32, ge=1)  # columns of the caches that are attended to at once (a TPU: 512)
     reuse: float = pydantic.Field(0.0, ge=0)  # GiB a device for prefixes that the search keeps from call to call

@@ -20,7 +20,6 @@ from astro_jax.sampler import Policy, Request, RequestError, Sampler, cache, dec
 from astro_jax.sampler.cache import Shape
 from astro_jax.sampler.draw import Filters
 from astro_jax.sampler.engine import power_of_two, sample_key
-from astro_jax.sampler.library import Library
 
 CONFIG = tiny_config(max_positions=96)
 PARAMS = tiny_params(CONFIG)
@@ -193,18 +192,6 @@ def test_prefixes_kept_from_call_to_call_give_the_same_samples():
     assert sampler.stats.prefilled == before + sum(lengths[2])
 
 
-def test_the_library_forgets_what_was_used_longest_ago():
-    library = Library(2, block=4)
-    a, b, c = (1,) * 9, (1,) * 4 + (2,) * 6, (3,) * 4
-    assert library.find(a) == (0, 0)
-    first, second = library.add(a), library.add(b)
-    assert {first, second} == {0, 1} and library.add((1,) * 8) is None and library.add((1, 2)) is None
-    assert library.find((1,) * 11) == (first, 2) and library.find((1, 1, 1, 1, 2, 2, 2)) == (second, 1)
-    assert library.find(a) == (first, 2)
-    assert library.add(c) == second  # b was used before a
-    assert library.find(b)[1] in (0, 1) and library.find(c) == (second, 1) and library.find(a) == (first, 2)
-
-
 def test_alone_or_in_another_order_gives_the_same_samples():
     expected = as_lists(make().generate(PARAMS, REQUESTS, **SETTINGS))
     alone = [make().generate(PARAMS, [r], **SETTINGS)[0] for r in REQUESTS]
@@ -374,25 +361,6 @@ def test_an_empty_stop_string_is_an_error():
 
 
 # ---- Memory
-
-
-def test_rows_that_fit_a_budget_by_hand():
-    # 2 layers, keys and values, 2 heads of 4, float32: 128 bytes a column. A row has 24; 4 rows share two prefixes.
-    assert cache.row_bytes(CONFIG, 40, 24, 4, 4) == 128 * 24 + 128 * 80 // 4 == 5632
-    assert cache.row_bytes(CONFIG, 40, 24, 1, 4) == 128 * 64
-    assert cache.rows_that_fit(5632 * 12, CONFIG, 40, 24, 4, 4, one_device()) == 12
-    assert cache.rows_that_fit(5632 * 12 - 1, CONFIG, 40, 24, 4, 4, one_device()) == 8
-    mesh = decode_sharding(make_mesh(2, 1, 2))  # four devices, rows over two of them
-    assert cache.rows_that_fit(5632 * 4, CONFIG, 40, 24, 4, 4, mesh) == 16
-    with pytest.raises(AstroError, match="does not hold one lane of 4 rows with 40 \\+ 24 tokens"):
-        cache.rows_that_fit(5632 * 4 - 1, CONFIG, 40, 24, 4, 4, one_device())
-
-
-@pytest.mark.parametrize("lane", [1, 4])
-def test_the_formula_is_what_is_allocated(lane):
-    shape = Shape(16, lane, 5, 3, 8)
-    stores = [make(shape) for make in decode.make_allocate(CONFIG, one_device(), jnp.float32)]
-    assert sum(x.nbytes for x in jax.tree.leaves(stores)) == 16 * cache.row_bytes(CONFIG, 40, 24, lane, 4)
 
 
 def test_a_budget_gives_fewer_rows_and_the_same_samples():

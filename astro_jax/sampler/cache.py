@@ -60,8 +60,8 @@ class Shape:
 
     @property
     def prefixes(self) -> int:
-        """S: a second one lets the next group begin in rows that are free, before the last sample of the first ends."""
-        return 1 if self.lane == 1 else 2
+        """S, of each lane."""
+        return prefixes_of(self.lane)
 
     @property
     def slots(self) -> int:
@@ -76,10 +76,10 @@ class Shape:
             tiles //= 2
         return tiles
 
-    @property
-    def ring(self) -> int:
-        """Columns of the suffixes: the most tokens that a row may write."""
-        return self.suffix_blocks * self.block
+
+def prefixes_of(lane: int) -> int:
+    """S: a second one lets the next group begin in rows that are free, before the last sample of the first ends."""
+    return 1 if lane == 1 else 2
 
 
 def row_bytes(config: LlamaConfig, prefix: int, new: int, lane: int, itemsize: int) -> int:
@@ -90,7 +90,7 @@ def row_bytes(config: LlamaConfig, prefix: int, new: int, lane: int, itemsize: i
       itemsize: bytes of a number of the cache, which has the type of the weights.
     """
     column = 2 * config.n_layers * config.n_kv_heads * config.head_dim * itemsize
-    return column * new + column * prefix * (1 if lane == 1 else 2) // lane
+    return column * new + column * prefix * prefixes_of(lane) // lane
 
 
 def rows_that_fit(

@@ -19,7 +19,7 @@ from astro_jax.sampler import cache, decode
 from astro_jax.sampler.cache import KV, Shape
 from astro_jax.sampler.draw import Sampling
 from astro_jax.sampler.library import Library
-from astro_jax.sampler.run import CHUNKS, Output, Programs, Run, Stats, Task
+from astro_jax.sampler.run import CHUNKS, Output, Programs, Run, Stats, Task, fitting
 
 LANES = (1, 2, 4, 8, 16)  # rows that share one copy of a prefix
 PREFILL = (256, 2048)  # tokens that are prefilled at once: a few prompts, or many
@@ -154,7 +154,7 @@ class Sampler:
             run = self._run(params, [requests[i] for i in served], max_tokens, stop, how, cut)
             run.go(progress)
             self._keep(run)
-            for i, outputs, at in zip(served, run.outputs, range(len(served)), strict=True):
+            for at, (i, outputs) in enumerate(zip(served, run.outputs, strict=True)):
                 if at in run.broken:
                     errors[i] = f"the model's logits are not numbers ({requests[i].name}); its weights are damaged"
                 else:
@@ -273,8 +273,7 @@ class Sampler:
         wanted = power_of_two(min(-(-8 * longest // max_tokens), -(-total // len(requests))))
         for lane in reversed([lane for lane in LANES if lane <= wanted]):
             sizes = self._sizes(lane, dtype)
-            rows = next((size for size in sizes if size >= total), max(sizes, default=0))
-            if rows and rows // self.sharding.batch_size % lane == 0:
+            if sizes and (rows := fitting(sizes, total)) // self.sharding.batch_size % lane == 0:
                 break
         return self._sized(rows, lane), sizes
 
@@ -292,7 +291,7 @@ class Sampler:
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
-        """Inside, prefixes are kept from one call to the next, for the same parameters, as far as `reuse` bytes go."""
+        """Inside, prefixes are kept from one call to the next, for the same parameters, as far as `reuse` goes."""
         self._keeping = True
         try:
             yield

@@ -79,9 +79,6 @@ class Output:
     drawn_logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
     kept: int | None = None  # tokens up to a stop string, where one came
 
-    def __len__(self) -> int:
-        return sum(len(x) for x in self.tokens)
-
 
 class Run:
     """The state of one call.
@@ -216,8 +213,7 @@ class Run:
         slots = self.shape.slots // self.shape.devices
         queues = [[(x, d) for x, d in work if x.slot // slots == i] for i in range(self.shape.devices)]
         while longest := max(map(len, queues)):
-            sizes = self.batches[blocks]
-            each = next((n for n in sizes if n >= longest * len(queues)), sizes[-1]) // len(queues)
+            each = fitting(self.batches[blocks], longest * len(queues)) // len(queues)
             # Rows without work make the batch up to its size.
             yield [queue[:each] + [(Load(slots, NONE, None), 0)] * (each - len(queue)) for queue in queues]
             queues = [queue[each:] for queue in queues]
@@ -251,9 +247,9 @@ class Run:
         self.prefix = self._move(self.prefix, source, copies)
 
     def _move(self, to: KV, source: KV | None, copies: Sequence[tuple[int, int, int]]) -> KV:
-        at, sizes = 0, self.batches[1]
+        at = 0
         while at < len(copies):
-            size = next((b for b in sizes if b >= len(copies) - at), sizes[-1])
+            size = fitting(self.batches[1], len(copies) - at)
             part = copies[at : at + size]
             into, out = np.full(size, to.k.shape[2], np.int32), np.zeros(size, np.int32)
             into[: len(part)], out[: len(part)] = [c[0] for c in part], [c[1] for c in part]
@@ -354,7 +350,7 @@ class Run:
     def _pack(self) -> None:
         """Go on with a smaller batch, where the rows that are left fit one. No sample waits: nothing more is filled."""
         live = self.schedule.live
-        size = next((s for s in self.sizes if s >= len(live)), self.shape.rows)
+        size = fitting(self.sizes, len(live))
         if not self.refill or not len(live) or not self._smaller(size):
             return
         index, slots, shape = self._packing(
@@ -376,7 +372,11 @@ class Run:
         return rows, slots, dataclasses.replace(self.shape, rows=len(rows), lane=1)
 
 
+def fitting(sizes: Sequence[int], n: int) -> int:
+    """The smallest of some rising sizes that holds n, or the largest where none does."""
+    return next((size for size in sizes if size >= n), sizes[-1])
+
+
 def _no_rows(n: int) -> Rows:
-    ints = (np.zeros(n, np.int32) for _ in range(5))
-    token, position, length, slot, left = ints
-    return Rows(token=token, position=position, length=length, slot=slot, key=np.zeros((n, 2), np.uint32), left=left)
+    ints = {name: np.zeros(n, np.int32) for name in ("token", "position", "length", "slot", "left")}
+    return Rows(key=np.zeros((n, 2), np.uint32), **ints)
