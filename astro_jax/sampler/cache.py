@@ -207,17 +207,14 @@ def _attend_prefixes(past: Past, layer: jax.Array, q: jax.Array, seen: Softmax) 
         return x.reshape(b, kv, group, -1)
 
     q, seen = to_lanes(q), seen.map(to_lanes)
-    prefix = jax.tree.map(lambda x: x.reshape(*x.shape[:2], lanes, slots, *x.shape[3:]), past.prefix)
     for slot in range(slots):
         limit = jnp.repeat(past.visible[slot].reshape(lanes, rows), group, axis=1)[:, None, :, None]
 
         def see(j: jax.Array, seen: Softmax, slot: int = slot, limit: jax.Array = limit) -> Softmax:
-            k, v = (
-                jax.lax.dynamic_slice(x, (layer, j, 0, slot, 0, 0, 0), (1, 1, lanes, 1, *x.shape[4:]))
-                for x in (prefix.k, prefix.v)
-            )
+            # The store itself keeps its axes: XLA on a CPU would copy it whole, each layer, to split them where S is 1.
+            k, v = (x[layer, j].reshape(lanes, slots, *x.shape[3:])[:, slot] for x in (past.prefix.k, past.prefix.v))
             column = (j * columns + jnp.arange(columns))[None, None, None, :]
-            return seen.see(q, k[0, 0, :, 0], v[0, 0, :, 0], column < limit)
+            return seen.see(q, k, v, column < limit)
 
         seen = jax.lax.fori_loop(0, past.prefix_blocks[slot], see, seen)
     return seen.map(to_rows)
@@ -249,22 +246,19 @@ def _attend_suffixes(past: Past, layer: jax.Array, q: jax.Array, seen: Softmax) 
         return seen.see(q, k, v, (back[None, None, :] < age[:, :, None])[:, :, None, None, :])
 
     # A ring that is full begins and ends in the same block, which is seen once.
-    newest, first = past.now // columns, past.oldest // columns
-    begin = jnp.maximum(jnp.max(first), newest - blocks + 1)
+    newest = past.now // columns
+    first = jnp.maximum(past.oldest // columns, newest - blocks + 1)
+    begin = jnp.max(first)
     seen = jax.lax.fori_loop(begin, newest + 1, lambda j, seen: see(j, 0, tiles, q, seen, age), seen)
-    upto = jnp.cumsum(begin - jnp.maximum(first, newest - blocks + 1))  # older blocks of the tiles so far
 
-    def older(i: jax.Array, seen: Softmax) -> Softmax:
-        tile = jnp.sum(upto <= i)
-        j = begin - (upto[tile] - i)
+    def older(tile: tuple) -> Softmax:
+        at, first, q, seen, age = tile
+        q, seen, age = q[None], seen.map(lambda x: x[None]), age[None]
+        seen = jax.lax.fori_loop(first, begin, lambda j, seen: see(j, at, 1, q, seen, age), seen)
+        return seen.map(lambda x: x[0])
 
-        def one(x: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(x, tile, 1)
-
-        new = see(j, tile, 1, one(q), seen.map(one), one(age))
-        return Softmax(*(jax.lax.dynamic_update_slice_in_dim(x, y, tile, 0) for x, y in zip(seen, new, strict=True)))
-
-    return jax.lax.fori_loop(0, upto[-1], older, seen).map(to_rows)
+    tiled = (jnp.arange(tiles), first, q, seen, age)
+    return jax.lax.cond(jnp.any(first < begin), lambda: jax.lax.map(older, tiled), lambda: seen).map(to_rows)
 
 
 def finite(x: jax.Array) -> jax.Array:
