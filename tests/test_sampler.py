@@ -137,6 +137,18 @@ def test_other_slots_chunks_and_blocks_give_the_same_samples(slots, chunk, block
     assert_same(make(slots=slots, chunk=chunk, block=block).generate(PARAMS, REQUESTS, **SETTINGS), expected())
 
 
+@pytest.mark.parametrize("staged, slots, block", [(4, 3, 8), (8, 16, 32)])
+def test_columns_staged_as_on_a_tpu_give_the_same_samples(monkeypatch, staged, slots, block):
+    plain = expected()
+    monkeypatch.setitem(cache.STAGE, "cpu", staged)
+    decode.make_decode.cache_clear()
+    assert_same(make(slots=slots, block=block).generate(PARAMS, REQUESTS, **SETTINGS), plain)
+    sharding = decode_sharding(make_mesh(2, 1, 2))
+    params = jax.device_put(PARAMS, llama.params.shardings(CONFIG, sharding))
+    assert_same(make(slots, sharding, block=block).generate(params, REQUESTS, **SETTINGS), plain)
+    decode.make_decode.cache_clear()
+
+
 @pytest.mark.parametrize("lane", [2, 4, 8, 16])
 def test_shared_prefixes_or_not_give_the_same_samples(monkeypatch, lane):
     asked, how = requests(9, 30, 17, n=18), dict(max_tokens=9, stop=STOP)
@@ -417,7 +429,7 @@ def test_nothing_compiles_after_warm_up():
 def decode_program(config, sharding, shape, chunk=4):
     """The compiled decode program of a shape."""
     stores = (jax.eval_shape(make, shape) for make in decode.make_allocate(config, sharding, jnp.float32))
-    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(config, sharding))
+    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(sharding))
     prefix, suffix = (
         jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), *pair)
         for pair in zip(stores, where, strict=True)

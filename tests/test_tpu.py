@@ -68,7 +68,7 @@ class Abstract:
     def stores(self, shape):
         """Prefixes and suffixes, in the type of the weights."""
         makers = decode.make_allocate(self.config, self.sample, jnp.bfloat16)
-        where = (cache.prefix_sharding(self.sample), cache.suffix_sharding(self.config, self.sample))
+        where = (cache.prefix_sharding(self.sample), cache.suffix_sharding(self.sample))
         return [
             jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(make, shape), w
@@ -180,6 +180,15 @@ def test_shared_prefixes_take_a_third_of_the_memory(mesh, record_property):
     (caches, temporaries, _), (caches_alone, temporaries_alone, _) = found
     assert temporaries <= 0.1 * caches
     assert caches + temporaries <= 0.35 * (caches_alone + temporaries_alone)
+
+
+def test_a_decode_step_does_not_copy_the_ring(mesh):
+    """With several blocks and heads a chip, XLA copied it whole, each step, as long as the loop wrote to it."""
+    a = Abstract(llama3_8b(), mesh)
+    _, suffix = a.stores(SHAPE)
+    text = a.decode(SHAPE).compile().as_text()
+    copied = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= bf16\[([\d,]+)\]\S* copy\(", text)]
+    assert copied and max(copied) < math.prod(suffix.k.sharding.shard_shape(suffix.k.shape))
 
 
 def test_each_program_makes_what_the_next_one_takes(mesh):

@@ -1,21 +1,26 @@
 """Keys and values of the tokens so far, in blocks of columns, and the attention of new tokens to them.
 
 A lane is W rows that decode side by side and share up to S prefixes, each kept once. What a row has written itself lies
-in a ring, where all rows write the same column of the same step: one slice update, and a row that ends is followed by
-another without moving anything. Both are attended to block by block, as far as they are filled, with one matmul a lane
-for the prefixes, and merged by log-sum-exp (Hydragen, arXiv 2402.05099; bifurcated attention, arXiv 2403.08845).
+in a ring, where all rows write the same column of the same step: a row that ends is followed by another without moving
+anything. Both are attended to block by block, as far as they are filled, with one matmul a lane for the prefixes, and
+merged by log-sum-exp (Hydragen, arXiv 2402.05099; bifurcated attention, arXiv 2403.08845).
+
+On a TPU the columns that a program writes are out of the ring, on a stage, while it decodes: for a loop that writes to
+the ring XLA lays it out by its columns there, and copies all of it, each step, for the matmuls that read it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.experimental.layout import Format, Layout
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import PartitionSpec
 
 from astro_jax.errors import AstroError
 from astro_jax.llama.config import LlamaConfig
@@ -24,6 +29,7 @@ from astro_jax.mesh import Sharding
 
 # Groups of rows whose own tokens are attended to no further than the oldest of them needs.
 TILES = 4
+STAGE = {"tpu": 32}  # columns of a stage; elsewhere none is needed, and taking it costs a tenth
 
 
 @struct.dataclass
@@ -38,6 +44,8 @@ class KV:
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """The sizes of both stores: prefixes [L, P, B / W x S, K, h, C] and suffixes [L, R, tiles, B / tiles, K, h, C].
+
+    A stage is [L, 1, tiles, B / tiles, K, h, n]: n neighbouring columns of the ring that lie in one block.
 
     Attributes:
       rows: B, those that decode at once.
@@ -118,17 +126,10 @@ def prefix_sharding(sharding: Sharding) -> KV:
     return KV(k=where, v=where)
 
 
-def suffix_sharding(config: LlamaConfig, sharding: Sharding) -> KV:
+def suffix_sharding(sharding: Sharding) -> KV:
     """Where suffixes lie: the rows of a tile over the batch axes, key-value heads over tp."""
     where = sharding.named(None, None, None, "batch", "kv_heads", None, None)
-    if sharding.mesh.devices.flat[0].platform != "tpu":
-        return KV(k=where, v=where)
-    # A step writes one column of all rows: on a TPU that wants columns outside of rows, else XLA copies the whole ring
-    # into that order and back. Which of the two it takes was read off its programs.
-    one = config.n_kv_heads == sharding.mesh.shape["tp"]
-    orders = ((1, 4, 6, 0, 2, 3, 5), (1, 4, 5, 0, 2, 3, 6)) if one else ((0, 1, 2, 4, 6, 3, 5), (0, 1, 2, 4, 5, 3, 6))
-    k, v = (Format(Layout(major_to_minor=order), where) for order in orders)
-    return KV(k=k, v=v)
+    return KV(k=where, v=where)
 
 
 def shapes(config: LlamaConfig, s: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -168,8 +169,9 @@ class Past:
 
     prefix: KV
     suffix: KV
+    stage: KV | None
     visible: Any  # int32 [S, B]: columns of each prefix of its lane that a row sees
-    age: Any  # int32 [B]: the newest columns of the ring that are the row's own
+    age: Any  # int32 [B]: the newest columns of ring and stage that are the row's own
     now: Any  # int32 []: the step, counted from the first; it writes column now mod ring
     prefix_blocks: Any  # int32 [S]: blocks that the longest prefix fills
     oldest: Any  # int32 [tiles]: the first step of the oldest row of each tile
@@ -236,20 +238,27 @@ def _attend_suffixes(past: Past, layer: jax.Array, q: jax.Array, seen: Softmax) 
 
     q, seen, age = to_tiles(q), seen.map(to_tiles), to_tiles(past.age)  # [tiles, B / tiles, ...]
 
+    begun = past.now  # the step up to which columns are in the ring
+    if past.stage is not None:
+        staged = past.stage.k.shape[-1]
+        begun = past.now // staged * staged
+        back = (past.now - 1 - begun - jnp.arange(staged)) % ring  # steps before the last
+        seen = seen.see(q, past.stage.k[layer, 0], past.stage.v[layer, 0], _own(back, age))
+        age = jnp.minimum(age - (past.now - begun), ring - staged)
+
     def see(j: jax.Array, first: jax.Array | int, n: int, q: jax.Array, seen: Softmax, age: jax.Array) -> Softmax:
         """Block j of n tiles from the first on."""
         k, v = (
             jax.lax.dynamic_slice(x, (layer, j % blocks, first, 0, 0, 0, 0), (1, 1, n, *x.shape[3:]))[0, 0]
             for x in (past.suffix.k, past.suffix.v)
         )
-        back = (past.now - 1 - j * columns - jnp.arange(columns)) % ring  # steps before the last
-        return seen.see(q, k, v, (back[None, None, :] < age[:, :, None])[:, :, None, None, :])
+        return seen.see(q, k, v, _own((begun - 1 - j * columns - jnp.arange(columns)) % ring, age))
 
-    # A ring that is full begins and ends in the same block, which is seen once.
-    newest = past.now // columns
-    first = jnp.maximum(past.oldest // columns, newest - blocks + 1)
+    # A ring that is full may begin and end in the same block, which is seen once.
+    end = (begun + columns - 1) // columns
+    first = jnp.where(past.oldest < begun, jnp.maximum(past.oldest // columns, end - blocks), end)
     begin = jnp.max(first)
-    seen = jax.lax.fori_loop(begin, newest + 1, lambda j, seen: see(j, 0, tiles, q, seen, age), seen)
+    seen = jax.lax.fori_loop(begin, end, lambda j, seen: see(j, 0, tiles, q, seen, age), seen)
 
     def older(tile: tuple) -> Softmax:
         at, first, q, seen, age = tile
@@ -261,17 +270,63 @@ def _attend_suffixes(past: Past, layer: jax.Array, q: jax.Array, seen: Softmax) 
     return jax.lax.cond(jnp.any(first < begin), lambda: jax.lax.map(older, tiled), lambda: seen).map(to_rows)
 
 
+def _own(back: jax.Array, age: jax.Array) -> jax.Array:
+    """Which columns, written so many steps before the last, are a row's own: bool [tiles, B / tiles, 1, 1, columns]."""
+    return (back[None, None, :] < age[:, :, None])[:, :, None, None, :]
+
+
 def finite(x: jax.Array) -> jax.Array:
     """With 0 for what is not a number: a column that is masked out would still spread it to the rows that share it."""
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def write(suffix: KV, k: jax.Array, v: jax.Array, now: jax.Array) -> KV:
-    """The ring with the column of this step: k, v [L, B, 1, K, h]."""
-    layers, blocks, tiles, rows, kv, h, columns = suffix.k.shape
+def take_stage(suffix: KV, now: jax.Array, sharding: Sharding) -> KV | None:
+    """The columns of the ring around that of step `now`, where a stage is needed."""
+    platform = sharding.mesh.devices.flat[0].platform
+    if platform not in STAGE:
+        return None
+    staged = math.gcd(STAGE[platform], suffix.k.shape[-1])
+
+    def local(suffix: KV, now: jax.Array) -> KV:
+        layers, _, tiles, rows, kv, h, _ = suffix.k.shape
+
+        def take(layer: jax.Array) -> KV:
+            at = _at(suffix, layer, now, staged)
+            k = jax.lax.dynamic_slice(suffix.k, at.k, (1, 1, tiles, rows, kv, h, staged))[0]
+            v = jax.lax.dynamic_slice(suffix.v, at.v, (1, 1, tiles, rows, kv, staged, h))[0]
+            # Else the ring would be given the order that suits the stage.
+            return jax.tree.map(lambda x: with_layout_constraint(x, Layout(tuple(range(x.ndim)))), KV(k=k, v=v))
+
+        return jax.lax.map(take, jnp.arange(layers))  # as one slice, XLA would pad it to whole vectors
+
+    spec = suffix_sharding(sharding).k.spec
+    return jax.shard_map(local, mesh=sharding.mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)(suffix, now)
+
+
+def put_stage(suffix: KV, stage: KV, now: jax.Array) -> KV:
+    """The ring with those columns back in it."""
+
+    def put(layer: jax.Array, suffix: KV) -> KV:
+        at = _at(suffix, layer, now, stage.k.shape[-1])
+        k, v = (jax.lax.dynamic_index_in_dim(x, layer) for x in (stage.k, stage.v))
+        return KV(k=jax.lax.dynamic_update_slice(suffix.k, k, at.k), v=jax.lax.dynamic_update_slice(suffix.v, v, at.v))
+
+    return jax.lax.fori_loop(0, len(suffix.k), put, suffix)
+
+
+def _at(suffix: KV, layer: jax.Array, now: jax.Array, staged: int) -> KV:
+    """Where the stage of step `now` lies in a layer of the ring."""
+    blocks, columns = suffix.k.shape[1], suffix.k.shape[-1]
+    block, column = now // columns % blocks, now % columns // staged * staged
+    return KV(k=(layer, block, 0, 0, 0, 0, column), v=(layer, block, 0, 0, 0, column, 0))
+
+
+def write(written: KV, k: jax.Array, v: jax.Array, now: jax.Array) -> KV:
+    """The ring, or the stage, with the column of this step: k, v [L, B, 1, K, h]."""
+    layers, blocks, tiles, rows, kv, h, columns = written.k.shape
     block, column = now // columns % blocks, now % columns
     k, v = (finite(x).reshape(layers, 1, rows, tiles, kv, h).swapaxes(2, 3) for x in (k, v))
     return KV(
-        k=jax.lax.dynamic_update_slice(suffix.k, k[..., :, None], (0, block, 0, 0, 0, 0, column)),
-        v=jax.lax.dynamic_update_slice(suffix.v, v[..., None, :], (0, block, 0, 0, 0, column, 0)),
+        k=jax.lax.dynamic_update_slice(written.k, k[..., :, None], (0, block, 0, 0, 0, 0, column)),
+        v=jax.lax.dynamic_update_slice(written.v, v[..., None, :], (0, block, 0, 0, 0, column, 0)),
     )

@@ -58,7 +58,7 @@ def make_allocate(config: LlamaConfig, sharding: Sharding, dtype: Any) -> tuple[
             static_argnums=0, out_shardings=where,
         )  # fmt: skip
 
-    return of(0, cache.prefix_sharding(sharding)), of(1, cache.suffix_sharding(config, sharding))
+    return of(0, cache.prefix_sharding(sharding)), of(1, cache.suffix_sharding(sharding))
 
 
 @functools.lru_cache(maxsize=32)
@@ -136,7 +136,7 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
     [chunk, B], logprobs float32 [chunk, B] of the model's own distribution, and of the one drawn from). In place of a
     token stand ENDED and BROKEN.
     """
-    where = cache.suffix_sharding(config, sharding)
+    where = cache.suffix_sharding(sharding)
     steps = sharding.named(None, "batch")
 
     @functools.partial(jax.jit, donate_argnums=2, out_shardings=(where, sharding.named(), steps, steps, steps))
@@ -146,11 +146,15 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
         visible = jnp.where(slots[:, None] == rows.slot[None, :], rows.length[None, :], 0)
         shape = (chunk, len(rows.token))
         out = (jnp.full(shape, ENDED, jnp.int32), jnp.zeros(shape), jnp.zeros(shape))
+        stage = cache.take_stage(suffix, span.now, sharding)
+        limit = chunk if stage is None else jnp.minimum(chunk, stage.k.shape[-1] - span.now % stage.k.shape[-1])
 
         def step(carry: tuple) -> tuple:
-            i, suffix, token, left, out = carry
+            i, written, token, left, out = carry
             position = rows.position + i
-            past = Past(prefix, suffix, visible, position - rows.length, span.now + i, span.prefix_blocks, span.oldest)
+            now, age = span.now + i, position - rows.length
+            ring, on_stage = (written, None) if stage is None else (suffix, written)
+            past = Past(prefix, ring, on_stage, visible, age, now, span.prefix_blocks, span.oldest)
             attend = functools.partial(cache.attend, past)
             x, k, v = model.cached(params, token[:, None], position[:, None], attend, config, sharding)
             drawn = draw(model.lm_head(params, x)[:, 0], rows.key, position, how, filtered)
@@ -161,14 +165,15 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
                 x.at[i].set(jnp.where(alive, y, none)) for x, y, none in zip(out, new, (ENDED, 0.0, 0.0), strict=True)
             )
             left = jnp.where(alive & ~broken & ~ends[token], left - 1, 0)
-            return i + 1, cache.write(suffix, k, v, past.now), token, left, out
+            return i + 1, cache.write(written, k, v, now), token, left, out
 
         def going(carry: tuple) -> jax.Array:
             i, _, _, left, _ = carry
-            return (i < chunk) & (jnp.sum(left > 0) > span.enough)
+            return (i < limit) & (jnp.sum(left > 0) > span.enough)
 
-        done, suffix, _, _, out = jax.lax.while_loop(going, step, (0, suffix, rows.token, rows.left, out))
-        return suffix, jnp.asarray(done), *out
+        begin = (jnp.int32(0), suffix if stage is None else stage, rows.token, rows.left, out)
+        done, written, _, _, out = jax.lax.while_loop(going, step, begin)
+        return written if stage is None else cache.put_stage(suffix, written, span.now), done, *out
 
     return decode
 
@@ -199,7 +204,7 @@ def make_pack(config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple[KV
 
     A layer at a time: rows move between devices, where all of a layer's are gathered before each keeps its own.
     """
-    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(config, sharding))
+    where = (cache.prefix_sharding(sharding), cache.suffix_sharding(sharding))
 
     @functools.partial(jax.jit, static_argnums=4, out_shardings=where)
     def pack(prefix: KV, suffix: KV, row: jax.Array, slot: jax.Array, shape: Shape) -> tuple[KV, KV]:
