@@ -37,6 +37,7 @@ from astro_jax.storage import Shards
 from astro_jax.traces import dataset
 from astro_jax.train import data, grpo, loop, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
+from astro_jax.verify import Verifier
 
 # Which model each training stage starts from.
 PARENT = {"direct-sft": "base", "astro-sft": "base", "direct-rl": "direct-sft", "astro-rl": "astro-sft"}
@@ -62,6 +63,7 @@ class Run:
             if (batch := getattr(c, name).batch) % self.train_sharding.batch_size:
                 devices = self.train_sharding.batch_size
                 raise AstroError(f"{name}.batch={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices")
+        self.verifier = Verifier()
         self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
 
     def _digest(self) -> str:
@@ -194,7 +196,7 @@ def _corpus(run: Run, seed: int) -> Iterator[str]:
 
 def search(run: Run) -> dict[str, Any]:
     """Grow a tree for each problem."""
-    return mcts.run(run.folder / "search", run.problems("search"), run.c.search, run.policy("base"))
+    return mcts.run(run.folder / "search", run.problems("search"), run.c.search, run.policy("base"), run.verifier)
 
 
 def traces(run: Run) -> dict[str, Any]:
@@ -248,7 +250,9 @@ def reinforce(kind: str) -> Callable[[Run], None]:
         config, params, tokenizer = run.load(PARENT[name], sharding)
         tx = make_optimizer(c, c.steps * c.updates)
         like = abstract_state(config, tx, sharding)
-        trainer = grpo.Trainer(c, name, run.problems("rl"), run.sampler(config), tokenizer, tx, config, sharding)
+        trainer = grpo.Trainer(
+            c, name, run.problems("rl"), run.sampler(config), tokenizer, run.verifier, tx, config, sharding
+        )
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.steps, c.save_every
         )
@@ -262,11 +266,11 @@ def evaluate(run: Run) -> None:
     folder, c, problems = run.folder / "eval", run.c.eval, run.problems("eval")
     entries: dict[str, Any] = {}
     for name in run.models():
-        entries[name] = evaluation.run(folder, name, problems, c, run.policy(name))
+        entries[name] = evaluation.run(folder, name, problems, c, run.policy(name), run.verifier)
     for direct, astro in (("direct-sft", "astro-sft"), ("direct-rl", "astro-rl")):
         if direct in entries and astro in entries:
             k = max(1, round(entries[astro]["mean_tokens"] / entries[direct]["mean_tokens"]))
-            entries[direct]["maj"] = evaluation.vote(direct, problems, c, run.policy(direct), k)
+            entries[direct]["maj"] = evaluation.vote(direct, problems, c, run.policy(direct), run.verifier, k)
     storage.write_json(folder / "models.json", entries)
 
 

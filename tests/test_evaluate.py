@@ -17,6 +17,7 @@ from astro_jax.evaluate.metrics import majority, rate
 from astro_jax.problems import countdown
 from astro_jax.problems.countdown import HIT, MISS, Game
 from astro_jax.sampler import Policy, Sample
+from astro_jax.verify import Verifier
 
 TOKENIZER = countdown_tokenizer(60)
 EOS = TOKENIZER.end
@@ -102,7 +103,7 @@ class Scripted:
 
 def run(folder, sampler=None):
     return evaluation.run(
-        epath.Path(folder), "astro-sft", PROBLEMS, EVAL, Policy(sampler or Scripted(), None, TOKENIZER)
+        epath.Path(folder), "astro-sft", PROBLEMS, EVAL, Policy(sampler or Scripted(), None, TOKENIZER), Verifier()
     )
 
 
@@ -160,7 +161,7 @@ def test_a_deleted_shard_is_made_again_with_the_same_bytes(tmp_path):
 
 
 def test_a_vote_against_a_recount():
-    entry = evaluation.vote("direct-sft", PROBLEMS, EVAL, Policy(Scripted(), None, TOKENIZER), 5)
+    entry = evaluation.vote("direct-sft", PROBLEMS, EVAL, Policy(Scripted(), None, TOKENIZER), Verifier(), 5)
     right, tokens = [], 0
     for p in PROBLEMS:
         kinds = [kind(("eval", "direct-sft/vote", p.id), j, 1.0) for j in range(5)]
@@ -178,13 +179,13 @@ def test_a_vote_against_a_recount():
 
 def test_a_vote_of_one_is_a_sample_of_its_own():
     sampler = Scripted()
-    found = evaluation.answers("direct-sft/vote", PROBLEMS, EVAL, Policy(sampler, None, TOKENIZER), 1, 1.0)
-    entry = evaluation.vote("direct-sft", PROBLEMS, EVAL, Policy(sampler, None, TOKENIZER), 1)
+    found = evaluation.answers("direct-sft/vote", PROBLEMS, EVAL, Policy(sampler, None, TOKENIZER), Verifier(), 1, 1.0)
+    entry = evaluation.vote("direct-sft", PROBLEMS, EVAL, Policy(sampler, None, TOKENIZER), Verifier(), 1)
     assert entry["mean"] == round(sum(a["correct"] for (a,) in found) / len(found), 4)
 
 
 def test_waves_do_not_change_the_answers(tmp_path):
     order = random.Random(0).sample(PROBLEMS, len(PROBLEMS))
-    a = evaluation.answers("base", PROBLEMS, EVAL, Policy(Scripted(), None, TOKENIZER), 2, 1.0)
-    b = evaluation.answers("base", order, EVAL, Policy(Scripted(), None, TOKENIZER), 2, 1.0)
+    a = evaluation.answers("base", PROBLEMS, EVAL, Policy(Scripted(), None, TOKENIZER), Verifier(), 2, 1.0)
+    b = evaluation.answers("base", order, EVAL, Policy(Scripted(), None, TOKENIZER), Verifier(), 2, 1.0)
     assert dict(zip((p.id for p in PROBLEMS), a, strict=True)) == dict(zip((p.id for p in order), b, strict=True))

@@ -20,7 +20,7 @@ from helpers import (
 )
 
 from astro_jax import config as cfg
-from astro_jax import llama
+from astro_jax import llama, verify
 from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.problems import Problem, countdown
@@ -29,7 +29,7 @@ from astro_jax.sampler import Sample, Sampler
 from astro_jax.train import grpo
 from astro_jax.train.grpo import Rollout, Trainer, advantages
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
-from astro_jax.verify import Verdict
+from astro_jax.verify import Verdict, Verifier
 
 EOS = 0
 
@@ -59,7 +59,7 @@ def by_hash(problem, text, stopped):
 
 @pytest.fixture
 def scored(monkeypatch):
-    monkeypatch.setattr(grpo, "verify", by_hash)
+    monkeypatch.setattr(verify, "verify", by_hash)
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def shared(c=GRPO, seed=3):
 def make(c=GRPO, problems=PROBLEMS, seed=3, tokenizer=None, sampler=None):
     tx = make_optimizer(c, c.steps)
     sampler = sampler or Sampler(CONFIG, one_device(), seed, slots=16, chunk=4)
-    return Trainer(c, "rl", problems, sampler, tokenizer or Letters(), tx, CONFIG, one_device_train())
+    return Trainer(c, "rl", problems, sampler, tokenizer or Letters(), Verifier(), tx, CONFIG, one_device_train())
 
 
 def fresh(c=GRPO, params=None, config=CONFIG):
@@ -202,12 +202,12 @@ def test_only_responses_with_an_advantage_carry_weight(scored):
 def test_micro_batches_are_split_over_the_devices(scored):
     tx, c = make_optimizer(GRPO, 1), GRPO.model_copy(update={"length": 64})
     sampler = Sampler(CONFIG, one_device(), 0)
-    trainer = Trainer(c, "rl", PROBLEMS, sampler, Letters(), tx, CONFIG, train_sharding(make_mesh(data=3)))
+    trainer = Trainer(c, "rl", PROBLEMS, sampler, Letters(), Verifier(), tx, CONFIG, train_sharding(make_mesh(data=3)))
     assert {m.batch.tokens.shape for m in trainer._micro_batches(*made_up())} == {(3, 64)}  # micro_batch is 2
 
 
 def test_a_step_without_any_advantage_has_no_gradient(scored, monkeypatch):
-    monkeypatch.setattr(grpo, "verify", lambda *_: Verdict(False, False, None, 0))
+    monkeypatch.setattr(verify, "verify", lambda *_: Verdict(False, False, None, 0))
     state, metrics = shared().step(fresh(), 0)
     assert metrics["grad_norm"] == 0 and metrics["reward_mean"] == -1 and metrics["solve_rate"] == 0
     assert_trees_equal(state.params, tiny_params(CONFIG))
@@ -341,7 +341,7 @@ def test_reward_rises_on_a_bandit(monkeypatch):
     def verdict(problem, text, stopped):
         return Verdict(text[:1] in problem.answer, True, text, 0)
 
-    monkeypatch.setattr(grpo, "verify", verdict)
+    monkeypatch.setattr(verify, "verify", verdict)
     problems = [Problem("b", "b", "fg"), Problem("c", "c", "hi")]
     c = cfg.Grpo(prompts=2, group=8, max_tokens=2, learning_rate=2e-2, length=32, warmup=0, steps=25, micro_batch=4)
     trainer, state = make(c, problems), fresh(c, tiny_params(CONFIG, scale=0.05))

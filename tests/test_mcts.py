@@ -17,6 +17,7 @@ from astro_jax.problems.countdown import HIT, MISS, Game
 from astro_jax.sampler import Policy, Sample
 from astro_jax.search import mcts
 from astro_jax.search.tree import Tree
+from astro_jax.verify import Verifier
 
 TOKENIZER = countdown_tokenizer(99)
 EOS = TOKENIZER.end
@@ -65,7 +66,7 @@ SEARCH = cfg.Search(proposals=3, rollouts=2, iterations=4, depth=50, c_puct=1.0,
 
 def grow(script=SCRIPT, problem=PROBLEM, **changes):
     sampler = Scripted(script)
-    (tree,) = mcts.search([problem], SEARCH.model_copy(update=changes), Policy(sampler, None, TOKENIZER))
+    (tree,) = mcts.search([problem], SEARCH.model_copy(update=changes), Policy(sampler, None, TOKENIZER), Verifier())
     return tree, sampler
 
 
@@ -190,15 +191,15 @@ MANY = cfg.Search(proposals=4, rollouts=3, iterations=8, wave=2)
 @pytest.mark.parametrize("leaves", [1, 3])
 def test_trees_grown_together_equal_trees_grown_alone(leaves):
     c = MANY.model_copy(update={"leaves": leaves})
-    together = mcts.search(PROBLEMS, c, Policy(Player(), None, TOKENIZER))
-    alone = [mcts.search([p], c, Policy(Player(), None, TOKENIZER))[0] for p in PROBLEMS]
+    together = mcts.search(PROBLEMS, c, Policy(Player(), None, TOKENIZER), Verifier())
+    alone = [mcts.search([p], c, Policy(Player(), None, TOKENIZER), Verifier())[0] for p in PROBLEMS]
     assert [t.record() for t in together] == [t.record() for t in alone]
     assert max(len(t.nodes) for t in together) > 10
 
 
 def run(folder):
     player = Player()
-    return mcts.run(epath.Path(folder), PROBLEMS, MANY, Policy(player, None, TOKENIZER)), player
+    return mcts.run(epath.Path(folder), PROBLEMS, MANY, Policy(player, None, TOKENIZER), Verifier()), player
 
 
 def test_a_store_that_lost_a_shard_is_completed_with_the_same_bytes(tmp_path):
@@ -217,7 +218,7 @@ def test_a_store_that_lost_a_shard_is_completed_with_the_same_bytes(tmp_path):
 def test_counts_say_what_the_store_holds(tmp_path):
     counts, _ = run(tmp_path)
     lines = [line for f in sorted(tmp_path.iterdir()) for line in f.read_text().splitlines()]
-    trees = mcts.search(PROBLEMS, MANY, Policy(Player(), None, TOKENIZER))
+    trees = mcts.search(PROBLEMS, MANY, Policy(Player(), None, TOKENIZER), Verifier())
     solved = [any(n.correct for n in t.nodes) for t in trees]
     assert counts == {
         "trees": len(lines), "nodes": sum(len(t.nodes) for t in trees),
@@ -227,7 +228,7 @@ def test_counts_say_what_the_store_holds(tmp_path):
 
 
 def test_every_reward_is_the_share_of_right_rollouts():
-    for tree in mcts.search(PROBLEMS, MANY, Policy(Player(), None, TOKENIZER)):
+    for tree in mcts.search(PROBLEMS, MANY, Policy(Player(), None, TOKENIZER), Verifier()):
         assert isinstance(tree, Tree)
         for node in tree.nodes[1:]:
             assert node.reward in ((0.0, 1.0) if node.terminal else (0.0, 1 / 3, 2 / 3, 1.0))

@@ -13,10 +13,12 @@ from astro_jax.problems import Problem
 from astro_jax.progress import Bar
 from astro_jax.sampler import Policy, Sample
 from astro_jax.storage import Json, Shards
-from astro_jax.verify import verify
+from astro_jax.verify import Response, Verdict, Verifier
 
 
-def run(folder: epath.Path, name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy) -> dict[str, Any]:
+def run(
+    folder: epath.Path, name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy, verifier: Verifier
+) -> dict[str, Any]:
     """Answer every problem once by sampling and once greedily; shards `folder`/NAME-*.jsonl.
 
     Returns:
@@ -29,7 +31,7 @@ def run(folder: epath.Path, name: str, problems: Sequence[Problem], c: cfg.Eval,
     with Bar(name, len(problems), "problems", done) as bar:
         for i, wave in enumerate(waves):
             if not store.has(i):
-                sampled, greedy = (answers(name, wave, c, policy, 1, t) for t in (1.0, 0.0))
+                sampled, greedy = (answers(name, wave, c, policy, verifier, 1, t) for t in (1.0, 0.0))
                 store.write(
                     i,
                     (
@@ -58,11 +60,13 @@ def summarize(records: Sequence[Json]) -> dict[str, Any]:
     }
 
 
-def vote(name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy, k: int) -> dict[str, Any]:
+def vote(
+    name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy, verifier: Verifier, k: int
+) -> dict[str, Any]:
     """maj@k: the share of problems whose most common answer among k samples is right, and the tokens spent for it."""
     with Bar(f"{name} vote", k * len(problems), "answers") as bar:
-        every = answers(f"{name}/vote", problems, c, policy, k, 1.0, bar.advance)
-    right = [majority([a["answer"] for a in each]) == p.answer for p, each in zip(problems, every, strict=True)]
+        every = answers(f"{name}/vote", problems, c, policy, verifier, k, 1.0, bar.advance)
+    right = [_won(each) for each in every]
     tokens = sum(a["tokens"] for each in every for a in each) / len(problems)
     return {"k": k} | rate(right) | {"mean_tokens": round(tokens, 4)}
 
@@ -72,6 +76,7 @@ def answers(
     problems: Sequence[Problem],
     c: cfg.Eval,
     policy: Policy,
+    verifier: Verifier,
     n: int,
     temperature: float,
     progress: Callable[[int], None] | None = None,
@@ -79,14 +84,24 @@ def answers(
     """n judged answers to each problem."""
     requests = [policy.request(p.prompt, n, "eval", name, p.id) for p in problems]
     samples = policy.generate(requests, max_tokens=c.max_tokens, temperature=temperature, progress=progress)
-    return [[_judged(p, s, policy) for s in each] for p, each in zip(problems, samples, strict=True)]
+    responses = [
+        Response(p, policy.tokenizer.decode(s.tokens.tolist()), s.stopped)
+        for p, each in zip(problems, samples, strict=True)
+        for s in each
+    ]
+    found = map(_judged, responses, verifier.judge(responses), (s for each in samples for s in each))
+    return [[next(found) for _ in each] for each in samples]
 
 
-def _judged(problem: Problem, sample: Sample, policy: Policy) -> Json:
-    text = policy.tokenizer.decode(sample.tokens.tolist())
-    verdict = verify(problem, text, sample.stopped)
+def _won(answers: Sequence[Json]) -> bool:
+    """Whether the most common answer is right."""
+    winner = majority([a["answer"] for a in answers])
+    return any(a["correct"] for a in answers if a["answer"] == winner)
+
+
+def _judged(response: Response, verdict: Verdict, sample: Sample) -> Json:
     return {
-        "text": text,
+        "text": response.text,
         "correct": verdict.correct,
         "answer": verdict.answer,
         "tokens": len(sample.tokens),

@@ -15,10 +15,12 @@ from astro_jax.progress import Bar
 from astro_jax.sampler import Policy, Request, Sample
 from astro_jax.search.tree import Node, Tree
 from astro_jax.storage import Shards
-from astro_jax.verify import verify
+from astro_jax.verify import Response, Verifier
 
 
-def run(folder: epath.Path, problems: Sequence[Problem], c: cfg.Search, policy: Policy) -> dict[str, Any]:
+def run(
+    folder: epath.Path, problems: Sequence[Problem], c: cfg.Search, policy: Policy, verifier: Verifier
+) -> dict[str, Any]:
     """Search all problems, in waves; each finished wave is one shard of the store `folder`/trees-*.jsonl.
 
     Returns:
@@ -31,7 +33,7 @@ def run(folder: epath.Path, problems: Sequence[Problem], c: cfg.Search, policy: 
         for i, wave in enumerate(waves):
             if store.has(i):
                 continue
-            trees = search(wave, c, policy)
+            trees = search(wave, c, policy, verifier)
             store.write(i, (tree.record() for tree in trees))
             solved = sum(bool(tree.terminals(True)) for tree in trees) / len(trees)
             bar.advance(len(wave), solved=solved, nodes_a_tree=sum(len(t.nodes) for t in trees) / len(trees))
@@ -45,10 +47,10 @@ def run(folder: epath.Path, problems: Sequence[Problem], c: cfg.Search, policy: 
     }
 
 
-def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy) -> list[Tree]:
+def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy, verifier: Verifier) -> list[Tree]:
     """Grow one tree a problem, all at the same time, for `c.iterations` iterations of `c.leaves` leaves each."""
     trees = [Tree(p, policy.tokenizer.prompt(p.prompt)) for p in problems]
-    driver = _Driver(c, policy)
+    driver = _Driver(c, policy, verifier)
     with policy.sampler.keeping():  # a child's prefix begins with its parent's
         for _ in range(c.iterations):
             _iterate(trees, c, driver)
@@ -73,8 +75,8 @@ def _iterate(trees: Sequence[Tree], c: cfg.Search, driver: _Driver) -> None:
 class _Driver:
     """Expansion and evaluation of leaves of many trees with one policy."""
 
-    def __init__(self, c: cfg.Search, policy: Policy):
-        self.c, self.policy = c, policy
+    def __init__(self, c: cfg.Search, policy: Policy, verifier: Verifier):
+        self.c, self.policy, self.verifier = c, policy, verifier
         # A step ends with any token whose text ends so, or with an end token.
         self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.ends)
 
@@ -100,23 +102,26 @@ class _Driver:
 
     def evaluate(self, children: Sequence[tuple[Tree, Node]]) -> None:
         """Set R(S') of new nodes: a terminal's verdict, else the mean verdict of M rollouts (Eq. 2)."""
-        open_nodes = []
+        ended, open_nodes = [], []
         for tree, node in children:
-            ended = node.tokens[-1] in self.policy.tokenizer.ends
-            if ended or len(tree.path(node.id)) >= self.c.depth:
-                verdict = verify(tree.problem, tree.text(node.id), ended)
-                node.terminal, node.correct = True, verdict.correct
-                node.answer, node.reward = verdict.answer, float(verdict.correct)
+            stopped = node.tokens[-1] in self.policy.tokenizer.ends
+            if stopped or len(tree.path(node.id)) >= self.c.depth:
+                ended.append((node, Response(tree.problem, tree.text(node.id), stopped)))
             else:
                 open_nodes.append((tree, node))
+        for (node, _), verdict in zip(ended, self.verifier.judge([r for _, r in ended]), strict=True):
+            node.terminal, node.correct = True, verdict.correct
+            node.answer, node.reward = verdict.answer, float(verdict.correct)
         samples = self._sample([(t, n.id) for t, n in open_nodes], self.c.rollouts, "rollout", self._to_the_end)
-        for (tree, node), rollouts in zip(open_nodes, samples, strict=True):
-            steps = tree.text(node.id)
-            verdicts = [
-                verify(tree.problem, steps + self.policy.tokenizer.decode(r.tokens.tolist()), r.stopped)
-                for r in rollouts
-            ]
-            node.reward = sum(v.correct for v in verdicts) / len(verdicts)
+        responses = [
+            Response(tree.problem, tree.text(node.id) + self.policy.tokenizer.decode(r.tokens.tolist()), r.stopped)
+            for (tree, node), rollouts in zip(open_nodes, samples, strict=True)
+            for r in rollouts
+        ]
+        verdicts = self.verifier.judge(responses)
+        for i, (_, node) in enumerate(open_nodes):
+            mine = verdicts[i * self.c.rollouts : (i + 1) * self.c.rollouts]
+            node.reward = sum(v.correct for v in mine) / len(mine)
 
     def _sample(
         self,

@@ -21,7 +21,7 @@ from astro_jax.sampler import Policy, Sampler
 from astro_jax.train import data, losses
 from astro_jax.train.losses import RolloutBatch
 from astro_jax.train.state import Loss, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
-from astro_jax.verify import Verdict, verify
+from astro_jax.verify import Response, Verdict, Verifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Trainer:
         problems: Sequence[Problem],
         sampler: Sampler,
         tokenizer: Tokenizer,
+        verifier: Verifier,
         tx: Any,
         config: LlamaConfig,
         train_sharding: Sharding,
@@ -95,6 +96,7 @@ class Trainer:
                 f"{c.max_tokens}; raise it to {longest + c.max_tokens} or more"
             )
         self.c, self.name, self.problems, self.sampler, self.tokenizer = c, name, problems, sampler, tokenizer
+        self.verifier = verifier
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
         self._apply = make_apply(tx, config, train_sharding)
@@ -121,16 +123,16 @@ class Trainer:
         ]
         # Temperature 1 and no truncation of the distribution: the samples' log-probabilities are the policy's.
         samples = policy.generate(requests, max_tokens=c.max_tokens)
-        groups = []
-        for problem, request, group in zip(chosen, requests, samples, strict=True):
-            texts = [policy.tokenizer.decode(s.tokens.tolist()) for s in group]
-            groups.append(
-                [
-                    Rollout(request.prefix, s.tokens, s.logprobs, verify(problem, text, s.stopped), s.stopped)
-                    for s, text in zip(group, texts, strict=True)
-                ]
-            )
-        return groups
+        responses = [
+            Response(problem, policy.tokenizer.decode(s.tokens.tolist()), s.stopped)
+            for problem, group in zip(chosen, samples, strict=True)
+            for s in group
+        ]
+        verdicts = iter(self.verifier.judge(responses))
+        return [
+            [Rollout(request.prefix, s.tokens, s.logprobs, next(verdicts), s.stopped) for s in group]
+            for request, group in zip(requests, samples, strict=True)
+        ]
 
     def _order(self, i: int) -> list[int]:
         """The problems of step i: one shuffled pass over all of them after another."""

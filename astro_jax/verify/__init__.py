@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from astro_jax.problems import Problem
+
+# "unparsed": no answer could be read; "timeout" and "error": the verifier gave up, which says nothing of the answer.
+Status = Literal["correct", "wrong", "unparsed", "timeout", "error"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +23,7 @@ class Verdict:
       answer: the final answer as text; None where none was given or what leads to it is not valid.
       backtracks: how often it went back.
       expression: for Countdown, the arithmetic expression that the answer stands for.
+      failure: why there is no verdict; then the response does not count as correct.
     """
 
     correct: bool
@@ -24,6 +31,39 @@ class Verdict:
     answer: str | None
     backtracks: int
     expression: str | None = None
+    failure: Literal["timeout", "error"] | None = None
+
+    @property
+    def status(self) -> Status:
+        """One word for the report."""
+        if self.failure is not None:
+            return self.failure
+        return "correct" if self.correct else "unparsed" if self.answer is None else "wrong"
+
+
+class Response(NamedTuple):
+    """What is judged: the text after the problem's prompt, without the end token, and whether an end token ended it."""
+
+    problem: Problem
+    text: str
+    stopped: bool
+
+
+class Verifier:
+    """Judges responses, many in one call, and counts the verdicts by status.
+
+    Attributes:
+      counts: verdicts so far, by status.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[Status] = Counter()
+
+    def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+        """A verdict for each, in order."""
+        verdicts = [verify(*response) for response in responses]
+        self.counts.update(v.status for v in verdicts)
+        return verdicts
 
 
 def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
