@@ -291,7 +291,7 @@ def take_stage(suffix: KV, now: jax.Array, sharding: Sharding) -> KV | None:
         layers, _, tiles, rows, kv, h, _ = suffix.k.shape
 
         def take(layer: jax.Array) -> KV:
-            at = _at(suffix, layer, now, staged)
+            at = _at(suffix, now, layer, staged)
             k = jax.lax.dynamic_slice(suffix.k, at.k, (1, 1, tiles, rows, kv, h, staged))[0]
             v = jax.lax.dynamic_slice(suffix.v, at.v, (1, 1, tiles, rows, kv, staged, h))[0]
             # Else the ring would be given the order that suits the stage.
@@ -307,26 +307,26 @@ def put_stage(suffix: KV, stage: KV, now: jax.Array) -> KV:
     """The ring with those columns back in it."""
 
     def put(layer: jax.Array, suffix: KV) -> KV:
-        at = _at(suffix, layer, now, stage.k.shape[-1])
+        at = _at(suffix, now, layer, stage.k.shape[-1])
         k, v = (jax.lax.dynamic_index_in_dim(x, layer) for x in (stage.k, stage.v))
         return KV(k=jax.lax.dynamic_update_slice(suffix.k, k, at.k), v=jax.lax.dynamic_update_slice(suffix.v, v, at.v))
 
     return jax.lax.fori_loop(0, len(suffix.k), put, suffix)
 
 
-def _at(suffix: KV, layer: jax.Array, now: jax.Array, staged: int) -> KV:
-    """Where the stage of step `now` lies in a layer of the ring."""
+def _at(suffix: KV, now: jax.Array, layer: jax.Array | int = 0, n: int = 1) -> KV:
+    """Where the n columns around that of step `now` lie in a ring or stage, from a layer on."""
     blocks, columns = suffix.k.shape[1], suffix.k.shape[-1]
-    block, column = now // columns % blocks, now % columns // staged * staged
+    block, column = now // columns % blocks, now % columns // n * n
     return KV(k=(layer, block, 0, 0, 0, 0, column), v=(layer, block, 0, 0, 0, column, 0))
 
 
 def write(written: KV, k: jax.Array, v: jax.Array, now: jax.Array) -> KV:
     """The ring, or the stage, with the column of this step: k, v [L, B, 1, K, h]."""
-    layers, blocks, tiles, rows, kv, h, columns = written.k.shape
-    block, column = now // columns % blocks, now % columns
+    layers, _, tiles, rows, kv, h, _ = written.k.shape
+    at = _at(written, now)
     k, v = (finite(x).reshape(layers, 1, rows, tiles, kv, h).swapaxes(2, 3) for x in (k, v))
     return KV(
-        k=jax.lax.dynamic_update_slice(written.k, k[..., :, None], (0, block, 0, 0, 0, 0, column)),
-        v=jax.lax.dynamic_update_slice(written.v, v[..., None, :], (0, block, 0, 0, 0, column, 0)),
+        k=jax.lax.dynamic_update_slice(written.k, k[..., :, None], at.k),
+        v=jax.lax.dynamic_update_slice(written.v, v[..., None, :], at.v),
     )
