@@ -29,7 +29,7 @@ STAGE_COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit code 2 for bad input, with one line; 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(argv)
+    args = _parsed(argv)
     _quiet()
     try:
         return args.call(args, shlex.join(["astro", *argv]))
@@ -45,6 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(e, PermissionError):
             return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
         raise
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; key=value may stand after options too, where argparse does not look for it."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if hasattr(args, "overrides"):
+        args.overrides += [x for x in rest if not x.startswith("-")]
+        rest = [x for x in rest if x.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _again(args: argparse.Namespace) -> str:
@@ -93,6 +105,23 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--max-new-tokens", type=int, default=128, help="of each sample (default 128)")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default 0)")
     p.set_defaults(call=_sample)
+    p = commands.add_parser(
+        "plan", help="compile a run for a TPU slice that is not there: does it fit, how fast at best"
+    )
+    p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="as in mesh.tp=8 or sft.batch=32")
+    p.add_argument("--topology", required=True, metavar="NAME", help="as in v5e:4x4, v6e:2x4 or v5p:4x4x8")
+    p.add_argument("--stage", choices=("search", "sft", "grpo", "all"), default="all", help="default: all")
+    p.add_argument("--prompt", type=int, default=512, metavar="P", help="tokens of a problem's prompt (default 512)")
+    p.add_argument(
+        "--reached",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="of the roofline, for the time of the whole recipe (default 0.4: an assumption)",
+    )
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(call=_plan)
     p = commands.add_parser("bench", help="measure this machine, as a share of its limits")
     p.add_argument("what", choices=("sampler",), help="what to measure")
     p.add_argument("--model", required=True, metavar="CKPT", help="as for `astro sample`")
@@ -200,6 +229,24 @@ def _bench(args: argparse.Namespace, command: str) -> int:
     found = bench.sampler(policy, work, args.compare)
     print(json.dumps(found) if args.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
     return 0
+
+
+def _plan(args: argparse.Namespace, command: str) -> int:
+    """Exit code 3 where a program does not fit."""
+    import json
+
+    from astro_jax import config, plan
+
+    stages = plan.STAGES if args.stage == "all" else (args.stage,)
+    c = config.load(args.config, args.overrides)
+    found = plan.run(c, args.topology, stages, args.prompt, args.reached)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        plan.show(found)
+    if not found["fits"]:
+        print(f"astro: {args.topology}: {plan.advice(found)}", file=sys.stderr)
+    return 0 if found["fits"] else 3
 
 
 def _print_results(results: dict[str, Any]) -> None:

@@ -80,6 +80,7 @@ class Sampler(Section):
     memory: float | None = pydantic.Field(None, gt=0)  # GiB a device for their caches: as many rows as fit
     chunk: int = pydantic.Field(16, ge=1)  # the most decode steps between two looks at which rows have ended
     block: int = pydantic.Field(32, ge=1)  # columns of the caches that are attended to at once (a TPU: 512)
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights that search and evaluation sample from
     reuse: float = pydantic.Field(0.0, ge=0)  # GiB a device for prefixes that the search keeps from call to call
 
 

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from astro_jax import config as cfg
@@ -128,15 +129,17 @@ class Run:
             reuse=c.reuse,
         )  # fmt: skip
 
-    def load(self, model: str, sharding: meshes.Sharding) -> tuple[LlamaConfig, Params, Tokenizer]:
+    def load(
+        self, model: str, sharding: meshes.Sharding, dtype: str = "float32"
+    ) -> tuple[LlamaConfig, Params, Tokenizer]:
         """A finished stage's model: config, parameters, tokenizer."""
         folder = self.folder / model / "model"
-        config, params = checkpoint.load(folder, sharding)
+        config, params = checkpoint.load(folder, sharding, jnp.dtype(dtype))
         return config, params, tokenizers.load(str(folder), self.c.chat)
 
     def policy(self, model: str) -> Policy:
         """A finished stage's model, ready to sample from."""
-        config, params, tokenizer = self.load(model, self.decode_sharding)
+        config, params, tokenizer = self.load(model, self.decode_sharding, self.c.sampler.dtype)
         return Policy(self.sampler(config), params, tokenizer)
 
     def problems(self, use: str) -> list[Problem]:

@@ -324,3 +324,15 @@ def test_the_digest_covers_everything_but_the_place():
     assert base.digest() == micro("b").digest()
     for change in (dict(seed=1), dict(grpo=dict(clip=0.1)), dict(mesh=dict(tp=2)), dict(stages=["base"])):
         assert micro("a", **change).digest() != base.digest()
+
+
+def test_sampling_weights_have_the_dtype_of_the_config(tmp_path):
+    run = pipeline.execute(
+        micro(tmp_path / "run", model="countdown-base", sampler={"dtype": "bfloat16"}), only=("base",)
+    )
+    assert {x.dtype.name for x in jax.tree.leaves(run.policy("base").params)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(run.load("base", run.train_sharding)[1])} == {"float32"}
+    (samples,) = run.policy("base").generate(
+        [run.policy("base").request("Let us make 3 from 1 2.\n", 2, "x")], max_tokens=8
+    )
+    assert all(np.isfinite(s.logprobs).all() for s in samples)

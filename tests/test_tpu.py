@@ -5,47 +5,35 @@
 
 import collections
 import dataclasses
+import json
 import math
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
-from jax.experimental import topologies
 
+from astro_jax import cli
 from astro_jax import config as cfg
-from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import llama3_8b
-from astro_jax.mesh import decode_sharding, make_mesh, train_sharding
-from astro_jax.sampler import cache, decode
+from astro_jax.mesh import make_mesh
+from astro_jax.plan import topology
+from astro_jax.plan.programs import Plan, floats, ints, size
 from astro_jax.sampler.cache import Shape
-from astro_jax.sampler.draw import Filters
-from astro_jax.train import grpo, sft
-from astro_jax.train.losses import Batch, RolloutBatch
-from astro_jax.train.state import abstract_state, make_accumulate, make_apply, make_optimizer, make_step
 
 pytest.importorskip("libtpu", reason="extra `plan` (libtpu) is not installed")
 
 GIB = 2**30
-HBM = 15.75 * GIB  # of the 16 GiB of a chip, what the compiler counts on
 SFT = cfg.Sft(batch=16, length=8192, remat=True, dtype="bfloat16")
 GRPO = cfg.Grpo(length=4096, remat=True, dtype="bfloat16")
 # Rows that decode at once, in lanes of 16 that share prefixes of 2048 tokens, with 2048 of their own each.
 SHAPE = Shape(rows=128, lane=16, prefix_blocks=4, suffix_blocks=4, block=512, devices=4)
-PREFILL = 2048  # tokens of prefixes that are prefilled at once on each device of the batch
+BF16 = "bfloat16"
 
 
 @pytest.fixture(scope="module")
 def mesh():
     """16 chips as fsdp 4 x tp 4: as in a run, training and decoding share one mesh."""
-    with pytest.MonkeyPatch.context() as patch:
-        # Another process may compile too, and nothing is to be asked of a TPU machine.
-        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        patch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-        patch.setenv("TPU_SKIP_MDS_QUERY", "1")
-        patch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-        devices = topologies.get_topology_desc(topology_name="v5e:4x4", platform="tpu").devices
-        yield make_mesh(fsdp=4, tp=4, devices=devices)
+    return make_mesh(fsdp=4, tp=4, devices=topology.get("v5e:4x4").devices)
 
 
 @pytest.fixture(scope="module")
@@ -56,100 +44,48 @@ def table():
     print("\n".join(lines))
 
 
-class Abstract:
-    """A run's arrays as shapes with shardings; nothing is allocated."""
+class Abstract(Plan):
+    """A run of Llama-3.1-8B, with the sampler's shape as above and bfloat16 weights."""
 
     def __init__(self, config, mesh):
-        self.config, self.train, self.sample = config, train_sharding(mesh), decode_sharding(mesh)
-        self.tx = make_optimizer(GRPO, steps=100)
-        self.state = abstract_state(config, self.tx, self.train)
-        self.weights = llama_params.abstract(config, self.sample, jnp.bfloat16)  # that decode
-
-    def stores(self, shape):
-        """Prefixes and suffixes, in the type of the weights."""
-        makers = decode.make_allocate(self.config, self.sample, jnp.bfloat16)
-        where = (cache.prefix_sharding(self.sample), cache.suffix_sharding(self.sample))
-        return [
-            jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(make, shape), w
-            )
-            for make, w in zip(makers, where, strict=True)
-        ]
-
-    def decode(self, shape):
-        """The decode program of a shape, lowered."""
-        n, v = shape.rows, self.config.vocab_size
-        rows = decode.Rows(ints(n), ints(n), ints(n), ints(n), ints(n, 2, dtype=jnp.uint32), ints(n))
-        span = decode.Span(ints(), ints(shape.prefixes), ints(shape.tiles), ints())
-        how = Filters(floats(), ints(), floats(), floats())
-        program = decode.make_decode(self.config, self.sample, cfg.Sampler().chunk, False)
-        return program.lower(self.weights, *self.stores(shape), rows, span, how, ints(v, dtype=bool))
+        c = cfg.Config(sft=SFT, grpo=GRPO, sampler=cfg.Sampler(slots=SHAPE.rows, block=SHAPE.block))
+        super().__init__(c, config, mesh)
 
 
-def ints(*shape, dtype=jnp.int32):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def floats(*shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def batch(*shape):
-    return Batch(tokens=ints(*shape), segments=ints(*shape), positions=ints(*shape), weights=floats(*shape))
-
-
-# Each program: the lowered program, and what the run holds on the devices beside its arguments and results.
+# Each program: lowered, and what the run holds on the devices beside its arguments and results.
 
 
 def sft_step(a):
-    step = make_step(sft.make_loss(SFT, a.config, a.train), a.tx, a.config, a.train)
-    return step.lower(a.state, batch(SFT.batch, SFT.length)), ()
+    return a.sft_step(), ()
 
 
 def grpo_gradient(a):
-    shape = (GRPO.micro_batch, GRPO.length)
-    accumulate = make_accumulate(grpo.make_loss(GRPO, a.config, a.train), a.tx, a.config, a.train)
-    rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
-    return accumulate.lower(a.state.params, a.state.params, rollouts), a.state.opt_state
+    return a.grpo_gradient(), a.state.opt_state
 
 
 def grpo_update(a):
-    return make_apply(a.tx, a.config, a.train).lower(a.state, a.state.params), ()
+    return a.grpo_update(), ()
 
 
 def reshard(a):
-    return grpo.make_reshard(GRPO, a.config, a.sample).lower(a.state.params), a.state.opt_state
+    return a.reshard(), a.state.opt_state
 
 
 def prefill(a):
-    prefix, suffix = a.stores(SHAPE)
-    n = PREFILL // SHAPE.block * SHAPE.devices
-    program = decode.make_prefill(a.config, a.sample)
-    lowered = program.lower(a.weights, prefix, ints(n, SHAPE.block), ints(n), ints(n))
-    return lowered, (a.state, a.weights.lm_head, suffix)  # the head is not read
+    _, suffix = a.stores(SHAPE, BF16)
+    return a.prefill(SHAPE, BF16), (a.state, a.weights(BF16).lm_head, suffix)  # the head is not read
 
 
 def pack(a):
-    prefix, suffix = a.stores(SHAPE)
-    smaller = dataclasses.replace(SHAPE, rows=SHAPE.slots, lane=1)
-    return decode.make_pack(a.config, a.sample).lower(prefix, suffix, ints(SHAPE.slots), ints(SHAPE.slots), smaller), (
-        a.state,
-        a.weights,
-    )
+    return a.pack(SHAPE, BF16), (a.state, a.weights(BF16))
 
 
 def decode_chunk(a):
-    return a.decode(SHAPE), a.state
+    return a.decode(SHAPE, BF16), a.state
 
 
 QUICK = [grpo_update, reshard, pack, decode_chunk]
 SLOW = [sft_step, grpo_gradient, prefill]
-
-
-def size(tree):
-    """Bytes that a tree of sharded arrays takes of a chip."""
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 @pytest.mark.parametrize("program", [*QUICK, *(pytest.param(p, marks=pytest.mark.slow) for p in SLOW)])
@@ -162,19 +98,18 @@ def test_it_fits_a_chip(program, mesh, table, record_property):
     table.append(f"{program.__name__:<16}" + "".join(f"{x / GIB:12.2f}" for x in sizes))
     record_property("peak_gib", round(peak / GIB, 2))
     record_property("at_once_gib", round(sizes[-1] / GIB, 2))
-    assert sizes[-1] < HBM
+    assert sizes[-1] < topology.CHIPS["v5e"].hbm
 
 
 def test_shared_prefixes_take_a_third_of_the_memory(mesh, record_property):
     """16 samples of a prefix of 2048 tokens with 512 of their own each, 512 rows on a v6e:2x4."""
-    devices = topologies.get_topology_desc(topology_name="v6e:2x4", platform="tpu").devices
-    a = Abstract(llama3_8b(), make_mesh(tp=8, devices=devices))
+    a = Abstract(llama3_8b(), make_mesh(tp=8, devices=topology.get("v6e:2x4").devices))
     shape = Shape(rows=512, lane=16, prefix_blocks=4, suffix_blocks=1, block=512)
     found = []
     for lane in (16, 1):
         shape = dataclasses.replace(shape, lane=lane)
-        temporaries = a.decode(shape).compile().memory_analysis().temp_size_in_bytes
-        found.append([size(a.stores(shape)), temporaries, size(a.weights)])
+        temporaries = a.decode(shape, BF16).compile().memory_analysis().temp_size_in_bytes
+        found.append([size(a.stores(shape, BF16)), temporaries, size(a.weights(BF16))])
         print(f"\nlanes of {lane}: caches, temporaries, weights: {[round(x / GIB, 3) for x in found[-1]]} GiB a chip")
         record_property(f"lane_{lane}", found[-1])
     (caches, temporaries, _), (caches_alone, temporaries_alone, _) = found
@@ -185,20 +120,37 @@ def test_shared_prefixes_take_a_third_of_the_memory(mesh, record_property):
 def test_a_decode_step_does_not_copy_the_ring(mesh):
     """With several blocks and heads a chip, XLA copied it whole, each step, as long as the loop wrote to it."""
     a = Abstract(llama3_8b(), mesh)
-    _, suffix = a.stores(SHAPE)
-    text = a.decode(SHAPE).compile().as_text()
+    _, suffix = a.stores(SHAPE, BF16)
+    text = a.decode(SHAPE, BF16).compile().as_text()
     copied = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= bf16\[([\d,]+)\]\S* copy\(", text)]
     assert copied and max(copied) < math.prod(suffix.k.sharding.shard_shape(suffix.k.shape))
 
 
+def test_a_plan_from_the_command_line(capsys):
+    """Llama-3.1-8B cut to two layers, on eight chips; then with caches that no chip holds."""
+    command = ["plan", "configs/llama3.1-8b.yaml", "--topology", "v5e:2x4", "--stage", "search", "--json",
+               "mesh={fsdp: 1, tp: 8}"]  # fmt: skip
+    assert cli.main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    prefill, decode = found["programs"]
+    assert (prefill["program"], decode["program"]) == ("prefill", "decode") and found["fits"]
+    assert 0 < decode["peak_gib"] <= decode["at_once_gib"] < found["hbm_gib"]
+    # Two sums over the heads and the width of each of 32 layers, in each of 16 steps, at least.
+    assert decode["collectives"]["all-reduce"]["calls"] >= 2 * 32 * 16
+    assert cli.main([*command, "sampler.slots=4096"]) == 3
+    out, err = capsys.readouterr()
+    assert not json.loads(out)["fits"]
+    assert "GiB a chip: lower sampler.slots" in err
+
+
 def test_each_program_makes_what_the_next_one_takes(mesh):
     a = Abstract(llama3_8b(), mesh)
-    prefix, suffix = a.stores(SHAPE)
+    prefix, suffix = a.stores(SHAPE, BF16)
     out = [(cfg.Sampler().chunk, SHAPE.rows)] * 3
     for (lowered, _), expected in (
-        (reshard(a), a.weights),
-        (prefill(a), (prefix, ints(SHAPE.devices * PREFILL // SHAPE.block, dtype=bool))),  # in bfloat16, as weights are
-        (pack(a), tuple(a.stores(dataclasses.replace(SHAPE, rows=SHAPE.slots, lane=1)))),
+        (reshard(a), a.weights(BF16)),
+        (prefill(a), (prefix, ints(a.chunk(SHAPE)[0], dtype=bool))),  # in bfloat16, as weights are
+        (pack(a), a.stores(dataclasses.replace(SHAPE, rows=SHAPE.slots, lane=1), BF16)),
         (decode_chunk(a), (suffix, ints(), ints(*out[0]), floats(*out[1]), floats(*out[2]))),
     ):
         made = jax.tree.map(lambda x: (x.shape, x.dtype), lowered.out_info)

@@ -64,6 +64,11 @@ def llama3_8b(**changes: Any) -> LlamaConfig:
     return dataclasses.replace(config, **changes)
 
 
+def llama3_70b(**changes: Any) -> LlamaConfig:
+    """Llama-3.1-70B's shape (its published config.json)."""
+    return llama3_8b(**({"d_model": 8192, "d_ff": 28672, "n_layers": 80, "n_heads": 64} | changes))
+
+
 # What transformers' Llama or Mistral would compute otherwise, and the value at which it is ours.
 _COMPUTED_ALIKE = {
     "attention_bias": False,

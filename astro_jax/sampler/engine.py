@@ -183,8 +183,8 @@ class Sampler:
         self.reserve(max(len(r.prefix) for r in requests), max_tokens)
         ends = np.zeros(self.config.vocab_size, bool)
         ends[np.asarray(stop, np.int32)] = True
-        dtype = params.embed.dtype
-        shape, sizes = self._shape(requests, max_tokens, dtype)
+        dtype, total = params.embed.dtype, sum(r.n for r in requests)
+        shape, sizes = self.shape(total, len(requests), max(len(r.prefix) for r in requests), max_tokens, dtype)
         return Run(
             params, tasks, shape, self._programs(dtype, how.filtered), how=how, ends=ends,
             chunk=self.chunk, sizes=sizes, batches=self.batches, kept=self._library(dtype), cut=cut,
@@ -263,14 +263,16 @@ class Sampler:
                 return []
         return sorted({max(unit, -(-slots // (f * unit)) * unit) for f in (1, 2, 4, 8)})
 
-    def _shape(self, requests: Sequence[Request], max_tokens: int, dtype: Any) -> tuple[Shape, list[int]]:
-        """The smallest batch that holds all samples, with the sizes that it can shrink to.
+    def shape(self, total: int, groups: int, longest: int, max_tokens: int, dtype: Any) -> tuple[Shape, list[int]]:
+        """The smallest batch that holds `total` samples of some groups, with the sizes that it can shrink to.
 
         Its lanes are so wide that prefixes take at most a quarter of the columns of what is new, or as wide as the
         groups are large: narrow lanes are refilled with less waiting.
+
+        Args:
+          longest: tokens of the longest prefix.
         """
-        total, longest = sum(r.n for r in requests), max(len(r.prefix) for r in requests)
-        wanted = power_of_two(min(-(-8 * longest // max_tokens), -(-total // len(requests))))
+        wanted = power_of_two(min(-(-8 * longest // max_tokens), -(-total // groups)))
         for lane in reversed([lane for lane in LANES if lane <= wanted]):
             sizes = self._sizes(lane, dtype)
             if sizes and (rows := fitting(sizes, total)) // self.sharding.batch_size % lane == 0:

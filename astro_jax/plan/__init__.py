@@ -1,0 +1,216 @@
+"""`astro plan`: a run's programs compiled for a TPU slice that is not there: what they need, how fast they can be."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from astro_jax import config as cfg
+from astro_jax.errors import AstroError
+from astro_jax.llama import checkpoint, gguf_file, hf
+from astro_jax.llama.config import LlamaConfig, llama3_8b, llama3_70b
+from astro_jax.mesh import make_mesh
+from astro_jax.plan import collectives, topology
+from astro_jax.plan.programs import Plan, Program, size
+from astro_jax.progress import Bar
+from astro_jax.storage import Json
+
+STAGES = ("search", "sft", "grpo")
+GIB = topology.GIB
+# Published shapes, by a part of a model's name: a plan needs no weights.
+PUBLISHED = {"llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b, "llama-3.3-70b": llama3_70b}
+
+
+def run(c: cfg.Config, name: str, stages: Sequence[str] = STAGES, prompt: int = 512, reached: float = 0.4) -> Json:
+    """Compile the programs of some stages for a slice.
+
+    Args:
+      name: of the topology, as in v5p:4x4x8.
+      prompt: tokens of a problem's prompt.
+      reached: share of the roofline that the whole recipe is assumed to reach.
+
+    Returns:
+      topology, chips, hbm_gib (that programs can use of a chip), mesh, prompt, fits; `programs`: of each its stage and
+      name, GiB a chip of arguments, temporaries, peak, what is held beside and both at once, whether that fits, seconds
+      to compile, collectives by kind (calls and GiB of one call of the program) and links_s, the time of those bytes at
+      the speed of a chip's links; and of those that compute FLOPs and bytes a chip, the roofline's seconds, tokens/s of
+      the slice and the highest possible MFU, all three without the links; `recipe`: see `recipe`.
+
+    Raises:
+      AstroError: for an unknown topology, a mesh that is not its size, or dimensions that do not divide.
+    """
+    if prompt < 1 or not 0 < reached <= 1:
+        raise AstroError("plan: --prompt is at least 1, --reached above 0 and at most 1")
+    chip, chips = topology.parse(name)
+    if (n := c.mesh.data * c.mesh.fsdp * c.mesh.tp) != chips:
+        raise AstroError(f"plan: the mesh data x fsdp x tp has {n} devices and {name} has {chips} chips: set mesh.*")
+    config = shape_of(c.model)
+    slice_ = topology.get(name)
+    plan = Plan(c, config, make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp, devices=slice_.devices), prompt)
+    programs = [p for stage in stages for p in plan.programs(stage)]
+    rows = []
+    with Bar("compiling", len(programs), "programs") as bar:
+        for program in programs:
+            rows.append(_compiled(program, chip))
+            bar.advance(peak_gib=rows[-1]["peak_gib"])
+    return {
+        "topology": name, "chips": chips, "hbm_gib": round(chip.hbm / GIB, 2), "prompt": prompt,
+        "mesh": c.mesh.model_dump(), "fits": all(row["fits"] for row in rows), "programs": rows,
+        "recipe": recipe(c, prompt, chips, rows, reached),
+    }  # fmt: skip
+
+
+def shape_of(model: str) -> LlamaConfig:
+    """The shape of a model: from its folder or .gguf file, else by its name.
+
+    Raises:
+      AstroError: when it is neither there nor one of the published shapes.
+    """
+    for part, published in PUBLISHED.items():
+        if part in model.lower():
+            return published()
+    try:
+        path = checkpoint.resolve(model)
+    except AstroError as e:
+        raise AstroError(f"plan: {e}; published shapes are {', '.join(PUBLISHED)}") from e
+    return gguf_file.File(path).stored()[0] if path.suffix == checkpoint.GGUF else hf.read_config(path)
+
+
+def _compiled(program: Program, chip: topology.Chip) -> Json:
+    start = time.monotonic()
+    row: Json = {"stage": program.stage, "program": program.name}
+    held = size(program.held)
+    try:
+        compiled = program.lower().compile()
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        need = re.search(r"Used ([\d.]+)([GM]) of", str(e))
+        peak = float(need[1]) / (1 if need[2] == "G" else 1024) if need else chip.hbm / GIB
+        sizes = {"peak_gib": peak, "held_gib": held / GIB, "at_once_gib": peak + held / GIB}
+        return row | {k: round(v, 2) for k, v in sizes.items()} | {"fits": False} | _took(start)
+    m = compiled.memory_analysis()
+    # A donated argument and its result are one array.
+    peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    sizes = {
+        "arguments_gib": m.argument_size_in_bytes, "temporaries_gib": m.temp_size_in_bytes, "peak_gib": peak,
+        "held_gib": held, "at_once_gib": peak + held,
+    }  # fmt: skip
+    row |= {k: round(v / GIB, 2) for k, v in sizes.items()} | {"fits": peak + held <= chip.hbm} | _took(start)
+    if (w := program.work) is not None:
+        seconds = w.seconds(chip)
+        row |= {
+            "tflops": round(w.executed / 1e12, 3), "read_gb": round(w.read / 1e9, 3),
+            "seconds": float(f"{seconds:.4g}"), "tokens_per_s": round(w.tokens / seconds),
+            "max_mfu": round(w.mfu(chip), 3),
+        }  # fmt: skip
+    moved = collectives.count(_text(compiled), program.trips)
+    row["links_s"] = float(f"{sum(m.bytes for m in moved.values()) / chip.links:.4g}")
+    return row | {"collectives": {k: {"calls": m.calls, "gib": round(m.bytes / GIB, 3)} for k, m in moved.items()}}
+
+
+def _text(compiled: Any) -> str:
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # libtpu does not print some large programs
+        return "ENTRY %none () -> () {\n"
+
+
+def _took(start: float) -> Json:
+    return {"compile_s": round(time.monotonic() - start, 1)}
+
+
+def recipe(c: cfg.Config, prompt: int, chips: int, rows: Sequence[Json], reached: float) -> Json:
+    """The tokens of each stage at most, and the time they take at a share of the roofline.
+
+    Search: every iteration of every tree expands `leaves` nodes, each into k steps with M rollouts, all as long as they
+    may be. SFT: every example is a prompt and one rollout for each branch. RL: every response is as long as it may be.
+
+    Returns:
+      `reached`, and by stage of those planned: tokens, hours, chip_hours.
+    """
+    s, t, g = c.search, c.traces, c.grpo
+    nodes = c.problems.search * s.iterations * s.leaves * s.proposals
+    branches = t.direct_examples + t.search_examples * (1 + (1 + t.max_backtracks) / 2)
+    responses = g.steps * g.prompts * g.group
+    examples = t.direct_examples + t.search_examples
+    tokens = {
+        ("search", "decode"): nodes * (s.max_step_tokens + s.rollouts * s.max_tokens),
+        ("sft", "step"): c.sft.epochs * c.problems.search * (examples * prompt + branches * s.max_tokens),
+        ("grpo", "decode"): responses * g.max_tokens,
+        ("grpo", "gradient"): responses * (prompt + g.max_tokens),
+    }
+    found: Json = {"reached": reached}
+    for row in rows:
+        n = tokens.get((row["stage"], row["program"]))
+        if n is not None and "tokens_per_s" in row:
+            hours = n / (row["tokens_per_s"] * reached) / 3600
+            found[f"{row['stage']} {row['program']}"] = {
+                "tokens": round(n), "hours": round(hours, 2), "chip_hours": round(hours * chips, 1),
+            }  # fmt: skip
+    return found
+
+
+def advice(found: Json) -> str:
+    """What to change so that the programs that do not fit may."""
+    ways = {
+        "step": "lower sft.batch or sft.length, or set sft.remat=true",
+        "gradient": "lower grpo.micro_batch or grpo.length, or set grpo.remat=true",
+        "decode": "lower sampler.slots, or set sampler.memory",
+        "prefill": "lower sampler.slots, or set sampler.memory",
+    }
+    parts = [
+        f"{row['stage']} {row['program']} needs {row['at_once_gib']} of {found['hbm_gib']} GiB a chip: "
+        f"{ways.get(row['program'], 'split the parameters further')}"
+        for row in found["programs"]
+        if not row["fits"]
+    ]
+    return "; ".join(parts) + "; or raise mesh.fsdp or mesh.tp on a larger slice"
+
+
+def show(found: Json) -> None:
+    """Print a plan as tables."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    title = f"{found['topology']}, {found['chips']} chips, {found['hbm_gib']} GiB of each for programs; GiB a chip"
+    console.print(_table(title, [_cells(row) for row in found["programs"]]))
+    moved = [
+        {
+            "stage": row["stage"],
+            "program": row["program"],
+            "collective": kind,
+            "calls": m["calls"],
+            "GiB a call": m["gib"],
+        }
+        for row in found["programs"]
+        for kind, m in row.get("collectives", {}).items()
+    ]
+    console.print(_table("collectives of one call", moved))
+    whole = [{"stage": k} | v for k, v in found["recipe"].items() if isinstance(v, dict)]
+    assumed = f"the whole recipe, all samples as long as they may be, at {found['recipe']['reached']} of the roofline"
+    console.print(_table(assumed, whole))
+
+
+def _cells(row: Json) -> Json:
+    names = {
+        "arguments_gib": "arguments", "temporaries_gib": "temporaries", "peak_gib": "peak", "held_gib": "held beside",
+        "at_once_gib": "at once", "tflops": "TFLOPs", "read_gb": "GB read", "seconds": "roofline s",
+        "tokens_per_s": "tokens/s", "max_mfu": "max MFU", "links_s": "links s", "compile_s": "compiled s",
+    }  # fmt: skip
+    cells = {"stage": row["stage"], "program": row["program"], "fits": "yes" if row["fits"] else "NO"}
+    return cells | {title: row.get(key, "") for key, title in names.items()}
+
+
+def _table(title: str, rows: Sequence[Json]) -> Table:
+    table = Table(title=title)
+    for column in rows[0] if rows else ():
+        table.add_column(column.replace("_", " "), justify="left" if column in ("stage", "program") else "right")
+    for row in rows:
+        table.add_row(*(f"{x:,}" if isinstance(x, int) else str(x) for x in row.values()))
+    return table

@@ -1,0 +1,215 @@
+"""A run's programs, lowered for devices that are not there: the functions, shardings and donation of training and
+sampling themselves. Nothing is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from astro_jax import config as cfg
+from astro_jax.errors import AstroError
+from astro_jax.llama import params as llama_params
+from astro_jax.llama.config import LlamaConfig
+from astro_jax.mesh import Sharding, decode_sharding, train_sharding
+from astro_jax.plan import work
+from astro_jax.plan.work import Work
+from astro_jax.sampler import Sampler, cache, decode
+from astro_jax.sampler.cache import KV, Shape
+from astro_jax.sampler.draw import Filters
+from astro_jax.train import grpo, sft
+from astro_jax.train.losses import Batch, RolloutBatch
+from astro_jax.train.state import abstract_state, make_accumulate, make_apply, make_optimizer, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One jitted function of a run.
+
+    Attributes:
+      lower: makes the lowered program.
+      held: what the run holds on the devices beside the program's arguments and results.
+      work: what one call computes and reads; None where it only moves arrays.
+      trips: of its loop, where its bound is no constant.
+    """
+
+    stage: str
+    name: str
+    lower: Callable[[], Any]
+    held: Any = ()
+    work: Work | None = None
+    trips: int = 1
+
+
+class Plan:
+    """A config on a mesh: its arrays as shapes with shardings, and its programs.
+
+    Args:
+      prompt: tokens of a problem's prompt, the chat template included.
+      steps: optimizer steps of a training stage, which the schedule of the learning rate holds.
+    """
+
+    def __init__(self, c: cfg.Config, config: LlamaConfig, mesh: Mesh, prompt: int = 512, steps: int = 100):
+        self.c, self.config, self.mesh, self.prompt, self.steps = c, config, mesh, prompt, steps
+        self.train, self.sample = train_sharding(mesh), decode_sharding(mesh)
+        check(c, config, self.train)
+        self.tx = make_optimizer(c.grpo, steps)
+        self.state = abstract_state(config, self.tx, self.train)
+
+    def weights(self, dtype: str) -> llama_params.Params:
+        """Those that decode."""
+        return llama_params.abstract(self.config, self.sample, jnp.dtype(dtype))
+
+    def stores(self, shape: Shape, dtype: str) -> tuple[KV, KV]:
+        """The caches of a shape: prefixes and suffixes, in the type of the weights."""
+        makers = decode.make_allocate(self.config, self.sample, jnp.dtype(dtype))
+        where = (cache.prefix_sharding(self.sample), cache.suffix_sharding(self.sample))
+        prefix, suffix = (
+            jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(make, shape), w
+            )
+            for make, w in zip(makers, where, strict=True)
+        )
+        return prefix, suffix
+
+    def sampler(self) -> Sampler:
+        s = self.c.sampler
+        return Sampler(
+            self.config, self.sample, 0, slots=s.slots, memory=s.memory, chunk=s.chunk, block=s.block, reuse=s.reuse
+        )
+
+    # ---- Programs
+
+    def programs(self, stage: str) -> list[Program]:
+        """The programs of sft, grpo (its sampling included) or search."""
+        c = self.c
+        if stage == "sft":
+            tokens = c.sft.batch * c.sft.length
+            done = work.train(self.config, self.mesh, tokens, c.sft.length, c.sft.remat, update=True)
+            return [Program("sft", "step", self.sft_step, (), done)]
+        if stage == "search":
+            shape = self.shape(
+                c.search.rollouts, self.prompt + c.search.max_tokens, c.search.max_tokens, c.sampler.dtype
+            )
+            return self._sampling("search", shape, c.sampler.dtype, ())
+        shape = self.shape(c.grpo.group, self.prompt, c.grpo.max_tokens, c.grpo.dtype)
+        tokens = self.micro_batch * c.grpo.length
+        done = work.train(self.config, self.mesh, tokens, c.grpo.length, c.grpo.remat, update=False)
+        return [
+            Program("grpo", "reshard", self.reshard, self.state.opt_state),
+            *self._sampling("grpo", shape, c.grpo.dtype, self.state),
+            Program("grpo", "gradient", self.grpo_gradient, self.state.opt_state, done),
+            Program("grpo", "update", self.grpo_update),
+        ]
+
+    def _sampling(self, stage: str, shape: Shape, dtype: str, held: Any) -> list[Program]:
+        _, suffix = self.stores(shape, dtype)
+        head = self.weights(dtype).lm_head  # prefill does not read it
+        rows, columns = self.chunk(shape)
+        return [
+            Program(
+                stage, "prefill", functools.partial(self.prefill, shape, dtype), (held, head, suffix),
+                work.prefill(self.config, self.mesh, rows * columns, shape.prefix_blocks * shape.block, dtype),
+            ),
+            Program(
+                stage, "decode", functools.partial(self.decode, shape, dtype), held,
+                work.decode(self.config, self.mesh, shape, dtype, self.c.sampler.chunk), self.c.sampler.chunk,
+            ),
+        ]  # fmt: skip
+
+    def shape(self, group: int, prefix: int, new: int, dtype: str) -> Shape:
+        """What the sampler decodes with when all its rows are wanted."""
+        sampler = self.sampler()
+        sampler.reserve(prefix, new)
+        return sampler.shape(sampler.slots, max(sampler.slots // group, 1), prefix, new, jnp.dtype(dtype))[0]
+
+    def chunk(self, shape: Shape) -> tuple[int, int]:
+        """The most prefixes that are prefilled at once, and columns of each."""
+        rows = {blocks: max(n) for blocks, n in self.sampler().batches.items() if blocks <= shape.prefix_blocks}
+        blocks = max(rows, key=lambda blocks: rows[blocks] * blocks)
+        return rows[blocks], blocks * shape.block
+
+    @property
+    def micro_batch(self) -> int:
+        """GRPO's rows at once, as many as divide over the devices."""
+        n = self.train.batch_size
+        return -(-self.c.grpo.micro_batch // n) * n
+
+    def sft_step(self) -> Any:
+        tx = make_optimizer(self.c.sft, self.steps)
+        state = abstract_state(self.config, tx, self.train)
+        step = make_step(sft.make_loss(self.c.sft, self.config, self.train), tx, self.config, self.train)
+        return _lower(step, state, batch(self.c.sft.batch, self.c.sft.length))
+
+    def grpo_gradient(self) -> Any:
+        shape = (self.micro_batch, self.c.grpo.length)
+        loss = grpo.make_loss(self.c.grpo, self.config, self.train)
+        rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
+        accumulate = make_accumulate(loss, self.tx, self.config, self.train)
+        return _lower(accumulate, self.state.params, self.state.params, rollouts)
+
+    def grpo_update(self) -> Any:
+        return _lower(make_apply(self.tx, self.config, self.train), self.state, self.state.params)
+
+    def reshard(self) -> Any:
+        return _lower(grpo.make_reshard(self.c.grpo, self.config, self.sample), self.state.params)
+
+    def prefill(self, shape: Shape, dtype: str) -> Any:
+        (n, columns), (prefix, _) = self.chunk(shape), self.stores(shape, dtype)
+        program = decode.make_prefill(self.config, self.sample)
+        return _lower(program, self.weights(dtype), prefix, ints(n, columns), ints(n), ints(n))
+
+    def pack(self, shape: Shape, dtype: str) -> Any:
+        smaller = dataclasses.replace(shape, rows=shape.slots, lane=1)
+        program = decode.make_pack(self.config, self.sample)
+        return _lower(program, *self.stores(shape, dtype), ints(shape.slots), ints(shape.slots), smaller)
+
+    def decode(self, shape: Shape, dtype: str) -> Any:
+        n, v = shape.rows, self.config.vocab_size
+        rows = decode.Rows(ints(n), ints(n), ints(n), ints(n), ints(n, 2, dtype=jnp.uint32), ints(n))
+        span = decode.Span(ints(), ints(shape.prefixes), ints(shape.tiles), ints())
+        how = Filters(floats(), ints(), floats(), floats())
+        program = decode.make_decode(self.config, self.sample, self.c.sampler.chunk, False)
+        return _lower(program, self.weights(dtype), *self.stores(shape, dtype), rows, span, how, ints(v, dtype=bool))
+
+
+def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
+    """Raise an AstroError where parameters or batches do not divide over the mesh."""
+    for path, spec in jax.tree_util.tree_leaves_with_path(llama_params.declare(config)):
+        for n, axis in zip(spec.shape, spec.axes, strict=True):
+            where = dict(sharding.rules).get(axis, ())
+            parts = math.prod(sharding.mesh.shape[name] for name in where)
+            if n % parts:
+                name = jax.tree_util.keystr(path, simple=True, separator=".")
+                raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(where)}={parts} does not divide")
+    if c.sft.batch % sharding.batch_size:
+        raise AstroError(f"sft.batch={c.sft.batch} cannot be split over data x fsdp = {sharding.batch_size} devices")
+
+
+def _lower(function: Any, *args: Any) -> Any:
+    """That the functions of training and sampling are jitted does not stand in their types."""
+    return function.lower(*args)
+
+
+def size(tree: Any) -> int:
+    """Bytes that a tree of sharded arrays takes of a chip."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def ints(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def batch(*shape: int) -> Batch:
+    return Batch(tokens=ints(*shape), segments=ints(*shape), positions=ints(*shape), weights=floats(*shape))
