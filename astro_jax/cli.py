@@ -106,6 +106,15 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default 0)")
     p.set_defaults(call=_sample)
     p = commands.add_parser(
+        "verify", help="judge answers: JSONL {gold, response} in, {verdict, extracted, seconds} out"
+    )
+    p.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL; default: the standard input")
+    p.add_argument("--rule", choices=("strict", "lenient"), default="strict", help="default: strict, as for rewards")
+    p.add_argument("--seconds", type=float, default=5.0, metavar="S", help="the deadline of one answer (default 5)")
+    p.add_argument("--memory", type=float, default=1.0, metavar="GIB", help="that one answer may take (default 1)")
+    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")
+    p.set_defaults(call=_verify)
+    p = commands.add_parser(
         "plan", help="compile a run for a TPU slice that is not there: does it fit, how fast at best"
     )
     p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
@@ -228,6 +237,20 @@ def _bench(args: argparse.Namespace, command: str) -> int:
     policy = Policy.load(args.model, slots=slots, memory=args.memory, block=args.block)
     found = bench.sampler(policy, work, args.compare)
     print(json.dumps(found) if args.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
+    return 0
+
+
+def _verify(args: argparse.Namespace, command: str) -> int:
+    import contextlib
+
+    from astro_jax.verify import stream
+
+    if args.seconds <= 0 or args.memory <= 0 or args.workers < 0:
+        raise AstroError("verify: --seconds and --memory are above 0, --workers at least 0")
+    with contextlib.ExitStack() as stack:
+        lines = sys.stdin if args.file == "-" else stack.enter_context(stream.opened(args.file))
+        for line in stream.verdicts(lines, args.rule, args.seconds, args.memory, args.workers):
+            print(line, flush=True)
     return 0
 
 

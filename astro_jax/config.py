@@ -73,6 +73,17 @@ class Corpus(Section):
     recall: float = pydantic.Field(0.1, ge=0, le=1)  # share that says states again after other lines
 
 
+class Verify(Section):
+    """How answers of mathematics are judged (verify.math); ours, the paper gives no more than a verifier."""
+
+    reward: Literal["strict", "lenient"] = "strict"  # by which search and RL score
+    report: Literal["strict", "lenient"] = "lenient"  # by which evaluation does
+    seconds: float = pydantic.Field(5.0, gt=0)  # the deadline of one answer
+    memory: float = pydantic.Field(1.0, gt=0)  # GiB that one answer may take
+    workers: int = pydantic.Field(0, ge=0)  # processes; 0: one a core
+    max_failed: float = pydantic.Field(0.95, gt=0, le=1)  # share without a verdict at which a run stops
+
+
 class Sampler(Section):
     """The one engine that generates text."""
 
@@ -176,6 +187,7 @@ class Config(Section):
     chat: Chat = Chat()
     problems: Problems = Problems()
     corpus: Corpus = Corpus()
+    verify: Verify = Verify()
     sampler: Sampler = Sampler()
     search: Search = Search()
     traces: Traces = Traces()

@@ -64,7 +64,7 @@ class Run:
             if (batch := getattr(c, name).batch) % self.train_sharding.batch_size:
                 devices = self.train_sharding.batch_size
                 raise AstroError(f"{name}.batch={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices")
-        self.verifier = Verifier()
+        self.verifier = Verifier(c.verify)
         self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
 
     def _digest(self) -> str:
@@ -114,8 +114,14 @@ class Run:
             if not storage.finished(self.folder / parent):
                 raise AstroError(f"{self.folder}: {stage} rests on {parent}, which has not finished: run that first")
         self._claim()
-        start = time.monotonic()
+        start, verdicts = time.monotonic(), self.verifier.counts.copy()
         counts = function(self) or {}
+        if verdicts := self.verifier.counts - verdicts:
+            counts |= {"verdicts": dict(verdicts)}  # of this process: those before a kill are not among them
+        if self.verifier.disagreements:
+            storage.write_json(folder / "disagreements.json", self.verifier.disagreements)
+            counts |= {"disagreements": len(self.verifier.disagreements)}
+            self.verifier.disagreements = []
         storage.finish(folder, stage, self.digest, list(parents), time.monotonic() - start, **counts)
 
     def models(self) -> list[str]:
@@ -316,9 +322,10 @@ def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = ()) -> Run
     for use, needed_by in (("search", {"search"}), ("rl", {"direct-rl", "astro-rl"}), ("eval", {"eval"})):
         if needed_by & set(stages):
             run.problems(use)  # too many asked for is an error now, not after hours
-    for stage in stages:
-        run.execute(stage)
-        print(f"{stage} done", file=sys.stderr)
+    with contextlib.closing(run.verifier):
+        for stage in stages:
+            run.execute(stage)
+            print(f"{stage} done", file=sys.stderr)
     return run
 
 

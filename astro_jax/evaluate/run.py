@@ -89,7 +89,7 @@ def answers(
         for p, each in zip(problems, samples, strict=True)
         for s in each
     ]
-    found = map(_judged, responses, verifier.judge(responses), (s for each in samples for s in each))
+    found = map(_judged, responses, verifier.judge(responses, "report"), (s for each in samples for s in each))
     return [[next(found) for _ in each] for each in samples]
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from astro_jax import config as cfg
+from astro_jax import phrases
+from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
+from astro_jax.verify.pool import Outcome, Pool, Timeout
+
+ENOUGH = 200  # verdicts before a run is stopped for those that failed
 
 # "unparsed": no answer could be read; "timeout" and "error": the verifier gave up, which says nothing of the answer.
 Status = Literal["correct", "wrong", "unparsed", "timeout", "error"]
@@ -52,18 +59,80 @@ class Response(NamedTuple):
 class Verifier:
     """Judges responses, many in one call, and counts the verdicts by status.
 
+    Countdown and numbers are exact and judged here, mathematics in worker processes, which start with the first of it.
+
     Attributes:
       counts: verdicts so far, by status.
+      disagreements: answers of mathematics on which math-verify and the second grader differ: gold, answer, correct
+        (math-verify's verdict, which counts).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, c: cfg.Verify | None = None):
+        self.c = c or cfg.Verify()
         self.counts: Counter[Status] = Counter()
+        self.disagreements: list[dict[str, str | bool]] = []
+        self._pool: Pool | None = None
 
-    def judge(self, responses: Sequence[Response]) -> list[Verdict]:
-        """A verdict for each, in order."""
-        verdicts = [verify(*response) for response in responses]
+    def judge(self, responses: Sequence[Response], use: Literal["reward", "report"] = "reward") -> list[Verdict]:
+        """A verdict for each, in order.
+
+        Args:
+          use: which rule of the config answers of mathematics are judged by.
+
+        Raises:
+          AstroError: when too large a share of what was judged so far has no verdict (verify.max_failed).
+        """
+        remote = [i for i, r in enumerate(responses) if r.problem.task == "math" and r.stopped]
+        rule = getattr(self.c, use)
+        asked = self.pool.ask([("math", (responses[i].problem.answer, responses[i].text, rule)) for i in remote])
+        found = dict(zip(remote, asked, strict=True))
+        verdicts = [self._verdict(r, found[i]) if i in found else verify(*r) for i, r in enumerate(responses)]
         self.counts.update(v.status for v in verdicts)
+        self._stop_if_failing(responses)
         return verdicts
+
+    def readable(self, golds: Sequence[str]) -> list[bool]:
+        """Which gold answers of mathematics can be read."""
+        return [o.result is True for o in self.pool.ask([("readable", (gold,)) for gold in golds])]
+
+    @property
+    def pool(self) -> Pool:
+        """The workers."""
+        if self._pool is None:
+            self._pool = Pool(self.c.workers or os.cpu_count() or 1, self.c.seconds, int(self.c.memory * 2**30))
+        return self._pool
+
+    def close(self) -> None:
+        """End the workers; the next answer of mathematics starts new ones."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _verdict(self, response: Response, outcome: Outcome) -> Verdict:
+        backtracks = count_backtracks(response.text)
+        if isinstance(outcome.result, Exception):
+            failure: Literal["timeout", "error"] = "timeout" if isinstance(outcome.result, Timeout) else "error"
+            return Verdict(False, False, None, backtracks, failure=failure)
+        graded = outcome.result
+        if graded.second is not None and graded.second != graded.correct:
+            gold = response.problem.answer
+            self.disagreements.append({"gold": gold, "answer": graded.written, "correct": graded.correct})
+        return Verdict(graded.correct, graded.answer is not None, graded.answer, backtracks)
+
+    def _stop_if_failing(self, responses: Sequence[Response]) -> None:
+        if all(r.problem.task == "countdown" for r in responses):
+            return  # a toy that learns the format gives no valid answer for a while
+        total, failed = sum(self.counts.values()), sum(self.counts[s] for s in ("unparsed", "timeout", "error"))
+        if total >= ENOUGH and failed > self.c.max_failed * total:
+            told = ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
+            raise AstroError(
+                f"verify: {failed} of {total} responses have no verdict ({told}), over verify.max_failed: are they "
+                "cut off (max_tokens), without an end token (chat.template), or without the \\boxed that is asked for?"
+            )
+
+
+def count_backtracks(response: str) -> int:
+    """How often a text goes back, by the fixed phrases."""
+    return sum(response.count(phrase.strip()) for phrase in phrases.BACKTRACKS)
 
 
 def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
@@ -75,5 +144,7 @@ def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
     """
     from astro_jax.verify import countdown, number
 
+    if problem.task == "math":  # cut off: the others go to workers
+        return Verdict(False, False, None, count_backtracks(response))
     judge = {"countdown": countdown, "number": number}[problem.task]
     return judge.verify(problem, response, stopped)

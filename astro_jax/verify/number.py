@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from astro_jax import phrases
 from astro_jax.problems import Problem
-from astro_jax.verify import Verdict
+from astro_jax.verify import Verdict, count_backtracks
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,20})(?:\.\d{1,8})?"
 _NUMBER = rf"[-−]?{_DIGITS}"
@@ -48,7 +47,7 @@ def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
         correct=value is not None and value == parse(problem.answer),
         valid=value is not None and all(map(_true, _SUM.finditer(response))),
         answer=None if value is None else str(value),
-        backtracks=sum(response.count(phrase.strip()) for phrase in phrases.BACKTRACKS),
+        backtracks=count_backtracks(response),
     )
 
 

@@ -1,0 +1,70 @@
+"""What runs in a worker process: answers one question after another, fenced in.
+
+No file can be written, no process or connection made, and no more memory taken than allowed: an audit hook refuses the
+first three by name, the operating system the last, and files by their size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from astro_jax.verify import math, preload  # noqa: F401: imports do not count against a deadline
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {"math": math.judge, "readable": math.readable}
+# Events (docs.python.org, "Audit events table") by what they begin with; reading files stays allowed, for imports.
+_REFUSED = (
+    "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.remove", "os.rename",
+    "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.kill", "os.putenv",
+    "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "ftplib.", "urllib.", "http.", "smtplib.", "webbrowser.",
+    "tempfile.", "signal.pthread_kill",
+)  # fmt: skip
+
+
+def main(questions: Connection, memory: int) -> None:
+    """Answer (number, function, arguments) with (number, result), an exception in place of a result where there is one.
+
+    Args:
+      memory: bytes that may be taken beside what the imports took.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the connection
+    _fence(memory)
+    questions.send(os.getpid())
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            for number, function, arguments in questions.recv():
+                questions.send((number, _answer(function, arguments)))
+
+
+def _answer(function: str, arguments: tuple[Any, ...]) -> Any:
+    try:
+        return FUNCTIONS[function](*arguments)
+    except MemoryError:
+        return RuntimeError("out of memory")
+    except Exception as e:  # whatever sympy raises says nothing of the answer
+        return RuntimeError(f"{type(e).__name__}: {str(e)[:200]}")
+
+
+def _fence(memory: int) -> None:
+    with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else contextlib.nullcontext() as statm:
+        taken = int(statm.read().split()[0]) * resource.getpagesize() if statm else 0
+    resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.setrecursionlimit(5000)
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    writes = event == "open" and (
+        (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
+        or (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    )
+    if writes or event.startswith(_REFUSED):
+        raise PermissionError(f"{event} is not for a verifier")
