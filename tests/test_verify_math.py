@@ -1,4 +1,4 @@
-"""Answers of mathematics: what is read, what is equal, and who says so. The labelled pairs are golden/verify_pairs.jsonl."""
+"""Answers of mathematics: what is read, what is equal, and who says so; on the pairs of golden/verify_pairs.jsonl."""
 
 import collections
 import json
