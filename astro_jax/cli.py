@@ -19,6 +19,7 @@ STAGE_COMMANDS = {
     "base": (("base",), "import the base model, or train it from scratch"),
     "search": (("search",), "grow a search tree for each problem"),
     "traces": (("traces",), "turn trees into chains of thought"),
+    "difficulty": (("difficulty",), "measure how often the base model solves each prompt for RL"),
     "sft": (("direct-sft", "astro-sft"), "fine-tune on the traces, and on the Direct control"),
     "grpo": (("direct-rl", "astro-rl"), "reinforcement learning from both fine-tuned models"),
     "eval": (("eval",), "evaluate all models on held-out problems"),
@@ -77,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
         p.add_argument("overrides", nargs="*", metavar="key=value", help="as in seed=7 or sft.epochs=2")
         p.set_defaults(call=_run, stages=stages)
+    p = commands.add_parser("problems", help="what a run would draw: its source, what is skipped and dropped, samples")
+    p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="as in problems.path=problems.jsonl")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(call=_problems)
     p = commands.add_parser("import", help="make a model folder of a Hugging Face model or a GGUF file")
     p.add_argument("source", metavar="SRC", help="a Hugging Face folder, a .gguf file, or org/name on the hub")
     p.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
@@ -163,6 +169,17 @@ def _run(args: argparse.Namespace, command: str) -> int:
         print(f"report: {page}")
         if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(f"file://{page.absolute()}")  # only where a person sits in front of a screen
+    return 0
+
+
+def _problems(args: argparse.Namespace, command: str) -> int:
+    import json
+
+    from astro_jax import config
+    from astro_jax.problems import source
+
+    found = source.describe(config.load(args.config, args.overrides))
+    print(json.dumps(found, ensure_ascii=False) if args.json else source.shown(found))
     return 0
 
 

@@ -49,11 +49,34 @@ class Chat(Section):
     system: str | None = None  # the system prompt; none: the template's own
 
 
-class Problems(Section):
-    """Where problems come from, and how many each stage draws: a file, or Countdown by these rules
-    (problems.countdown.Game)."""
+class Gym(Section):
+    """Problems of one reasoning-gym task."""
 
-    path: str = ""  # a JSONL file with the fields problem and answer; none: Countdown
+    task: str
+    size: int = pydantic.Field(2048, ge=1)  # problems that are generated, before the split
+    params: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+
+class Problems(Section):
+    """Where problems come from, and how many each stage draws: a file, a data set, a reasoning-gym task, or Countdown
+    by these rules (problems.countdown.Game)."""
+
+    path: str = ""  # a JSONL file with the fields problem and answer
+    dataset: str = ""  # of the Hugging Face hub, or a folder of its files (problems.hub)
+    subset: str | None = None
+    split: str = "train"
+    where: dict[str, list[Any]] = pydantic.Field(default_factory=dict)  # allowed values of a data set's columns
+    fields: dict[Literal["problem", "answer", "solution"], str] | None = None  # their names there
+    task: Literal["number", "math"] | None = (
+        None  # how answers are judged; none: numbers, or what a data set is known for
+    )
+    gym: Gym | None = None
+    decontaminate: tuple[str, ...] = ()  # evaluation sets, beside the problems held out: JSONL files or data sets
+    near: float = pydantic.Field(0.7, gt=0, le=1)  # overlap of n-grams from which two problems are one (ours)
+    rl_samples: int = pydantic.Field(
+        0, ge=0
+    )  # answers to each prompt for RL that measure its difficulty; 0: not measured
+    rl_pass_rate: tuple[float, float] = (0.01, 0.75)  # of prompts for RL (paper, section 3.2)
     count: int = 3
     max_number: int = 25
     max_value: int = 75
@@ -62,6 +85,15 @@ class Problems(Section):
     search: int = pydantic.Field(1024, ge=1)  # problems to search (the paper: 20.7K)
     rl: int = pydantic.Field(4096, ge=1)  # prompts for RL (the paper: 8.7K)
     eval: int = pydantic.Field(1024, ge=1)  # held-out problems
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> Problems:
+        if sum(map(bool, (self.path, self.dataset, self.gym))) > 1:
+            raise ValueError("set one of path, dataset and gym")
+        low, high = self.rl_pass_rate
+        if not 0 <= low <= high <= 1:
+            raise ValueError("rl_pass_rate is [low, high] within 0 and 1")
+        return self
 
 
 class Corpus(Section):

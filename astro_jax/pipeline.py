@@ -24,6 +24,7 @@ from astro_jax import config as cfg
 from astro_jax import mesh as meshes
 from astro_jax import report, storage
 from astro_jax.errors import AstroError
+from astro_jax.evaluate import difficulty
 from astro_jax.evaluate import run as evaluation
 from astro_jax.llama import checkpoint
 from astro_jax.llama import params as llama_params
@@ -31,7 +32,7 @@ from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
-from astro_jax.problems import Problem, countdown, jsonl
+from astro_jax.problems import Problem, countdown, source, words
 from astro_jax.sampler import Policy, Sampler
 from astro_jax.search import mcts
 from astro_jax.storage import Shards
@@ -50,10 +51,10 @@ class Run:
 
     def __init__(self, c: cfg.Config, command: str = ""):
         p = c.problems
-        if p.path and c.traces.replay:
+        if source.given(p) and c.traces.replay:
             raise AstroError("traces.replay: only Countdown has a corpus to replay; set it to 0")
-        if c.warm_up is not None and not p.path:
-            raise AstroError("warm_up: only problems from a file have worked solutions; set problems.path")
+        if c.warm_up is not None and not source.given(p):
+            raise AstroError("warm_up: only problems from a source have worked solutions; set problems.path")
         self.c, self.folder, self.command = c, storage.absolute(c.out), command
         self.digest = self._digest()
         self._check()
@@ -70,9 +71,9 @@ class Run:
     def _digest(self) -> str:
         """The config's, and where problems come from a file, theirs."""
         digest = self.c.digest()
-        if not self.c.problems.path:
+        if not source.given(self.c.problems):
             return digest
-        return hashlib.sha256(repr((digest, self._file)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((digest, self.source.every)).encode()).hexdigest()[:16]
 
     def _check(self) -> None:
         """Check that the folder is new or belongs to the same configuration."""
@@ -84,7 +85,7 @@ class Run:
         theirs = storage.read_json(path)
         if theirs.get("hash") != self.digest:
             changed = _differences(theirs.get("config", {}), self.c.model_dump(mode="json"))
-            changed = changed or f"{self.c.problems.path} holds other problems"
+            changed = changed or "its source holds other problems"
             raise AstroError(
                 f"{self.folder}: holds a run of another config ({changed}); nothing was changed, "
                 "choose another folder with out=DIR or remove it"
@@ -107,6 +108,8 @@ class Run:
         """
         function, rests_on = STAGES[stage]
         parents = rests_on if stage != "eval" else tuple(self.models())
+        if stage in ("direct-rl", "astro-rl") and self.c.problems.rl_samples:
+            parents = (*parents, "difficulty")
         folder = self.folder / stage
         if storage.finished(folder):
             return
@@ -151,13 +154,19 @@ class Run:
     def problems(self, use: str) -> list[Problem]:
         """The problems of one use; search and RL draw from one side of the split, evaluation from the other."""
         p, n, held_out = self.c.problems, getattr(self.c.problems, use), use == "eval"
-        if p.path:
-            return jsonl.draw(self._file, n, self.c.seed, p.held_out, evaluation=held_out)
+        if source.given(p):
+            return self.source.draw(n, self.c.seed, evaluation=held_out)
         return countdown.problems(self.game, n, self.c.seed, held_out=held_out)
 
     @functools.cached_property
-    def _file(self) -> list[Problem]:
-        return jsonl.read(epath.Path(self.c.problems.path))
+    def source(self) -> source.Source:
+        """Where problems come from, when they are not Countdown's."""
+        return source.load(self.c.problems, self.c.seed)
+
+    @property
+    def problem_counts(self) -> dict[str, Any]:
+        """What was read, skipped and dropped on the way to the problems."""
+        return self.source.counts if source.given(self.c.problems) else {}
 
 
 def base(run: Run) -> None:
@@ -178,7 +187,7 @@ def base(run: Run) -> None:
 
 def _worked_solutions(run: Run, tokenizer: Tokenizer) -> list[list[int]]:
     """The problems that search or RL will draw from, with their worked solutions; all models start from these."""
-    pairs = {p.id: (p.prompt, jsonl.worked(p)) for use in ("search", "rl") for p in run.problems(use)}
+    pairs = {p.id: (p.prompt, words.worked(p)) for use in ("search", "rl") for p in run.problems(use)}
     found = [tokenizer.prompt(prompt) + tokenizer.encode_after(text) for prompt, text in pairs.values() if text]
     if not found:
         raise AstroError("warm_up: no problem has a worked solution; give the file a field `solution`")
@@ -251,6 +260,21 @@ def _train_sft(
     checkpoint.save(folder / "model", config, state.params, tokenizer)
 
 
+def measure(run: Run) -> dict[str, Any]:
+    """How often the base model solves each prompt that RL may draw: the same for both kinds of models."""
+    p = run.c.problems
+    if not p.rl_samples:
+        raise AstroError("difficulty: set problems.rl_samples, the answers to each prompt")
+    args = (p.rl_samples, run.c.eval, run.policy("base"), run.verifier)
+    return difficulty.run(run.folder / "difficulty", run.problems("rl"), *args)
+
+
+def _prompts(run: Run) -> list[Problem]:
+    """The prompts of RL: where their difficulty was measured, those that are moderately hard."""
+    p, problems = run.c.problems, run.problems("rl")
+    return difficulty.moderate(run.folder / "difficulty", problems, *p.rl_pass_rate) if p.rl_samples else problems
+
+
 def reinforce(kind: str) -> Callable[[Run], None]:
     """GRPO from the SFT model of one kind."""
 
@@ -260,7 +284,7 @@ def reinforce(kind: str) -> Callable[[Run], None]:
         tx = make_optimizer(c, c.steps * c.updates)
         like = abstract_state(config, tx, sharding)
         trainer = grpo.Trainer(
-            c, name, run.problems("rl"), run.sampler(config), tokenizer, run.verifier, tx, config, sharding
+            c, name, _prompts(run), run.sampler(config), tokenizer, run.verifier, tx, config, sharding
         )
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.steps, c.save_every
@@ -285,7 +309,7 @@ def evaluate(run: Run) -> None:
 
 def results(run: Run) -> dict[str, Any]:
     """results.json: the seed, the time of all stages, and each model's figures."""
-    manifests = [storage.read_json(run.folder / s / "manifest.json") for s in run.c.stages if s != "report"]
+    manifests = [storage.read_json(run.folder / s / "manifest.json") for s in planned(run.c) if s != "report"]
     wall = round(sum(m["wall_s"] for m in manifests), 1)
     found = {"seed": run.c.seed, "wall_s": wall, "models": storage.read_json(run.folder / "eval" / "models.json")}
     storage.write_json(run.folder / "results.json", found)
@@ -305,6 +329,7 @@ STAGES: dict[str, tuple[Callable[[Run], Any], tuple[str, ...]]] = {
     "traces": (traces, ("search",)),
     "direct-sft": (fine_tune("direct"), ("traces",)),
     "astro-sft": (fine_tune("astro"), ("traces",)),
+    "difficulty": (measure, ("base",)),
     "direct-rl": (reinforce("direct"), ("direct-sft",)),
     "astro-rl": (reinforce("astro"), ("astro-sft",)),
     "eval": (evaluate, ()),
@@ -314,12 +339,12 @@ STAGES: dict[str, tuple[Callable[[Run], Any], tuple[str, ...]]] = {
 
 def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = ()) -> Run:
     """Run a config's stages in order, or only some of them; what is finished is skipped."""
-    stages = only or c.stages
+    stages = only or planned(c)
     for stage in stages:
         if stage not in STAGES:
             raise AstroError(f"stages: no stage {stage!r}; there are {', '.join(STAGES)}")
     run = Run(c, command)
-    for use, needed_by in (("search", {"search"}), ("rl", {"direct-rl", "astro-rl"}), ("eval", {"eval"})):
+    for use, needed_by in (("search", {"search"}), ("rl", {"difficulty", "direct-rl", "astro-rl"}), ("eval", {"eval"})):
         if needed_by & set(stages):
             run.problems(use)  # too many asked for is an error now, not after hours
     with contextlib.closing(run.verifier):
@@ -327,6 +352,14 @@ def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = ()) -> Run
             run.execute(stage)
             print(f"{stage} done", file=sys.stderr)
     return run
+
+
+def planned(c: cfg.Config) -> tuple[str, ...]:
+    """The stages of a whole run: those of the config, and before RL the difficulty of its prompts, where asked for."""
+    if not c.problems.rl_samples or "difficulty" in c.stages:
+        return c.stages
+    first = next((i for i, s in enumerate(c.stages) if s.endswith("-rl")), len(c.stages))
+    return (*c.stages[:first], "difficulty", *c.stages[first:])
 
 
 def _differences(theirs: dict[str, Any], mine: dict[str, Any], prefix: str = "") -> str:

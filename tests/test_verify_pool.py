@@ -15,7 +15,7 @@ from astro_jax import cli
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
-from astro_jax.verify import Response, Verifier, pool, worker
+from astro_jax.verify import Response, Verifier, pool
 from astro_jax.verify.pool import Pool, Timeout
 
 SLOW = "\\boxed{\\int_0^{\\infty} e^{-x^2}\\sin(\\tan(\\cos x)) dx}"
@@ -218,7 +218,3 @@ def test_workers_do_not_import_jax():
 
     code = "import sys, astro_jax.verify.preload; print(sorted({'jax', 'transformers', 'flax'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
-
-
-def test_worker_functions_are_those_that_are_asked_for():
-    assert set(worker.FUNCTIONS) == {"math", "readable"}

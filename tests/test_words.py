@@ -13,7 +13,7 @@ from astro_jax import llama, pipeline
 from astro_jax.cli import main
 from astro_jax.errors import AstroError
 from astro_jax.llama.tokenizer import Tokenizer
-from astro_jax.problems import Problem, jsonl
+from astro_jax.problems import Problem, words
 from astro_jax.search.tree import Tree
 from astro_jax.traces.clone import clone
 from astro_jax.verify import number, verify
@@ -33,7 +33,7 @@ def test_a_file_gives_each_problem_once_whatever_its_spaces_and_capitals(tmp_pat
         {"problem": "how many  is 2 and 3?", "answer": 5.0},
         {"problem": "How many is 2 and 4?", "answer": 6, "solution": "2 and 4 are 6."},
     )
-    first, second = jsonl.read(path)
+    first, second = words.read(path)
     assert (first.prompt, first.answer, first.task) == ("How many is 2 and 3?", "5", "number")
     assert (second.answer, second.meta) == ("6", {"solution": "2 and 4 are 6."})
 
@@ -55,23 +55,30 @@ def test_a_file_gives_each_problem_once_whatever_its_spaces_and_capitals(tmp_pat
 def test_a_bad_line_is_named(tmp_path, record, what):
     path = write(tmp_path / "p.jsonl", {"problem": "How many is 2 and 3?", "answer": "5"}, record)
     with pytest.raises(AstroError, match=r"p\.jsonl, ") as e:
-        jsonl.read(path)
+        words.read(path)
     assert what in str(e.value) and "\n" not in str(e.value)
 
 
 def many(tmp_path):
-    return jsonl.read(write(tmp_path / "p.jsonl", *({"problem": f"What is {i}?", "answer": i} for i in range(400))))
+    return words.read(write(tmp_path / "p.jsonl", *({"problem": f"What is {i}?", "answer": i} for i in range(400))))
+
+
+def sides(every):
+    return [p for p in every if not words.held_out(p, 0.2)], [p for p in every if words.held_out(p, 0.2)]
 
 
 def test_the_split_is_the_texts_and_the_order_is_the_seeds(tmp_path):
     every = many(tmp_path)
-    held = {s: {p.id for p in jsonl.draw(every, 60, s, 0.2, evaluation=True)} for s in (0, 1)}
-    train = {s: [p.id for p in jsonl.draw(every[::-1], 300, s, 0.2, evaluation=False)] for s in (0, 1)}
+    training, evaluation = sides(every)
+    assert 50 < len(evaluation) < 110
+    held = {s: {p.id for p in words.draw(evaluation, 50, s, evaluation=True)} for s in (0, 1)}
+    train = {s: [p.id for p in words.draw(training, 280, s, evaluation=False)] for s in (0, 1)}
     assert not (held[0] | held[1]) & (set(train[0]) | set(train[1]))
     assert held[0] != held[1] and train[0] != train[1]
-    assert train[0][:100] == [p.id for p in jsonl.draw(every[::-1], 300, 0, 0.2, evaluation=False)][:100]
-    with pytest.raises(AstroError, match=r"400 asked for, the file has \d+ held out for evaluation"):
-        jsonl.draw(every, 400, 0, 0.2, evaluation=True)
+    again = [p.id for p in words.draw(sides(every[::-1])[0][::-1], 280, 0, evaluation=False)]
+    assert train[0] == again
+    with pytest.raises(AstroError, match=r"400 asked for, the source has \d+ held out for evaluation"):
+        words.draw(evaluation, 400, 0, evaluation=True)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +93,11 @@ def test_the_split_is_the_texts_and_the_order_is_the_seeds(tmp_path):
     ],
 )
 def test_a_worked_solution_is_the_only_sum_that_gives_the_answer(text, answer, solution):
-    assert jsonl.worked(Problem("x", text, answer, {"solution": ""}, "number")) == solution
+    assert words.worked(Problem("x", text, answer, {"solution": ""}, "number")) == solution
 
 
 def test_the_files_own_solution_comes_first():
-    assert jsonl.worked(Problem("x", "5 and 3", "8", {"solution": "Count."}, "number")) == "Count."
+    assert words.worked(Problem("x", "5 and 3", "8", {"solution": "Count."}, "number")) == "Count."
 
 
 # ---- Verdicts
@@ -284,7 +291,7 @@ def test_a_run_does_not_go_on_with_other_problems_in_its_file(tmp_path):
 @pytest.mark.parametrize(
     "change, what",
     [
-        ({"warm_up": {}}, "warm_up: only problems from a file"),
+        ({"warm_up": {}}, "warm_up: only problems from a source"),
         ({"problems": {"path": "p.jsonl"}, "traces": {"replay": 0.1}}, "traces.replay: only Countdown has a corpus"),
         ({"problems": {"path": "nowhere.jsonl"}}, "nowhere.jsonl: cannot be read"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -80,8 +80,9 @@ def answers(
     n: int,
     temperature: float,
     progress: Callable[[int], None] | None = None,
+    use: Literal["reward", "report"] = "report",
 ) -> list[list[Json]]:
-    """n judged answers to each problem."""
+    """n judged answers to each problem; `use` says by which of the verifier's rules."""
     requests = [policy.request(p.prompt, n, "eval", name, p.id) for p in problems]
     samples = policy.generate(requests, max_tokens=c.max_tokens, temperature=temperature, progress=progress)
     responses = [
@@ -89,7 +90,7 @@ def answers(
         for p, each in zip(problems, samples, strict=True)
         for s in each
     ]
-    found = map(_judged, responses, verifier.judge(responses, "report"), (s for each in samples for s in each))
+    found = map(_judged, responses, verifier.judge(responses, use), (s for each in samples for s in each))
     return [[next(found) for _ in each] for each in samples]
 
 

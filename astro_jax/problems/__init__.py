@@ -22,4 +22,4 @@ class Problem:
     prompt: str
     answer: str
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
-    task: Literal["countdown", "number", "math"] = "countdown"
+    task: Literal["countdown", "number", "math", "gym"] = "countdown"

@@ -12,8 +12,10 @@ from astro_jax import config as cfg
 from astro_jax import phrases
 from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
-from astro_jax.verify.pool import Outcome, Pool, Timeout
+from astro_jax.verify.answer import Rule
+from astro_jax.verify.pool import Outcome, Pool, Question, Timeout
 
+IN_WORKERS = ("math", "gym")  # tasks whose answers are parsed by libraries
 ENOUGH = 200  # verdicts before a run is stopped for those that failed
 
 # "unparsed": no answer could be read; "timeout" and "error": the verifier gave up, which says nothing of the answer.
@@ -59,7 +61,7 @@ class Response(NamedTuple):
 class Verifier:
     """Judges responses, many in one call, and counts the verdicts by status.
 
-    Countdown and numbers are exact and judged here, mathematics in worker processes, which start with the first of it.
+    Countdown and numbers are exact and judged here, other tasks in worker processes, which start when first needed.
 
     Attributes:
       counts: verdicts so far, by status.
@@ -82,9 +84,10 @@ class Verifier:
         Raises:
           AstroError: when too large a share of what was judged so far has no verdict (verify.max_failed).
         """
-        remote = [i for i, r in enumerate(responses) if r.problem.task == "math" and r.stopped]
-        rule = getattr(self.c, use)
-        asked = self.pool.ask([("math", (responses[i].problem.answer, responses[i].text, rule)) for i in remote])
+        remote = [i for i, r in enumerate(responses) if r.problem.task in IN_WORKERS and r.stopped]
+        if any(responses[i].problem.task == "gym" for i in remote):
+            self._load("reasoning_gym")
+        asked = self.pool.ask([_question(responses[i], getattr(self.c, use)) for i in remote])
         found = dict(zip(remote, asked, strict=True))
         verdicts = [self._verdict(r, found[i]) if i in found else verify(*r) for i, r in enumerate(responses)]
         self.counts.update(v.status for v in verdicts)
@@ -102,8 +105,14 @@ class Verifier:
             self._pool = Pool(self.c.workers or os.cpu_count() or 1, self.c.seconds, int(self.c.memory * 2**30))
         return self._pool
 
+    def _load(self, module: str) -> None:
+        """Workers that have imported a module."""
+        if module not in self.pool.modules:
+            self.pool.close()
+            self.pool.modules += (module,)
+
     def close(self) -> None:
-        """End the workers; the next answer of mathematics starts new ones."""
+        """End the workers; the next answer that needs them starts new ones."""
         if self._pool is not None:
             self._pool.close()
 
@@ -130,6 +139,13 @@ class Verifier:
             )
 
 
+def _question(response: Response, rule: Rule) -> Question:
+    problem, text, _ = response
+    if problem.task == "gym":
+        return "gym", (problem.meta["task"], problem.meta["entry"], text, rule)
+    return "math", (problem.answer, text, rule)
+
+
 def count_backtracks(response: str) -> int:
     """How often a text goes back, by the fixed phrases."""
     return sum(response.count(phrase.strip()) for phrase in phrases.BACKTRACKS)
@@ -144,7 +160,7 @@ def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
     """
     from astro_jax.verify import countdown, number
 
-    if problem.task == "math":  # cut off: the others go to workers
+    if problem.task in IN_WORKERS:  # cut off: the others go to workers
         return Verdict(False, False, None, count_backtracks(response))
     judge = {"countdown": countdown, "number": number}[problem.task]
     return judge.verify(problem, response, stopped)

@@ -40,8 +40,7 @@ _WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit|operatorname|mbox|rm
 
 def extract(response: str, rule: Rule) -> str | None:
     """The answer of a response, as it is written; None where it has none."""
-    for end in ENDS:
-        response = response.split(end, 1)[0]
+    response = until_end(response)
     boxes = [*_BOX.finditer(response)]
     if boxes:
         return _usable(_braced(response, boxes[-1].end()) if boxes[-1][1] else None)
@@ -49,6 +48,13 @@ def extract(response: str, rule: Rule) -> str | None:
         return None
     markers = [*_MARKER.finditer(response)]
     return _usable(response[markers[-1].end() :].split("\n", 1)[0]) if markers else None
+
+
+def until_end(response: str) -> str:
+    """A response without what a model wrote after its end token."""
+    for end in ENDS:
+        response = response.split(end, 1)[0]
+    return response
 
 
 def _braced(text: str, begin: int) -> str | None:

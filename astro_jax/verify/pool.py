@@ -50,10 +50,11 @@ class Pool:
 
     Args:
       workers: processes. seconds: the deadline of one answer. memory: bytes that an answer may take.
+      modules: what workers import before their first question.
     """
 
-    def __init__(self, workers: int, seconds: float, memory: int):
-        self.count, self.seconds, self.memory = workers, seconds, memory
+    def __init__(self, workers: int, seconds: float, memory: int, modules: Sequence[str] = ()):
+        self.count, self.seconds, self.memory, self.modules = workers, seconds, memory, tuple(modules)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["astro_jax.verify.preload"])
         self._workers: list[_Worker] = []
@@ -155,7 +156,7 @@ class Pool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=worker.main, args=(theirs, self.memory), daemon=True)
+        process = self._context.Process(target=worker.main, args=(theirs, self.memory, self.modules), daemon=True)
         process.start()
         theirs.close()
         return _Worker(process, ours, time.monotonic())

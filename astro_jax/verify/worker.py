@@ -7,18 +7,19 @@ first three by name, the operating system the last, and files by their size.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from astro_jax.verify import math
+from astro_jax.verify import gym, math
 from astro_jax.verify import preload as preload  # its imports do not count against a deadline
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {"math": math.judge, "readable": math.readable}
+FUNCTIONS: dict[str, Callable[..., Any]] = {"math": math.judge, "gym": gym.judge, "readable": math.readable}
 # Events (docs.python.org, "Audit events table") by what they begin with; reading files stays allowed, for imports.
 _REFUSED = (
     "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.remove", "os.rename",
@@ -28,13 +29,16 @@ _REFUSED = (
 )  # fmt: skip
 
 
-def main(questions: Connection, memory: int) -> None:
+def main(questions: Connection, memory: int, modules: Sequence[str]) -> None:
     """Answer (number, function, arguments) with (number, result), an exception in place of a result where there is one.
 
     Args:
       memory: bytes that may be taken beside what the imports took.
+      modules: what to import before the first question.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the connection
+    for module in modules:
+        importlib.import_module(module)
     _fence(memory)
     questions.send(os.getpid())
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):

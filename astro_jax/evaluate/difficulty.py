@@ -1,0 +1,57 @@
+"""How hard problems are for a policy: the share of its sampled answers that is right (paper, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from astro_jax import config as cfg
+from astro_jax.errors import AstroError
+from astro_jax.evaluate import run as evaluation
+from astro_jax.problems import Problem
+from astro_jax.progress import Bar
+from astro_jax.sampler import Policy
+from astro_jax.storage import Shards
+from astro_jax.verify import Verifier
+
+
+def run(
+    folder: epath.Path, problems: Sequence[Problem], n: int, c: cfg.Eval, policy: Policy, verifier: Verifier
+) -> dict[str, Any]:
+    """Answer every problem n times; shards `folder`/rates-*.jsonl of {problem_id, n, right}.
+
+    Returns:
+      counts: problems, and how many are never and always solved.
+    """
+    store = Shards(folder, "rates")
+    waves = [problems[i : i + c.wave] for i in range(0, len(problems), c.wave)]
+    done = sum(len(wave) for i, wave in enumerate(waves) if store.has(i))
+    with Bar("difficulty", len(problems), "problems", done) as bar:
+        for i, wave in enumerate(waves):
+            if store.has(i):
+                continue
+            answers = evaluation.answers("difficulty", wave, c, policy, verifier, n, 1.0, use="reward")
+            right = [sum(a["correct"] for a in each) for each in answers]
+            store.write(i, ({"problem_id": p.id, "n": n, "right": r} for p, r in zip(wave, right, strict=True)))
+            bar.advance(len(wave), solved=sum(right) / (n * len(wave)))
+    rates = [r["right"] / r["n"] for r in store.read()]
+    return {"problems": len(rates), "never solved": rates.count(0.0), "always solved": rates.count(1.0)}
+
+
+def moderate(folder: epath.Path, problems: Sequence[Problem], low: float, high: float) -> list[Problem]:
+    """Those of the problems whose pass rate lies within low and high.
+
+    Raises:
+      AstroError: when there is none.
+    """
+    rates = {r["problem_id"]: r["right"] / r["n"] for r in Shards(folder, "rates").read()}
+    kept = [p for p in problems if low <= rates[p.id] <= high]
+    if not kept:
+        easy = sum(rates[p.id] > high for p in problems)
+        raise AstroError(
+            f"problems.rl_pass_rate: none of {len(problems)} prompts is solved {low:g} to {high:g} of the time "
+            f"({easy} more often, {len(problems) - easy} less); widen it, or draw others"
+        )
+    return kept

@@ -1,0 +1,65 @@
+"""Which problems to train on are those of an evaluation set: the same, or nearly so.
+
+The same: equal letters and digits. Nearly: the sets of their n-grams of words overlap by at least a given Jaccard
+index, which is computed for all pairs that MinHash proposes (datasketch). It proposes from half that index on, so that
+few are missed. A text of fewer than n words has one n-gram.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from datasketch import MinHash, MinHashLSH
+
+from astro_jax.problems import Problem
+
+WORDS = 5  # of an n-gram: word problems are short
+PERMUTATIONS = 128
+
+
+def drop(problems: Sequence[Problem], against: Sequence[str], near: float) -> tuple[list[Problem], Counter[str]]:
+    """The problems that are not among some texts, and how many were dropped: exact and near.
+
+    Args:
+      against: texts of evaluation problems.
+      near: the Jaccard index from which two texts are nearly the same; 1: only equal ones are dropped.
+    """
+    exact, dropped = {_letters(text) for text in against}, Counter({"exact": 0, "near": 0})
+    grams = [ngrams(text) for text in dict.fromkeys(against)]
+    index = MinHashLSH(threshold=near / 2, num_perm=PERMUTATIONS) if near < 1 else None
+    if index is not None:
+        with index.insertion_session() as session:
+            for i, h in enumerate(_hashes(grams)):
+                session.insert(i, h)
+    kept = []
+    mine = [ngrams(p.prompt) for p in problems]
+    for p, own, h in zip(problems, mine, _hashes(mine) if index is not None else [None] * len(mine), strict=True):
+        if _letters(p.prompt) in exact:
+            dropped["exact"] += 1
+        elif index is not None and any(jaccard(own, grams[i]) >= near for i in index.query(h)):
+            dropped["near"] += 1
+        else:
+            kept.append(p)
+    return kept, dropped
+
+
+def ngrams(text: str) -> frozenset[str]:
+    """The n-grams of a text's words, punctuation aside."""
+    words = re.findall(r"\w+", text.lower())
+    n = min(WORDS, max(len(words), 1))
+    return frozenset(" ".join(words[i : i + n]) for i in range(max(len(words) - n + 1, 1)))
+
+
+def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """The share of what two sets have in common."""
+    return len(a & b) / len(a | b)
+
+
+def _hashes(sets: Sequence[frozenset[str]]) -> list[MinHash]:
+    return MinHash.bulk([[gram.encode() for gram in grams] for grams in sets], num_perm=PERMUTATIONS, seed=1)
+
+
+def _letters(text: str) -> str:
+    return "".join(re.findall(r"\w", text.lower()))

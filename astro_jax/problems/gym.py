@@ -1,0 +1,40 @@
+"""Problems from reasoning-gym (extra `gym`): endless, with a scorer for each task."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from astro_jax.errors import AstroError
+from astro_jax.problems import Problem
+
+
+def read(task: str, size: int, seed: int, params: Mapping[str, Any]) -> list[Problem]:
+    """`size` problems of a task, those of equal text once. The same task, seed and parameters give the same.
+
+    Raises:
+      AstroError: for an unknown task, with those of like names, or parameters that it does not take.
+    """
+    try:
+        import reasoning_gym
+    except ImportError as e:
+        raise AstroError('problems.gym: reasoning-gym is not installed: pip install "astro_jax[gym]"') from e
+    known = sorted(reasoning_gym.factory.DATASETS)
+    if task not in known:
+        alike = difflib.get_close_matches(task, known, n=5, cutoff=0.3) or known[:5]
+        raise AstroError(f"problems.gym.task: no task {task!r}; those of like names: {', '.join(alike)}")
+    try:
+        data = reasoning_gym.create_dataset(task, size=size, seed=seed, **params)
+        entries = [data[i] for i in range(size)]
+    except (TypeError, ValueError, AssertionError) as e:
+        raise AstroError(f"problems.gym: {task} does not take {dict(params)} ({e})") from e
+    found: dict[str, Problem] = {}
+    for entry in entries:
+        digest = hashlib.blake2b(entry["question"].encode(), digest_size=8).hexdigest()
+        entry = json.loads(json.dumps(entry, default=str))  # as it comes back from a run's files
+        meta = {"task": task, "entry": entry}
+        found.setdefault(digest, Problem(f"{task}-{digest}", entry["question"], str(entry["answer"]), meta, "gym"))
+    return list(found.values())
