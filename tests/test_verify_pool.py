@@ -148,8 +148,8 @@ def test_search_and_rl_are_strict_where_reports_are_lenient(verifier):
 
 
 def test_disagreements_with_the_second_grader_are_listed(verifier):
-    verifier.judge([response("0.333333", gold="\\frac{1}{3}"), response(5)])
-    assert verifier.disagreements == [{"gold": "\\frac{1}{3}", "answer": "0.333333", "correct": True}]
+    verifier.judge([response("50%", gold="50"), response(5)])
+    assert verifier.disagreements == [{"gold": "50", "answer": "50%", "correct": True}]
 
 
 def test_a_run_without_verdicts_stops_loudly(verifier):

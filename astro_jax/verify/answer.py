@@ -99,7 +99,14 @@ def normal(text: str) -> str:
     """
     text = bare(text)
     text = _WORDS.sub(lambda m: m[1].strip(), text)
-    text = text.replace("−", "-").replace("–", "-").replace("×", r"\times").replace("·", r"\cdot")
+    text = (
+        text.replace("−", "-")
+        .replace("–", "-")
+        .replace(r"\varnothing", r"\emptyset")
+        .replace("∅", r"\emptyset")
+        .replace("×", r"\times")
+        .replace("·", r"\cdot")
+    )
     text = re.sub(r"\\[dtc]frac\b|\\frac\b", r"\\frac", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\sqrt\s*(\d)", r"\\sqrt{\1}", text)

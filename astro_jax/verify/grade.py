@@ -17,8 +17,9 @@ def same(gold: str, answer: str) -> bool | None:
     a, b = normal(gold), normal(answer)
     if a == b:
         return True
-    x, y = (value(_without_unit(text)) for text in (a, b))
-    if x is None or y is None:
+    (name_a, number_a, unit_a), (name_b, number_b, unit_b) = _parts(a), _parts(b)
+    x, y = value(number_a), value(number_b)
+    if x is None or y is None or (name_a and name_b and name_a != name_b) or (unit_a and unit_b and unit_a != unit_b):
         return None
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x == y
@@ -27,7 +28,12 @@ def same(gold: str, answer: str) -> bool | None:
 
 def number(text: str) -> Fraction | None:
     """The exact value of a plain number or fraction of two; None for anything else."""
-    match = re.fullmatch(r"([-+]?)(?:(\d+(?:\.\d+)?)(?:/(\d+))?|\\frac\{(\d+)\}\{(\d+)\})", normal(text))
+    text = normal(text)
+    if match := re.fullmatch(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}", text):  # a repeating decimal
+        places, repeated = len(match[3]), Fraction(int(match[4]), 10 ** len(match[4]) - 1)
+        size = (int(f"0{match[2]}{match[3]}") + repeated) / 10**places
+        return -size if match[1] else size
+    match = re.fullmatch(r"([-+]?)(?:(\d+(?:\.\d+)?)(?:/(\d+))?|\\frac\{(\d+)\}\{(\d+)\})", text)
     if match is None:
         return None
     top, bottom = Fraction(match[2] or match[4]), Fraction(match[3] or match[5] or 1)
@@ -49,10 +55,12 @@ def value(text: str) -> Fraction | float | None:
         return None
 
 
-def _without_unit(text: str) -> str:
-    """A number that is followed by a word, or introduced by a variable: 5cm and x=5 are 5."""
-    text = re.sub(r"^[a-zA-Z]=", "", text)
-    return re.sub(r"(?<=\d)(?:[a-zA-Z]{2,}\.?|[cmgsLhk])(?:\^\{?[23]\}?)?$", "", text)
+def _parts(text: str) -> tuple[str, str, str]:
+    """The variable before a value, the value, and the unit after it: of x=5cm x, 5 and cm."""
+    name = re.match(r"[a-zA-Z]=", text)
+    unit = re.search(r"(?<=\d)(?:[a-zA-Z]{2,}\.?|[cmgsLhk])(?:\^\{?[23]\}?)?$", text)
+    begin, end = name.end() if name else 0, unit.start() if unit else len(text)
+    return text[:begin], text[begin:end], text[end:]
 
 
 class _Unreadable(Exception):

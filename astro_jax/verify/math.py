@@ -4,9 +4,9 @@ The answer (verify.answer) is parsed as LaTeX alone: a parser of LaTeX evaluates
 an expression that it cannot read. math-verify's own timeouts are signals, which do not work in threads; they are off,
 and the deadline is that of the worker.
 
-Strict: as math-verify's strict mode, where variables keep their names; and brackets keep their kind, so that a set is
-no pair. Lenient: variables and kinds of brackets may differ, and a decimal number may be rounded to two places or more.
-Six places are as good as exact in both.
+Strict: exact. Variables, brackets and units keep their kinds: a set is no pair, km are not cm, a decimal is no surd.
+Lenient: they may differ, and a decimal may be rounded to two places or more. Under both "9 = 1" is not 1: before "="
+stands a name, or the gold answer has an "=" too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 from astro_jax.verify import grade
@@ -44,11 +43,26 @@ def judge(gold: str, response: str, rule: Rule) -> Graded:
         return Graded(None, False, None, None)
     second = grade.same(gold, written)
     if normal(gold) == normal(written):
-        return Graded(normal(written), True, second, written)
-    parsed = parse(written)
+        return Graded(_canonical(written), True, second, written)
+    value = _named(written, gold)
+    parsed = parse(value or written)
     if parsed is None:
         return Graded(None, False, second, written)
-    return Graded(normal(written), _equal(gold, written, parsed, rule), second, written)
+    return Graded(_canonical(written), bool(value) and _equal(gold, written, parsed, rule), second, written)
+
+
+def _canonical(answer: str) -> str:
+    """One text for all plain forms of a number, so that 0.5 and 1/2 are one answer in a vote."""
+    value = grade.number(answer)
+    return normal(answer) if value is None else str(value)
+
+
+def _named(answer: str, gold: str) -> str:
+    """An answer without the name that it gives its value; nothing where what stands before "=" is no name."""
+    if "=" not in answer or "=" in gold or re.search(r"[<>]=|\\[lg]e", normal(answer)):
+        return answer
+    match = re.fullmatch(r"\s*\\?[a-zA-Z]+'?(?:_\w|_\{\w+\})?(?:\([a-zA-Z]\))?\s*=([^=]+)", bare(answer))
+    return match[1] if match else ""
 
 
 def readable(gold: str) -> bool:
@@ -57,24 +71,28 @@ def readable(gold: str) -> bool:
 
 
 def _equal(gold: str, answer: str, parsed: Any, rule: Rule) -> bool:
-    if (a := grade.number(gold)) is not None and (b := grade.number(answer)) is not None:
-        return a == b or _rounded(a, b, normal(gold), normal(answer), rule)
+    if (a := grade.number(gold)) is not None and (b := grade.number(answer)) is not None and a == b:
+        return True
+    if rule == "lenient" and _rounded(normal(gold), normal(answer)):
+        return True
     expected = parse(gold)
     if expected is None:
         return False
     if (base := _base(gold)) and _base(answer) not in ("", base):
         return False  # math-verify does not read the base
-    if rule == "strict" and _kind(gold) != _kind(answer):
+    strict = rule == "strict"
+    if strict and (_kind(gold) != _kind(answer) or (_unit(gold) and _unit(answer) not in ("", _unit(gold)))):
         return False
-    return _verify()(
-        expected, parsed, strict=rule == "strict", float_rounding=6, timeout_seconds=None, raise_on_error=True
-    )
+    from math_verify import verify
+
+    return verify(expected, parsed, strict=strict, float_rounding=12, timeout_seconds=None, raise_on_error=True)
 
 
-def _rounded(a: Fraction, b: Fraction, text_a: str, text_b: str, rule: Rule) -> bool:
-    """Whether one of two numbers is the other, rounded: six places are as good as exact, in lenient two."""
-    places = min((p for text in (text_a, text_b) if (p := len(text.partition(".")[2]))), default=0)
-    return places >= (2 if rule == "lenient" else 6) and abs(a - b) * 2 * 10**places <= 1
+def _rounded(a: str, b: str) -> bool:
+    """Whether one of two values is the other, rounded to two places or more."""
+    x, y = grade.value(a), grade.value(b)
+    places = min((len(m[1]) for text in (a, b) if (m := re.fullmatch(r"-?\d+\.(\d+)", text))), default=0)
+    return x is not None and y is not None and places >= 2 and abs(float(x) - float(y)) * 2 * 10**places <= 1
 
 
 def _kind(text: str) -> str:
@@ -84,6 +102,12 @@ def _kind(text: str) -> str:
         return "set"
     pair = text[:1] + text[-1:]
     return pair if pair in ("()", "[]", "(]", "[)") and "," in text else "none"
+
+
+def _unit(text: str) -> str:
+    """The word that stands after a number."""
+    match = re.search(r"\\(?:text|mathrm|mbox)\s*\{\s*([a-zA-Z]+)[^{}]*\}\s*$", text)
+    return match[1] if match else ""
 
 
 def _base(text: str) -> str:
@@ -109,9 +133,3 @@ def _config() -> Any:
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
     return LatexExtractionConfig(boxed_match_priority=0)
-
-
-def _verify() -> Any:
-    from math_verify import verify
-
-    return verify

@@ -156,7 +156,9 @@ class Pool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=worker.main, args=(theirs, self.memory, self.modules), daemon=True)
+        process = self._context.Process(
+            target=worker.main, args=(theirs, self.seconds, self.memory, self.modules), daemon=True
+        )
         process.start()
         theirs.close()
         return _Worker(process, ours, time.monotonic())

@@ -7,6 +7,7 @@ first three by name, the operating system the last, and files by their size.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import resource
@@ -29,22 +30,27 @@ _REFUSED = (
 )  # fmt: skip
 
 
-def main(questions: Connection, memory: int, modules: Sequence[str]) -> None:
+def main(questions: Connection, seconds: float, memory: int, modules: Sequence[str]) -> None:
     """Answer (number, function, arguments) with (number, result), an exception in place of a result where there is one.
 
     Args:
+      seconds: deadline of an answer, which the parent keeps. A worker without one ends itself past twice that.
       memory: bytes that may be taken beside what the imports took.
       modules: what to import before the first question.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the connection
     for module in modules:
         importlib.import_module(module)
+    quiet = open(os.devnull, "w")
     _fence(memory)
     questions.send(os.getpid())
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             for number, function, arguments in questions.recv():
-                questions.send((number, _answer(function, arguments)))
+                faulthandler.dump_traceback_later(2 * seconds + 1, exit=True, file=quiet)  # a thread that needs no GIL
+                result = _answer(function, arguments)
+                faulthandler.cancel_dump_traceback_later()
+                questions.send((number, result))
 
 
 def _answer(function: str, arguments: tuple[Any, ...]) -> Any:
