@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
         p.add_argument("overrides", nargs="*", metavar="key=value", help="as in seed=7 or sft.epochs=2")
         p.set_defaults(call=_run, stages=stages)
+        if name == "traces":
+            p.add_argument("--clone", choices=("template", "model"), help="who writes them: traces.clone=...")
+            p.add_argument("--out", metavar="DIR", help="also write them there as Parquet and JSONL of messages")
+            p.add_argument("--push", metavar="ORG/NAME", help="also upload these to the hub as a private data set")
+            p.set_defaults(call=_traces)
     p = commands.add_parser("import", help="make a model folder of a Hugging Face model or a GGUF file")
     p.add_argument("source", metavar="SRC", help="a Hugging Face folder, a .gguf file, or org/name on the hub")
     p.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
@@ -125,6 +130,25 @@ def _run(args: argparse.Namespace, command: str) -> int:
         print(f"report: {page}")
         if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(f"file://{page.absolute()}")  # only where a person sits in front of a screen
+    return 0
+
+
+def _traces(args: argparse.Namespace, command: str) -> int:
+    from etils import epath
+
+    from astro_jax import config, pipeline, storage
+    from astro_jax.traces import export
+
+    if args.out:
+        storage.refuse_existing(epath.Path(args.out))
+    export.check(out=bool(args.out), push=bool(args.push))
+    clone = [f"traces.clone={args.clone}"] if args.clone else []
+    run = pipeline.execute(config.load(args.config, [*args.overrides, *clone]), command, args.stages)
+    if args.out:
+        export.write(run.folder / "traces", epath.Path(args.out))
+        print(f"written: {args.out}")
+    if args.push:
+        print(f"uploaded: {export.push(run.folder / 'traces', args.push)}")
     return 0
 
 

@@ -27,7 +27,7 @@ def reason(tree: Tree, piece: Piece, text: str, before: str, prompt: Prompt) -> 
       to the problem and the text; "answer given away": it states the right answer, or a final one, where the step does
       not; "nothing of the step": a way back that shares no number and no word with the step returned to.
     """
-    said = text.removeprefix(phrases.GO_BACK).strip()
+    said = text.removeprefix(phrases.GO_BACK if piece.kind == "backtrack" else "").strip()
     step = "" if piece.kind == "reflect" else subject(tree, piece)
     wanted, got = numbers(step), numbers(said)
     known = wanted | numbers(tree.problem.prompt) | numbers(before)

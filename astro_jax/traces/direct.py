@@ -51,7 +51,7 @@ def matched(pool: Sequence[Json], astro: Sequence[Json], how: str, length: Calla
     if how == "examples":
         return list(itertools.islice(endless, len(astro)))
     left, found = sum(map(length, astro)), []
-    while 2 * left > length(example := next(endless)):
+    while 2 * left >= length(example := next(endless)):
         found.append(example)
         left -= length(example)
     return found
