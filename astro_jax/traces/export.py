@@ -19,7 +19,7 @@ _ROWS = 1000  # of a Parquet file in memory at once
 
 def check(*, out: bool, push: bool) -> None:
     """Raise an AstroError where what an option needs is not installed: before hours of work, not after."""
-    needed = [("--out", "pyarrow")] * (out or push) + [("--push", "huggingface_hub")] * push
+    needed = [("--out", "pyarrow")] * out + [("--push", "pyarrow"), ("--push", "huggingface_hub")] * push
     for option, module in needed:
         try:
             importlib.import_module(module)
