@@ -8,10 +8,11 @@ import types
 import numpy as np
 import pytest
 from etils import epath
+from helpers import tiny_config, tiny_params
 from test_words import chatting
 
 from astro_jax import config as cfg
-from astro_jax import prompts
+from astro_jax import llama, pipeline, prompts, storage
 from astro_jax.errors import AstroError
 from astro_jax.phrases import CORRECT, DOUBT, GO_BACK, UNSURE
 from astro_jax.problems import Problem, countdown
@@ -423,3 +424,29 @@ def test_a_model_is_needed_only_where_a_switch_asks_one():
     assert not dataset.needs_model(plain)
     for change in ({"clone": "model"}, {"phrases": "model"}, {"self_evaluation": 1}, {"direct": "best-of-n"}):
         assert dataset.needs_model(cfg.Traces(**change))
+
+
+def test_the_stage_asks_a_real_model_through_the_runs_prompts(tmp_path):
+    """A tiny Llama of random weights: what it writes is noise, but each call is a real one."""
+    short = {"evaluate": "{{ problem }}{{ solution }}", "rewrite": "{{ problem }}{{ solution }}{{ step }}"}
+    for name, text in short.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    config = tiny_config(vocab_size=len(TOKENIZER), n_layers=1, max_positions=320)
+    run = pipeline.Run(cfg.parse({
+        "out": str(tmp_path / "run"), "sampler": {"slots": 1, "block": 256},
+        "traces": {"self_evaluation": 1, "clone": "model", "self_evaluation_tokens": 8, "clone_retries": 0},
+        "prompts": {name: str(tmp_path / f"{name}.txt") for name in short},
+    }))  # fmt: skip
+    llama.save(run.folder / "base" / "model", config, tiny_params(config), TOKENIZER)
+    Shards(run.folder / "search", "trees").write(0, [pets().record()])
+    for parent in ("base", "search"):
+        storage.finish(run.folder / parent, parent, run.digest, [], 0.0)
+    run.execute("traces")
+    counts = json.loads((tmp_path / "run" / "traces" / "counts.json").read_text())
+    assert (counts["self-evaluation"]["judged"], counts["self-evaluation"]["judgements unread"]) == (2, 2)
+    assert counts["self-evaluation"]["trees without any left"] == 1 and counts["ASTRO"]["examples"] == 0
+    who = Author(run.policy("base"), run.verifier, run.prompts)
+    (record,) = dataset._make([pets()], cfg.Traces(clone="model", clone_tokens=8, search_examples=0), 0, who)
+    for e in record["astro"] + record["direct"]:
+        assert e["rewrites"]["pieces"] >= 2 and sum(e["rewrites"].values()) > e["rewrites"]["pieces"]
+        assert verify(pets().problem, e["response"], True).correct

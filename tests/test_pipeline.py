@@ -94,8 +94,9 @@ def finished(compiled, tmp_path_factory):
         # The trained base writes whole attempts; one that writes nonsense needs rollouts and the depth limit too.
         config, _, tokenizer = run.load("base", run.decode_sharding)
         mcts.search(
-            run.problems("search")[:2], run.c.search, Policy(run.sampler(config), tiny_params(config), tokenizer)
-        )
+            run.problems("search")[:2], run.c.search, Policy(run.sampler(config), tiny_params(config), tokenizer),
+            run.verifier,
+        )  # fmt: skip
     return folder, read
 
 
