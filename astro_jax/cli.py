@@ -78,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
         p.add_argument("overrides", nargs="*", metavar="key=value", help="as in seed=7 or sft.epochs=2")
         p.set_defaults(call=_run, stages=stages)
+        if name == "traces":
+            p.add_argument("--clone", choices=("template", "model"), help="who writes them: traces.clone=...")
+            p.add_argument("--out", metavar="DIR", help="also write them there as Parquet and JSONL of messages")
+            p.add_argument("--push", metavar="ORG/NAME", help="also upload these to the hub as a private data set")
+            p.set_defaults(call=_traces)
     p = commands.add_parser("problems", help="what a run would draw: its source, what is skipped and dropped, samples")
     p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="as in problems.path=problems.jsonl")
@@ -180,6 +185,25 @@ def _problems(args: argparse.Namespace, command: str) -> int:
 
     found = source.describe(config.load(args.config, args.overrides))
     print(json.dumps(found, ensure_ascii=False) if args.json else source.shown(found))
+    return 0
+
+
+def _traces(args: argparse.Namespace, command: str) -> int:
+    from etils import epath
+
+    from astro_jax import config, pipeline, storage
+    from astro_jax.traces import export
+
+    if args.out:
+        storage.refuse_existing(epath.Path(args.out))
+    export.check(out=bool(args.out), push=bool(args.push))
+    clone = [f"traces.clone={args.clone}"] if args.clone else []
+    run = pipeline.execute(config.load(args.config, [*args.overrides, *clone]), command, args.stages)
+    if args.out:
+        export.write(run.folder / "traces", epath.Path(args.out))
+        print(f"written: {args.out}")
+    if args.push:
+        print(f"uploaded: {export.push(run.folder / 'traces', args.push)}")
     return 0
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -147,12 +148,28 @@ class Search(Section):
 
 
 class Traces(Section):
-    """Algorithm 1 and procedure cloning (paper, sections 2.3 and 2.4)."""
+    """Algorithm 1 and procedure cloning (paper, sections 2.3 and 2.4). The wordings of `prompts` ask the model."""
 
     direct_examples: int = pydantic.Field(1, ge=0)  # solutions with k = 0 a problem, paper
     search_examples: int = pydantic.Field(3, ge=0)  # solutions with k >= 1 a problem, paper
     max_backtracks: int = pydantic.Field(2, ge=1)  # the largest k; paper: 2
+    backtracks: tuple[Annotated[float, pydantic.Field(ge=0)], ...] = ()  # weights of k = 1, 2, ...; none: all alike
+    merge: Literal["ancestor", "root", "random"] = "ancestor"  # where a branch is entered from the one before, paper
+    leave: Literal["terminal", "inside"] = "terminal"  # where a wrong branch is left: at its end (paper), or before
+    self_evaluation: int = pydantic.Field(0, ge=0)  # N judgements of a right solution; paper: 8 (Countdown's are exact)
+    self_evaluation_pass: float = pydantic.Field(1.0, gt=0, le=1)  # share that must approve; paper: unanimous
+    self_evaluation_tokens: int = pydantic.Field(256, ge=1)  # of one judgement (ours)
+    clone: Literal["template", "model"] = "template"  # who writes the steps and the ways back; paper: the model
+    clone_retries: int = pydantic.Field(2, ge=0)  # of a piece that is rejected (ours)
+    clone_tokens: int = pydantic.Field(128, ge=1)  # of one piece (ours)
+    clone_temperature: float = pydantic.Field(0.7, gt=0)  # ours
+    phrases: Literal["fixed", "model", "none"] = "fixed"  # of reflection; paper: fixed
     min_value_reflect: float | None = None  # Q from which an intermediate node gets the positive reflection
+    direct: Literal["trees", "best-of-n"] = "trees"  # where the Direct control's solutions come from; paper: trees
+    direct_samples: int = pydantic.Field(8, ge=1)  # N of best-of-N, a problem (ours)
+    direct_tokens: int = pydantic.Field(256, ge=1)  # of one such sample (ours)
+    direct_match: Literal["examples", "tokens"] = "examples"  # what Direct has as much of as ASTRO; paper: examples
+    wave: int = pydantic.Field(128, ge=1)  # trees whose traces a model writes together, one shard
     replay: float = pydantic.Field(0.0, ge=0)  # documents of the base's corpus, as a share of the examples (ours)
 
 
@@ -223,6 +240,7 @@ class Config(Section):
     sampler: Sampler = Sampler()
     search: Search = Search()
     traces: Traces = Traces()
+    prompts: dict[str, str] = {}  # files in the place of astro_jax/prompts/*.txt (ours), by name
     pretrain: Sft = Sft()
     warm_up: Sft | None = None  # of the base, on worked solutions (ours: for models too weak to be searched)
     sft: Sft = Sft()
@@ -237,17 +255,14 @@ class Config(Section):
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply "a.b=value" overrides (values are YAML).
 
+    A file may begin with `base: PATH`, relative to it: then it says only what it changes of that one, which may have a
+    base too. Sections are merged key by key, all other values are replaced.
+
     Raises:
-      AstroError: for a missing file, bad YAML, an unknown key or a value of the wrong type, with its dotted name.
+      AstroError: for a missing file, bad YAML, a base that rests on itself, an unknown key or a value of the wrong
+        type, with its dotted name.
     """
-    try:
-        raw = yaml.safe_load(epath.Path(path).read_text()) or {}
-    except OSError as e:
-        raise AstroError(f"{path}: cannot be read ({e.strerror or e}); give the path of a YAML config") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise AstroError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from e
-    if not isinstance(raw, dict):
-        raise AstroError(f"{path}: a config is a mapping of keys to values")
+    raw = _read(epath.Path(path), ())
     for override in overrides:
         _override(raw, override)
     return parse(raw, path)
@@ -260,6 +275,32 @@ def parse(raw: dict[str, Any], where: str = "config") -> Config:
     except pydantic.ValidationError as e:
         problems = [f"{'.'.join(map(str, x['loc']))}: {_explain(x)}" for x in e.errors()]
         raise AstroError(f"{where}: {'; '.join(problems)}") from e
+
+
+def _read(path: epath.Path, above: tuple[str, ...]) -> dict[str, Any]:
+    """A file merged over its bases; `above` are the files that rest on it."""
+    me = os.path.normpath(path)
+    if me in above:
+        raise AstroError(f"{above[0]}: rests on itself ({' -> '.join((*above, me))}); change one of the `base` keys")
+    try:
+        raw = yaml.safe_load(path.read_text()) or {}
+    except OSError as e:
+        where = f" (the base of {above[-1]})" if above else ""
+        raise AstroError(f"{path}{where}: cannot be read ({e.strerror or e}); give the path of a YAML config") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise AstroError(f"{path}: not valid YAML ({' '.join(str(e).split())})") from e
+    if not isinstance(raw, dict):
+        raise AstroError(f"{path}: a config is a mapping of keys to values")
+    if (base := raw.pop("base", None)) is None:
+        return raw
+    if not isinstance(base, str):
+        raise AstroError(f"{path}: base: the path of a YAML config is wanted, got {base!r}")
+    return _merged(_read(path.parent / base, (*above, me)), raw)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {k: _merged(under[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(under.get(k), dict)}
+    return under | over | both
 
 
 def _scaled(c: Config) -> Config:

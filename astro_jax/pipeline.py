@@ -22,7 +22,7 @@ from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax import mesh as meshes
-from astro_jax import report, storage
+from astro_jax import prompts, report, storage
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
 from astro_jax.evaluate import run as evaluation
@@ -36,7 +36,8 @@ from astro_jax.problems import Problem, countdown, source, words
 from astro_jax.sampler import Policy, Sampler
 from astro_jax.search import mcts
 from astro_jax.storage import Shards
-from astro_jax.traces import dataset
+from astro_jax.traces import card, dataset
+from astro_jax.traces.author import Author
 from astro_jax.train import data, grpo, loop, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.verify import Verifier
@@ -56,6 +57,7 @@ class Run:
         if c.warm_up is not None and not source.given(p):
             raise AstroError("warm_up: only problems from a source have worked solutions; set problems.path")
         self.c, self.folder, self.command = c, storage.absolute(c.out), command
+        self.prompts = prompts.load(c.prompts)
         self.digest = self._digest()
         self._check()
         meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
@@ -69,8 +71,11 @@ class Run:
         self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
 
     def _digest(self) -> str:
-        """The config's, and where problems come from a file, theirs."""
+        """The config's, that of the prompts which stand in the place of ours, and where problems come from a source,
+        theirs."""
         digest = self.c.digest()
+        if self.c.prompts:
+            digest = hashlib.sha256(repr((digest, self.prompts)).encode()).hexdigest()[:16]
         if not source.given(self.c.problems):
             return digest
         return hashlib.sha256(repr((digest, self.source.every)).encode()).hexdigest()[:16]
@@ -85,7 +90,7 @@ class Run:
         theirs = storage.read_json(path)
         if theirs.get("hash") != self.digest:
             changed = _differences(theirs.get("config", {}), self.c.model_dump(mode="json"))
-            changed = changed or "its source holds other problems"
+            changed = changed or "its source holds other problems or a file of `prompts` another prompt"
             raise AstroError(
                 f"{self.folder}: holds a run of another config ({changed}); nothing was changed, "
                 "choose another folder with out=DIR or remove it"
@@ -218,8 +223,14 @@ def search(run: Run) -> dict[str, Any]:
 
 
 def traces(run: Run) -> dict[str, Any]:
-    """Linearize the trees and write them out in language."""
-    return dataset.run(run.folder / "traces", Shards(run.folder / "search", "trees"), run.c.traces, run.c.seed)
+    """Linearize the trees and write them out in language, with a data card. A model is loaded only if one is asked."""
+    c, folder, trees = run.c, run.folder / "traces", Shards(run.folder / "search", "trees")
+    author = Author(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
+    tokenizer = tokenizers.load(str(run.folder / "base" / "model"), c.chat)
+    counts = dataset.run(folder, trees, c.traces, c.seed, author, tokenizer)
+    origin = {"model": c.model, "seed": c.seed, "config": run.digest}
+    card.write(folder, counts, trees, tokenizer, origin, run.problem_counts or None)
+    return counts
 
 
 def fine_tune(kind: str) -> Callable[[Run], None]:
@@ -347,6 +358,8 @@ def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = ()) -> Run
     for use, needed_by in (("search", {"search"}), ("rl", {"difficulty", "direct-rl", "astro-rl"}), ("eval", {"eval"})):
         if needed_by & set(stages):
             run.problems(use)  # too many asked for is an error now, not after hours
+    if "traces" in stages:
+        dataset.check(c.traces, run.problems("search"))
     with contextlib.closing(run.verifier):
         for stage in stages:
             run.execute(stage)

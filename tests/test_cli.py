@@ -91,12 +91,13 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_print_results", lambda results: None)
     expected = {
         "base": ("base",), "search": ("search",), "traces": ("traces",), "sft": ("direct-sft", "astro-sft"),
-        "grpo": ("direct-rl", "astro-rl"), "eval": ("eval",),
+        "grpo": ("direct-rl", "astro-rl"), "eval": ("eval",), "difficulty": ("difficulty",),
     }  # fmt: skip
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.epochs=2"]) == 0
         assert called.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.epochs=2", stages)
-    assert set(commands()) == {*expected, "run", "report", "import", "export", "sample", "bench"}
+    others = {"run", "report", "import", "export", "sample", "bench", "plan", "problems", "verify"}
+    assert set(commands()) == {*expected, *others}
     reachable = {stage for stages, _ in cli.STAGE_COMMANDS.values() for stage in stages}
     assert reachable == set(pipeline.STAGES)
 

@@ -94,8 +94,9 @@ def finished(compiled, tmp_path_factory):
         # The trained base writes whole attempts; one that writes nonsense needs rollouts and the depth limit too.
         config, _, tokenizer = run.load("base", run.decode_sharding)
         mcts.search(
-            run.problems("search")[:2], run.c.search, Policy(run.sampler(config), tiny_params(config), tokenizer)
-        )
+            run.problems("search")[:2], run.c.search, Policy(run.sampler(config), tiny_params(config), tokenizer),
+            run.verifier,
+        )  # fmt: skip
     return folder, read
 
 
@@ -168,7 +169,10 @@ def test_every_field_of_the_config_is_read(finished):
     _, read = finished
     sections = {type(s) for s in vars(cfg.Config()).values() if isinstance(s, cfg.Section)} | {cfg.Config}
     every = {(section.__name__, name) for section in sections for name in section.model_fields}
-    assert len(sections) == 12 and every - read == {("Chat", "system")}  # of a chat, which tests/test_words.py has
+    # Of a chat, which tests/test_words.py has, and of a model that judges and writes, which tests/test_author.py has.
+    asked = ["wave", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens"]
+    asked += ["clone_retries", "clone_tokens", "clone_temperature"]
+    assert len(sections) == 12 and every - read == {("Chat", "system"), *(("Traces", name) for name in asked)}
 
 
 def test_a_second_call_does_nothing(finished):

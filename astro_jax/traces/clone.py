@@ -1,4 +1,5 @@
-"""Procedure cloning: a sequence of nodes becomes text. The prose of backtracks comes from templates.
+"""Procedure cloning: a sequence of nodes becomes text, from templates (traces.rewrite has it
+written again by a model).
 
 After a backtrack of Countdown the state is restated in the words of a prompt (its numbers and the target), so that a
 retry looks like a fresh start; in a text, the line is quoted to which it goes back.
@@ -34,15 +35,18 @@ def clone(tree: Tree, sequence: Sequence[int], min_value: float | None, reflect:
     Args:
       sequence: node ids, from traces.linearize.
       min_value: intermediate nodes with at least this Q get the positive reflection; None: none does.
-      reflect: whether the end, and such nodes, are reflected on; the Direct control has no reflection at all.
+      reflect: whether wrong ends, such nodes and the right end are reflected on; without, only the ways back are said.
+        The Direct control has none of both.
     """
     pieces: list[Piece] = []
     at = 0
     for n in sequence:
         node = tree.nodes[n]
         if node.parent != at:
-            pieces.append(Piece(at, "reflect", phrases.DOUBT + phrases.UNSURE))
-            pieces.append(Piece(node.parent, "backtrack", _BACK[tree.problem.task](tree, node.parent)))
+            if reflect:
+                pieces.append(Piece(at, "reflect", phrases.DOUBT + phrases.UNSURE))
+            back = _restate if tree.problem.task == "countdown" else _quote
+            pieces.append(Piece(node.parent, "backtrack", back(tree, node.parent)))
         pieces.append(Piece(n, "step", node.text if node.text.endswith("\n") else node.text + "\n"))
         high = min_value is not None and not node.terminal and node.value >= min_value
         if reflect and (high or n == sequence[-1]):
@@ -67,6 +71,3 @@ def _quote(tree: Tree, node: int) -> str:
         if line := " ".join(step.text.split()):
             return f"{phrases.GO_BACK} wrote: {line}\n"
     return f"{phrases.RESTART} read the problem once more.\n"
-
-
-_BACK = {"countdown": _restate, "number": _quote}
