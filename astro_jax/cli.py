@@ -71,7 +71,10 @@ def _fail(message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="astro", description="ASTRO for JAX (arXiv 2507.00417)")
+    parser = argparse.ArgumentParser(
+        prog="astro", description="ASTRO for JAX (arXiv 2507.00417)",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=16),  # of the longest command
+    )  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (stages, help_text) in STAGE_COMMANDS.items():
         p = commands.add_parser(name, help=help_text)
@@ -116,9 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--max-new-tokens", type=int, default=128, help="of each sample (default 128)")
     p.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default 0)")
     p.set_defaults(call=_sample)
-    p = commands.add_parser(
-        "verify", help="judge answers: JSONL {gold, response} in, {verdict, extracted, seconds} out"
-    )
+    p = commands.add_parser("verify", help="judge answers: JSONL of gold and response in, of verdicts out")
     p.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL; default: the standard input")
     p.add_argument("--rule", choices=("strict", "lenient"), default="strict", help="default: strict, as for rewards")
     p.add_argument("--seconds", type=float, default=5.0, metavar="S", help="the deadline of one answer (default 5)")

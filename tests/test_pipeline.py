@@ -172,7 +172,12 @@ def test_every_field_of_the_config_is_read(finished):
     # Of a chat, which tests/test_words.py has, and of a model that judges and writes, which tests/test_author.py has.
     asked = ["wave", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens"]
     asked += ["clone_retries", "clone_tokens", "clone_temperature"]
-    assert len(sections) == 12 and every - read == {("Chat", "system"), *(("Traces", name) for name in asked)}
+    # Of problems from a source and how hard they are (tests/test_source.py), and of mathematics (test_verify_pool.py).
+    source = ["subset", "split", "where", "fields", "task", "decontaminate", "near"]
+    judged = ["reward", "report", "max_failed"]
+    elsewhere = {"Chat": ["system"], "Traces": asked, "Problems": source, "Verify": judged}
+    assert len(sections) == 13
+    assert every - read == {(section, name) for section, names in elsewhere.items() for name in names}
 
 
 def test_a_second_call_does_nothing(finished):
