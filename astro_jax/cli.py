@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=help_text)
         p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
         p.add_argument("overrides", nargs="*", metavar="key=value", help="as in seed=7 or sft.epochs=2")
+        if name == "search":
+            p.add_argument("--shard", metavar="i/n", help="only the i-th of n parts, i from 0: see the README")
         p.set_defaults(call=_run, stages=stages)
     p = commands.add_parser("import", help="make a model folder of a Hugging Face model or a GGUF file")
     p.add_argument("source", metavar="SRC", help="a Hugging Face folder, a .gguf file, or org/name on the hub")
@@ -118,7 +120,7 @@ def _run(args: argparse.Namespace, command: str) -> int:
     from astro_jax import config, pipeline, storage
 
     c = config.load(args.config, args.overrides)
-    run = pipeline.execute(c, command, args.stages)
+    run = pipeline.execute(c, command, args.stages, _part(getattr(args, "shard", None)))
     if "report" in (args.stages or c.stages):
         _print_results(storage.read_json(run.folder / "results.json"))
         page = run.folder / "report.html"
@@ -126,6 +128,16 @@ def _run(args: argparse.Namespace, command: str) -> int:
         if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(f"file://{page.absolute()}")  # only where a person sits in front of a screen
     return 0
+
+
+def _part(shard: str | None) -> tuple[int, int]:
+    """i/n as two numbers."""
+    if shard is None:
+        return 0, 1
+    i, _, n = shard.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise AstroError(f"--shard {shard}: write i/n with i from 0 to n - 1, as in 0/4")
+    return int(i), int(n)
 
 
 def _import(args: argparse.Namespace, command: str) -> int:
