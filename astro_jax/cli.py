@@ -29,7 +29,12 @@ STAGE_COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Exit code 2 for bad input, with one line; 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, late = parser.parse_known_args(argv)
+    if late and (not hasattr(args, "overrides") or any(text.startswith("-") for text in late)):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:  # argparse knows no overrides after an option
+        args.overrides += late
     _quiet()
     try:
         return args.call(args, shlex.join(["astro", *argv]))
@@ -120,7 +125,8 @@ def _run(args: argparse.Namespace, command: str) -> int:
     from astro_jax import config, pipeline, storage
 
     c = config.load(args.config, args.overrides)
-    run = pipeline.execute(c, command, args.stages, _part(getattr(args, "shard", None)))
+    how = {"part": _part(args.shard)} if getattr(args, "shard", None) is not None else {}
+    run = pipeline.execute(c, command, args.stages, **how)
     if "report" in (args.stages or c.stages):
         _print_results(storage.read_json(run.folder / "results.json"))
         page = run.folder / "report.html"
@@ -130,10 +136,8 @@ def _run(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def _part(shard: str | None) -> tuple[int, int]:
+def _part(shard: str) -> tuple[int, int]:
     """i/n as two numbers."""
-    if shard is None:
-        return 0, 1
     i, _, n = shard.partition("/")
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         raise AstroError(f"--shard {shard}: write i/n with i from 0 to n - 1, as in 0/4")

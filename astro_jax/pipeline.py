@@ -326,7 +326,7 @@ def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = (), part: 
             run.problems(use)  # too many asked for is an error now, not after hours
     for stage in stages:
         run.execute(stage)
-        print(f"{stage} done", file=sys.stderr)
+        print(f"{stage}{f' {part[0]}/{part[1]}' * (part[1] > 1)} done", file=sys.stderr)
     return run
 
 

@@ -115,10 +115,12 @@ class Store:
             self._ended |= {tree.problem.id: tree for tree in trees}
 
     def _read_under_way(self) -> Iterator[Tree]:
-        """What any process has left for the missing blocks, each tree once: first from the file of this one."""
-        paths = sorted(self.folder.glob("underway-*.jsonl"), key=lambda path: (path != self._mine, path.name))
+        """What this process has left, and where it works alone, what others have, each tree once."""
+        paths = [self._mine] if self._mine.exists() else []
+        if self._alone and self.folder.exists():
+            paths += sorted(path for path in self.folder.glob("underway-*.jsonl") if path != self._mine)
         seen = set(self._ended)
-        for path in paths if self.folder.exists() else ():
+        for path in paths:
             for tree in self._trees(path):
                 if tree.problem.id in self._block and tree.problem.id not in seen:
                     seen.add(tree.problem.id)
