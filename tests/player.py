@@ -76,7 +76,7 @@ class Player:
 
 
 def policy(player=None):
-    return Policy(player or Player(), None, TOKENIZER)
+    return player if isinstance(player, Policy) else Policy(player or Player(), None, TOKENIZER)
 
 
 def problems(n, count=3):

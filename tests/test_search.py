@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import pytest
 from golden import make_search_trees as golden
@@ -263,3 +264,14 @@ def test_the_bar_shows_the_search_while_it_runs(tmp_path, capsys, monkeypatch):
     for name in ("problems/s", "nodes/s", "tokens/s", "occupancy 0.5", "prefix reuse", "solved", "yield", "s left"):
         assert name in lines[3], name
     assert lines[3].split()[1] == "0/4" and not lines[3].endswith(" 0 s left")  # trees under way count for the time
+
+
+# ---- The recipe
+
+
+def test_the_recipe_for_instruct_models_has_the_papers_search_and_asks_for_lines():
+    c = cfg.load(str(pathlib.Path(__file__).parents[1] / "configs/llama-instruct.yaml"), ["problems.path=p.jsonl"])
+    s = c.search
+    assert (s.proposals, s.rollouts, s.iterations, s.depth, s.method) == (8, 16, 32, 50, "mcts")
+    assert c.chat.template and r"\boxed{answer}" in c.chat.system and "\n" not in c.chat.system
+    assert s.step_end == "\n" and "line of its own" in c.chat.system

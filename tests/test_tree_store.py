@@ -1,5 +1,6 @@
 """The tree store: killed, torn, shared by processes, another run's; and what reads it."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,10 +10,12 @@ import sys
 import time
 
 import pytest
-from player import Player, policy, problems, searched, slowly
+from helpers import one_device, tiny_config, tiny_params
+from player import TOKENIZER, Player, policy, problems, searched, slowly
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
+from astro_jax.sampler import Policy, Sampler
 from astro_jax.search import mcts
 from astro_jax.search.store import Store
 from astro_jax.search.tree import Tree
@@ -266,3 +269,37 @@ def test_the_store_reads_back_what_was_grown(tmp_path):
     assert store.left == 0 and store.total == 5
     for mine, theirs in zip(store.read(), grown, strict=True):
         assert mine.record() == theirs.record() and mine.problem == theirs.problem
+
+
+# ---- With a model
+
+
+def test_with_a_model_too_a_search_that_is_stopped_ends_with_the_same_bytes(tmp_path):
+    """Its logits depend in their last digits on what decodes beside it: the same trees are in flight again."""
+    config = tiny_config(vocab_size=len(TOKENIZER), n_layers=1)
+    changes = {"wave": 2, "proposals": 2, "rollouts": 1, "iterations": 3, "max_step_tokens": 16, "max_tokens": 16}
+    how = changes | {"step_end": "", "enough": {"correct": 0, "wrong": 1}, "depth": 3}
+    calls = 0
+
+    def search(folder, stop_at):
+        sampler = Sampler(config, one_device(), 0, slots=2)
+        generate = sampler.generate
+
+        def counted(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise Stop
+            return generate(*args, **kwargs)
+
+        sampler.generate = counted
+        searched(folder, 3, how, player=Policy(sampler, tiny_params(config), TOKENIZER))
+
+    search(tmp_path / "whole", 0)
+    every = calls
+    assert every > 5
+    for stop_at in (3, 4, 4, 0):
+        calls = 0
+        with pytest.raises(Stop) if stop_at else contextlib.nullcontext():
+            search(tmp_path / "stopped", stop_at)
+    assert trees(tmp_path / "stopped") == trees(tmp_path / "whole") and len(trees(tmp_path / "whole")) == 2

@@ -29,7 +29,8 @@ def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy, verifier:
 
 
 class Driver:
-    """Grows trees with one policy. What becomes of a tree does not depend on which others grow beside it.
+    """Grows trees with one policy. What becomes of a tree does not depend on which others grow beside it, but for the
+    last digits of a model's logits, which depend on the shape of the batch.
 
     Args:
       problems: how many share `c.max_total_tokens`. Each tree gets the same part, whatever the others leave: so it does
