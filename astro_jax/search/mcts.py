@@ -68,7 +68,8 @@ class Driver:
         """
         c = self.c
         if c.method == "best-of-n":
-            return self._best_of_n(trees)
+            self._best_of_n(trees)
+            return
         self._iterate(trees)
         for tree in trees:
             tree.iterations += 1
@@ -78,7 +79,6 @@ class Driver:
                 tree.ended = "tokens"
             elif tree.iterations == c.iterations:
                 tree.ended = "iterations"
-        return None
 
     def _iterate(self, trees: Sequence[Tree]) -> None:
         """One round of selection, expansion, evaluation and backup in each tree."""

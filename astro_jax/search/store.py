@@ -30,7 +30,7 @@ class Store:
     Attributes:
       total: trees of this process.
       under_way: trees to go on with, in their order. waiting: problems without a tree yet.
-      torn: trees that were lost with the end of a file; they are grown again.
+      torn: trees that were found lost with the end of a file; they are grown again.
 
     Raises:
       AstroError: when a file holds trees of another configuration, of other problems, or what is no record.
