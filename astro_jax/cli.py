@@ -80,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=help_text)
         p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
         p.add_argument("overrides", nargs="*", metavar="key=value", help="as in seed=7 or sft.epochs=2")
+        if name == "search":
+            p.add_argument("--shard", metavar="i/n", help="only the i-th of n parts, i from 0: see the README")
         p.set_defaults(call=_run, stages=stages)
         if name == "traces":
             p.add_argument("--clone", choices=("template", "model"), help="who writes them: traces.clone=...")
@@ -168,7 +170,8 @@ def _run(args: argparse.Namespace, command: str) -> int:
     from astro_jax import config, pipeline, storage
 
     c = config.load(args.config, args.overrides)
-    run = pipeline.execute(c, command, args.stages)
+    how = {"part": _part(args.shard)} if getattr(args, "shard", None) is not None else {}
+    run = pipeline.execute(c, command, args.stages, **how)
     if "report" in (args.stages or c.stages):
         _print_results(storage.read_json(run.folder / "results.json"))
         page = run.folder / "report.html"
@@ -206,6 +209,14 @@ def _traces(args: argparse.Namespace, command: str) -> int:
     if args.push:
         print(f"uploaded: {export.push(run.folder / 'traces', args.push)}")
     return 0
+
+
+def _part(shard: str) -> tuple[int, int]:
+    """i/n as two numbers."""
+    i, _, n = shard.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise AstroError(f"--shard {shard}: write i/n with i from 0 to n - 1, as in 0/4")
+    return int(i), int(n)
 
 
 def _import(args: argparse.Namespace, command: str) -> int:

@@ -128,6 +128,13 @@ class Sampler(Section):
     reuse: float = pydantic.Field(0.0, ge=0)  # GiB a device for prefixes that the search keeps from call to call
 
 
+class Enough(Section):
+    """When a tree may stop early (ours)."""
+
+    correct: int = pydantic.Field(1, ge=0)  # correct terminals
+    wrong: int = pydantic.Field(2, ge=0)  # different wrong answers; the paper's traces need up to 2
+
+
 class Search(Section):
     """PUCT Monte Carlo tree search (paper, sections 2.1 and 2.2)."""
 
@@ -141,10 +148,25 @@ class Search(Section):
     )
     leaves: int = pydantic.Field(1, ge=1)  # leaves of one tree expanded at once (virtual loss); 1 is exact PUCT
     temperature: float = pydantic.Field(1.0, gt=0)  # ours
-    wave: int = pydantic.Field(128, ge=1)  # trees that grow together, one shard of the store
+    wave: int = pydantic.Field(128, ge=1)  # trees in flight, and trees in a file of the store
     step_end: str = ".\n"  # what ends a step (ours: the lines of Countdown's language, but for a verdict)
     max_step_tokens: int = pydantic.Field(32, ge=1)
-    max_tokens: int = pydantic.Field(64, ge=1)  # of one rollout
+    max_tokens: int = pydantic.Field(64, ge=1)  # of one rollout, or of one of best-of-N's solutions
+    keep_rollouts: bool = False  # rollouts that came to an end become nodes (ours)
+    enough: Enough | None = None  # end a tree early; none: all iterations, paper
+    max_tree_tokens: int | None = pydantic.Field(None, ge=1)  # sampled for a tree: past it, no further iteration (ours)
+    max_total_tokens: int | None = pydantic.Field(None, ge=1)  # the same for the stage, shared out evenly (ours)
+    samples: int = pydantic.Field(32, ge=1)  # of best-of-N, a problem (ours)
+    method: Literal["mcts", "best-of-n"] = "mcts"  # paper; or a tree of independent solutions, merged (ours)
+
+    @pydantic.field_validator("method")
+    @classmethod
+    def _one_round(cls, method: str, info: pydantic.ValidationInfo) -> str:
+        """Best-of-N has no iteration that these could end, and no rollouts."""
+        names = ("keep_rollouts", "enough", "max_tree_tokens", "max_total_tokens")
+        if method == "best-of-n" and (idle := [n for n in names if info.data.get(n)]):
+            raise ValueError(f"{', '.join(idle)}: only for mcts; leave out")
+        return method
 
 
 class Traces(Section):

@@ -34,7 +34,8 @@ from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.problems import Problem, countdown, source, words
 from astro_jax.sampler import Policy, Sampler
-from astro_jax.search import mcts
+from astro_jax.search import run as searching
+from astro_jax.search.store import Part
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.author import Author
@@ -50,8 +51,9 @@ MODELS = ("base", *PARENT)
 class Run:
     """One run's folder, devices and configuration."""
 
-    def __init__(self, c: cfg.Config, command: str = ""):
+    def __init__(self, c: cfg.Config, command: str = "", part: Part = (0, 1)):
         p = c.problems
+        self.part = part
         if source.given(p) and c.traces.replay:
             raise AstroError("traces.replay: only Countdown has a corpus to replay; set it to 0")
         if c.warm_up is not None and not source.given(p):
@@ -124,6 +126,8 @@ class Run:
         self._claim()
         start, verdicts = time.monotonic(), self.verifier.counts.copy()
         counts = function(self) or {}
+        if self.part[1] > 1:  # the run without --shard, which finds all parts done, finishes the stage
+            return
         if verdicts := self.verifier.counts - verdicts:
             counts |= {"verdicts": dict(verdicts)}  # of this process: those before a kill are not among them
         if self.verifier.disagreements:
@@ -219,7 +223,10 @@ def _corpus(run: Run, seed: int) -> Iterator[str]:
 
 def search(run: Run) -> dict[str, Any]:
     """Grow a tree for each problem."""
-    return mcts.run(run.folder / "search", run.problems("search"), run.c.search, run.policy("base"), run.verifier)
+    return searching.run(
+        run.folder / "search", run.problems("search"), run.c.search, run.policy("base"), run.verifier, run.digest,
+        run.part,
+    )  # fmt: skip
 
 
 def traces(run: Run) -> dict[str, Any]:
@@ -348,13 +355,17 @@ STAGES: dict[str, tuple[Callable[[Run], Any], tuple[str, ...]]] = {
 }
 
 
-def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = ()) -> Run:
-    """Run a config's stages in order, or only some of them; what is finished is skipped."""
+def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = (), part: Part = (0, 1)) -> Run:
+    """Run a config's stages in order, or only some of them; what is finished is skipped.
+
+    Args:
+      part: (i, n), of the search only: the i-th of n processes that share it.
+    """
     stages = only or planned(c)
     for stage in stages:
         if stage not in STAGES:
             raise AstroError(f"stages: no stage {stage!r}; there are {', '.join(STAGES)}")
-    run = Run(c, command)
+    run = Run(c, command, part)
     for use, needed_by in (("search", {"search"}), ("rl", {"difficulty", "direct-rl", "astro-rl"}), ("eval", {"eval"})):
         if needed_by & set(stages):
             run.problems(use)  # too many asked for is an error now, not after hours
@@ -363,7 +374,7 @@ def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = ()) -> Run
     with contextlib.closing(run.verifier):
         for stage in stages:
             run.execute(stage)
-            print(f"{stage} done", file=sys.stderr)
+            print(f"{stage}{f' {part[0]}/{part[1]}' * (part[1] > 1)} done", file=sys.stderr)
     return run
 
 

@@ -102,6 +102,51 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch, capsys):
     assert reachable == set(pipeline.STAGES)
 
 
+@pytest.mark.parametrize(
+    "words", [("--shard", "1/4", "seed=5"), ("seed=5", "--shard", "1/4"), ("--shard=1/4", "seed=5")]
+)
+def test_a_shard_of_the_search_is_named_before_or_after_overrides(words, recipe, monkeypatch):
+    called = []
+    monkeypatch.setattr(pipeline, "execute", lambda c, command, only, part: called.append((c.seed, only, part)))
+    assert cli.main(["search", recipe, *words]) == 0
+    assert called == [(5, ("search",), (1, 4))]
+
+
+@pytest.mark.parametrize("shard", ["4/4", "1", "a/b", "-1/4", "1/0", "1/2/3", ""])
+def test_a_shard_that_is_none_is_refused_in_one_line(shard, recipe, capsys):
+    assert f"--shard {shard}: write i/n" in fails(capsys, "search", recipe, f"--shard={shard}")
+
+
+def test_unknown_options_are_refused_as_ever(recipe, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["search", recipe, "--shards", "1/4"])
+    with pytest.raises(SystemExit):
+        cli.main(["base", recipe, "--shard", "1/4"])
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_shard_needs_the_base_and_leaves_the_stage_to_the_run_that_joins(recipe, tmp_path, capsys):
+    assert "search rests on base, which has not finished" in fails(capsys, "search", recipe, "--shard", "0/2")
+    four = (
+        "problems.search=4",
+        "search.wave=2",
+        "search.iterations=2",
+        "search.max_tokens=16",
+        "search.max_step_tokens=8",
+    )
+    assert cli.main(["base", recipe, *four]) == 0
+    folder = tmp_path / "runs/it/search"
+    for i in (1, 0):
+        assert cli.main(["search", recipe, "--shard", f"{i}/2", *four]) == 0
+        assert (folder / f"trees-0000{i}.jsonl").exists() and not (folder / "manifest.json").exists()
+    assert "search 0/2 done" in capsys.readouterr().err
+    before = {f.name: f.read_bytes() for f in folder.glob("trees-*")}
+    assert cli.main(["search", recipe, *four]) == 0
+    assert {f.name: f.read_bytes() for f in folder.glob("trees-*")} == before and len(before) == 2
+    assert json.loads((folder / "manifest.json").read_text())["trees"] == 4
+    assert cli.main(["search", recipe, "--shard", "0/2", *four]) == 0  # there is nothing left to do
+
+
 def test_stages_one_by_one_make_the_run(recipe, tmp_path, capsys):
     assert "eval rests on base" in fails(capsys, "eval", recipe)
     assert not (tmp_path / "runs").exists()

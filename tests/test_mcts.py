@@ -1,43 +1,31 @@
 """The search driver with a scripted sampler in the model's place: golden trees, worked by hand."""
 
 import contextlib
-import hashlib
-import math
-import random
 
-import numpy as np
 import pytest
-from etils import epath
-from helpers import countdown_tokenizer
+from helpers import tiny_config
+from player import EOS, TOKENIZER, policy, problems, sample
 
 from astro_jax import config as cfg
 from astro_jax.phrases import CORRECT, DOUBT, UNSURE
 from astro_jax.problems import countdown
-from astro_jax.problems.countdown import HIT, MISS, Game
-from astro_jax.sampler import Policy, Sample
+from astro_jax.problems.countdown import HIT, MISS
+from astro_jax.sampler import Policy
 from astro_jax.search import mcts
 from astro_jax.search.tree import Tree
 from astro_jax.verify import Verifier
 
-TOKENIZER = countdown_tokenizer(99)
-EOS = TOKENIZER.end
 PROBLEM = countdown.make_problem((2, 3, 4), 10)
 A, B = " 3 * 2 = 6, left 4 6.\n", " 4 + 3 = 7, left 2 7.\n"
 H, M = " 6 + 4 = 10" + HIT, " 6 - 4 = 2" + MISS
 GONE = " 7 + 2 = 9" + MISS
 
 
-def sample(text, probability=1.0, ended=False, stopped=True):
-    """A Sample of a text; its probability is spread evenly over its tokens."""
-    tokens = TOKENIZER.encode(text) + [EOS] * ended
-    logprobs = np.full(len(tokens), math.log(probability) / len(tokens), np.float32)
-    return Sample(np.asarray(tokens, np.int32), logprobs, logprobs, stopped)
-
-
 class Scripted:
     """A sampler that answers from a table: text so far -> (next steps, rollouts)."""
 
     keeping = contextlib.nullcontext
+    config = tiny_config(max_positions=1024)
 
     def __init__(self, script):
         self.script, self.calls = script, []
@@ -153,82 +141,21 @@ def test_two_leaves_at_once_are_different_leaves():
 # ---- Many problems
 
 
-class Player:
-    """A sampler that plays at random, named by the request: mostly true steps, some errors, some long ones."""
-
-    keeping = contextlib.nullcontext
-
-    def __init__(self):
-        self.problems = []
-
-    def generate(self, params, requests, *, max_tokens, stop, temperature, progress=None):
-        self.problems.extend(r.name[1] for r in requests)
-        return [[self.one(r, j, tuple(stop) == (EOS,)) for j in range(r.n)] for r in requests]
-
-    def one(self, request, j, to_the_end):
-        seed = hashlib.sha256(repr((request.name, j)).encode()).hexdigest()
-        rng = random.Random(seed)
-        lines = TOKENIZER.decode(request.prefix).splitlines()
-        _, _, _, target, _, *numbers = lines[0].removesuffix(".").split()
-        numbers = tuple(map(int, numbers)) if len(lines) == 1 else countdown.numbers_left(lines[-1])
-        text = ""
-        while len(numbers) > 1:
-            moves = countdown.moves(numbers, Game(max_value=90))
-            if rng.random() < 0.1 or not moves:
-                return sample(text + " 1 = 2.\n" * 3, rng.random(), stopped=False)
-            move = rng.choice(moves)
-            text += countdown.step_text(numbers, move, int(target))
-            numbers = countdown.after(numbers, move)
-            if not to_the_end:
-                return sample(text, rng.random(), ended=len(numbers) == 1)
-        return sample(text, rng.random(), ended=True)
-
-
-PROBLEMS = countdown.problems(Game(count=3, max_number=12, max_value=60), 5, 0, held_out=False)
+PROBLEMS = problems(5)
 MANY = cfg.Search(proposals=4, rollouts=3, iterations=8, wave=2)
 
 
 @pytest.mark.parametrize("leaves", [1, 3])
 def test_trees_grown_together_equal_trees_grown_alone(leaves):
     c = MANY.model_copy(update={"leaves": leaves})
-    together = mcts.search(PROBLEMS, c, Policy(Player(), None, TOKENIZER), Verifier())
-    alone = [mcts.search([p], c, Policy(Player(), None, TOKENIZER), Verifier())[0] for p in PROBLEMS]
+    together = mcts.search(PROBLEMS, c, policy(), Verifier())
+    alone = [mcts.search([p], c, policy(), Verifier())[0] for p in PROBLEMS]
     assert [t.record() for t in together] == [t.record() for t in alone]
     assert max(len(t.nodes) for t in together) > 10
 
 
-def run(folder):
-    player = Player()
-    return mcts.run(epath.Path(folder), PROBLEMS, MANY, Policy(player, None, TOKENIZER), Verifier()), player
-
-
-def test_a_store_that_lost_a_shard_is_completed_with_the_same_bytes(tmp_path):
-    counts, _ = run(tmp_path)
-    files = sorted(tmp_path.iterdir())
-    before = [f.read_bytes() for f in files]
-    assert len(files) == 3 and [b.count(b"\n") for b in before] == [2, 2, 1]
-    files[1].unlink()
-    again, player = run(tmp_path)
-    assert again == counts and [f.read_bytes() for f in sorted(tmp_path.iterdir())] == before
-    assert set(player.problems) == {PROBLEMS[2].id, PROBLEMS[3].id}  # nothing else was searched again
-    _, player = run(tmp_path)
-    assert player.problems == []
-
-
-def test_counts_say_what_the_store_holds(tmp_path):
-    counts, _ = run(tmp_path)
-    lines = [line for f in sorted(tmp_path.iterdir()) for line in f.read_text().splitlines()]
-    trees = mcts.search(PROBLEMS, MANY, Policy(Player(), None, TOKENIZER), Verifier())
-    solved = [any(n.correct for n in t.nodes) for t in trees]
-    assert counts == {
-        "trees": len(lines), "nodes": sum(len(t.nodes) for t in trees),
-        "valid_trees": sum(solved), "yield": round(sum(solved) / 5, 4),
-    }  # fmt: skip
-    assert 0 < sum(solved)
-
-
 def test_every_reward_is_the_share_of_right_rollouts():
-    for tree in mcts.search(PROBLEMS, MANY, Policy(Player(), None, TOKENIZER), Verifier()):
+    for tree in mcts.search(PROBLEMS, MANY, policy(), Verifier()):
         assert isinstance(tree, Tree)
         for node in tree.nodes[1:]:
             assert node.reward in ((0.0, 1.0) if node.terminal else (0.0, 1 / 3, 2 / 3, 1.0))

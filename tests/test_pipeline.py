@@ -93,10 +93,10 @@ def finished(compiled, tmp_path_factory):
         run = pipeline.execute(micro(folder), "astro run micro.yaml")
         # The trained base writes whole attempts; one that writes nonsense needs rollouts and the depth limit too.
         config, _, tokenizer = run.load("base", run.decode_sharding)
-        mcts.search(
-            run.problems("search")[:2], run.c.search, Policy(run.sampler(config), tiny_params(config), tokenizer),
-            run.verifier,
-        )  # fmt: skip
+        policy = Policy(run.sampler(config), tiny_params(config), tokenizer)
+        for method in ("mcts", "best-of-n"):
+            c = run.c.search.model_copy(update={"method": method})
+            mcts.search(run.problems("search")[:2], c, policy, run.verifier)
     return folder, read
 
 
@@ -159,7 +159,7 @@ def test_evaluation_and_search_problems_share_no_numbers(finished):
     folder, _ = finished
     trees = [json.loads(line) for p in folder.glob("search/*.jsonl") for line in p.read_text().splitlines()]
     asked = [json.loads(line) for line in (folder / "eval" / "base-00000.jsonl").read_text().splitlines()]
-    numbers = {tuple(sorted(t["problem"]["meta"]["numbers"])) for t in trees}
+    numbers = {tuple(sorted(json.loads(t["problem"]["meta"])["numbers"])) for t in trees}
     held_out = {tuple(sorted(map(int, r["prompt"].removesuffix(".\n").split(" from ")[1].split()))) for r in asked}
     assert numbers and held_out and not numbers & held_out
 

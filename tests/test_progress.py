@@ -33,6 +33,13 @@ def test_a_line_is_printed_now_and_then_and_at_the_end(clock, capsys):
     assert "40/40" in (last := capsys.readouterr().err) and "0 s left" in last
 
 
+def test_work_under_way_counts_for_the_time_left_and_not_as_done(clock, capsys):
+    with Bar("search", 10, "trees") as bar:
+        clock[0] += 20
+        bar.advance(1, part=3.0)  # four trees' worth of work in 20 s: six are left
+        assert capsys.readouterr().err.split() == "search 1/10 0.2 trees/s 20 s, 30 s left".split()
+
+
 def test_nothing_is_claimed_after_an_error(clock, capsys):
     with pytest.raises(ValueError), Bar("search", 4, "trees") as bar:
         bar.advance(1)

@@ -13,7 +13,9 @@ import pytest
 
 from astro_jax import report
 from astro_jax.errors import AstroError
+from astro_jax.problems import countdown
 from astro_jax.report import choose, summary
+from astro_jax.search.tree import Tree
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{data}}<!--<script>"
 DOUBT = " But wait, are we solving the problem correctly so far? Hmm...\n"
@@ -427,3 +429,11 @@ if __name__ == "__main__":
     from etils import epath
 
     print(report.write(fake_run(epath.Path(sys.argv[1]))))
+
+
+def test_a_record_of_the_search_is_shown_as_it_was_meant():
+    tree = Tree(countdown.make_problem((2, 3, 4), 10))
+    tree.add(0, (1,), " 4 - 3 = 1, left 2 1.\n", 1.0)
+    nodes = choose._prune(tree.record()["nodes"], set())
+    assert choose.label(tree.record()["problem"]) == "10 from 2 3 4"
+    assert [n["answer"] for n in nodes] == [None, None] and nodes[1]["text"] == " 4 - 3 = 1, left 2 1.\n"

@@ -4,6 +4,8 @@ import json
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from astro_jax.problems import Problem
 from astro_jax.search.tree import Tree
@@ -125,3 +127,89 @@ def test_a_record_survives_json_and_gives_the_same_tree():
     assert [n.children for n in again.nodes] == [n.children for n in tree.nodes] == [[1, 4], [2, 3], [], [], []]
     assert again.text(3) == tree.text(3) and again.nodes[3].answer == "1"
     assert all(a.value == pytest.approx(b.value, abs=1e-6) for a, b in zip(again.nodes, tree.nodes, strict=True))
+
+
+# ---- Any sequence of expansions and backups
+
+
+def by_definition(tree, evaluations, node):
+    """(N, Q) from the list of evaluated nodes alone: Eq. 3, and Eq. 4 from the leaves up."""
+    below = [by_definition(tree, evaluations, c) for c in tree.nodes[node].children]
+    mine = evaluations.count(node)
+    visits = mine + sum(n for n, _ in below)
+    if tree.nodes[node].terminal:
+        return visits, tree.nodes[node].reward
+    of_children = sum(n for n, _ in below)
+    return visits, (sum(n * q for n, q in below) + tree.nodes[node].reward) / (of_children + 1)
+
+
+share = st.floats(0, 1, allow_nan=False)
+proposal = st.tuples(share, share, st.booleans())  # prior, reward, terminal
+rollout = st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans())  # two steps, and whether it is right
+rounds = st.lists(
+    st.tuples(st.integers(1, 3), st.lists(proposal, max_size=3), st.lists(rollout, max_size=3)), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rounds, st.floats(0, 50))
+def test_after_any_search_n_and_q_are_those_of_the_definition_and_no_virtual_visit_is_left(rounds, c_puct):
+    tree, evaluations = Tree(PROBLEM), []
+    for leaves, proposals, rollouts in rounds:
+        selected = [tree.select(c_puct) for _ in range(leaves)]
+        assert tree.nodes[0].virtual == leaves
+        new = []
+        for leaf in set(selected):
+            if tree.nodes[leaf].terminal or not proposals:
+                tree.nodes[leaf].terminal = True
+                new.append(leaf)
+                continue
+            for i, (prior, reward, terminal) in enumerate(proposals):
+                child = tree.add(leaf, (i,), "", prior)
+                child.reward, child.terminal = (float(reward > 0.5) if terminal else reward), terminal
+                new.append(child.id)
+                for first, second, right in () if terminal else rollouts:
+                    tree.solution(child.id, [((first,), ""), ((second, 9), "")], right, "1", visit=False)
+        for leaf in selected:
+            tree.release(leaf)
+        for node in new:
+            tree.backup(node)
+        evaluations += new
+        assert all(n.virtual == 0 for n in tree.nodes)
+    for n in tree.nodes:
+        if n.kept:
+            assert n.visits == 0 and n.value == n.reward
+            continue
+        visits, value = by_definition(tree, evaluations, n.id)
+        assert n.visits == visits
+        if visits:
+            assert n.value == pytest.approx(value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=4), st.booleans()), min_size=1, max_size=20))
+def test_merged_solutions_have_the_n_and_q_of_those_that_lead_through(solutions):
+    tree = Tree(PROBLEM)
+    ways = [(*((i,) for i in way), (7, 2 + right)) for way, right in solutions]  # each ends with a step of its own kind
+    for way, (_, right) in zip(ways, solutions, strict=True):
+        tree.solution(0, [(step, "") for step in way], right, "1", visit=True)
+    for n in tree.nodes:
+        path = tuple(m.tokens for m in tree.path(n.id))
+        through = [right for way, (_, right) in zip(ways, solutions, strict=True) if way[: len(path)] == path]
+        assert n.visits == len(through) and n.value == n.reward == pytest.approx(sum(through) / len(through))
+    assert len(tree.nodes) == 1 + len({way[:i] for way in ways for i in range(1, len(way) + 1)})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(share, share, st.booleans()), min_size=1, max_size=8))
+def test_a_whole_record_gives_the_tree_to_the_last_digit(children):
+    tree = Tree(PROBLEM, (5, 6))
+    for prior, reward, kept in children:
+        if kept:
+            tree.solution(0, [((1, len(tree.nodes)), "a"), ((2,), "b")], reward > 0.5, None, visit=False)
+        else:
+            tree.add(0, (3, len(tree.nodes)), "c", prior).reward = reward
+            tree.backup(len(tree.nodes) - 1)
+    tree.iterations, tree.sampled, tree.unfinished = 4, 99, 1
+    again = Tree.from_record(json.loads(json.dumps(tree.record(whole=True))))
+    assert vars(again) == vars(tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -105,6 +106,7 @@ def _problem(tree: Json, traces: list[Json]) -> Json:
 def label(problem: Json) -> str:
     """A short name of a problem for a button."""
     meta = problem.get("meta") or {}
+    meta = json.loads(meta) if isinstance(meta, str) else meta
     if "target" in meta and "numbers" in meta:
         return f"{meta['target']} from {' '.join(str(n) for n in meta['numbers'])}"
     text = " ".join(str(problem.get("prompt", "")).split())
@@ -149,7 +151,7 @@ def _prune(nodes: list[Json], on_trace: set[Any]) -> list[Json]:
 def _node(node: Json, hidden: int) -> Json:
     small = {key: node.get(key) for key in ("id", "parent", "terminal", "correct", "answer", "visits")}
     small |= {key: _round(node.get(key)) for key in ("value", "prior", "reward")}
-    small["answer"] = None if node.get("answer") is None else clip(node["answer"], 80)
+    small["answer"] = None if node.get("answer") in (None, "") else clip(node["answer"], 80)
     return small | {"text": clip(node.get("text"), NODE_CHARS), "hidden": hidden}
 
 
