@@ -71,10 +71,7 @@ def _fail(message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="astro", description="ASTRO for JAX (arXiv 2507.00417)",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=18),  # of the longest command
-    )  # fmt: skip
+    parser = argparse.ArgumentParser(prog="astro", description="ASTRO for JAX (arXiv 2507.00417)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (stages, help_text) in STAGE_COMMANDS.items():
         p = commands.add_parser(name, help=help_text)

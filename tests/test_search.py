@@ -13,7 +13,7 @@ from astro_jax import progress
 from astro_jax.errors import AstroError
 from astro_jax.problems import countdown
 from astro_jax.search import mcts
-from astro_jax.verify import Verifier
+from astro_jax.verify import Response, Verifier
 
 MANY = {"proposals": 4, "rollouts": 3, "iterations": 8, "wave": 2}
 
@@ -97,7 +97,7 @@ def facts(tree, nodes=None):
 
 
 def countdown_right(tree, node):
-    (verdict,) = Verifier().judge([(tree.problem, tree.text(node.id), True)])
+    (verdict,) = Verifier().judge([Response(tree.problem, tree.text(node.id), True)])
     return verdict.correct
 
 
@@ -144,7 +144,7 @@ def test_best_of_n_merges_equal_beginnings_and_counts_by_the_papers_equations():
         whole = [TOKENIZER.decode(s.tokens.tolist()) for s in texts]
         right = [
             v.correct
-            for v in Verifier().judge([(tree.problem, t, s.stopped) for t, s in zip(whole, texts, strict=True)])
+            for v in Verifier().judge([Response(tree.problem, t, s.stopped) for t, s in zip(whole, texts, strict=True)])
         ]
         for n in tree.nodes:
             through = [v for v, t in zip(right, whole, strict=True) if t.startswith(tree.text(n.id))]
