@@ -76,7 +76,10 @@ def test_the_next_problem_begins_as_soon_as_a_tree_has_ended(tmp_path):
 
 
 def test_kept_rollouts_add_terminals_and_leave_the_search_as_it_was():
-    plain, kept = grow(c_puct=3.0), grow(c_puct=3.0, keep_rollouts=True)
+    plain, kept = (
+        mcts.search([*problems(6), *problems(4, count=4)], c, policy(), Verifier())
+        for c in (cfg.Search(**MANY, c_puct=3.0, keep_rollouts=keep) for keep in (False, True))
+    )
     more = 0
     for a, b in zip(plain, kept, strict=True):
         assert facts(a) == facts(b, [n for n in b.nodes if not n.kept])

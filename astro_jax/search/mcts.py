@@ -192,7 +192,7 @@ class Driver:
         generate: Callable[[list[Request]], list[list[Sample]]],
     ) -> list[list[Sample]]:
         requests = [
-            Request(tree.tokens(node), n, ("search", tree.problem.id, purpose, *(s.id for s in tree.path(node))))
+            Request(tree.tokens(node), n, ("search", tree.problem.id, purpose, *(s.number for s in tree.path(node))))
             for tree, node in nodes
         ]
         start = time.monotonic()

@@ -28,6 +28,7 @@ class Node:
       visits: N(S) (Eq. 3): evaluations in its subtree, its own included.
       value: Q (Eq. 4) of the action that leads here.
       virtual: selections under way, which count as visits of value 0 until they are backed up.
+      number: of those that the search has proposed, in order; it names the draws at the node.
       kept: rollouts that were kept and lead through it, until the search proposes it itself (Tree.solution).
     """
 
@@ -44,6 +45,7 @@ class Node:
     answer: str | None = None
     children: list[int] = dataclasses.field(default_factory=list)
     virtual: int = 0
+    number: int = 0
     kept: int = 0
 
 
@@ -66,6 +68,7 @@ class Tree:
         self.nodes = [Node(0, -1)]
         self.iterations = self.sampled = self.unfinished = 0
         self.ended = ""
+        self._proposed = 0
 
     def path(self, node: int) -> list[Node]:
         """The nodes from the root's child down to this one."""
@@ -106,7 +109,8 @@ class Tree:
         node = self._child(parent, tuple(tokens))
         if node is None or not node.kept:
             node = self._new(parent, tuple(tokens), text)
-        node.prior, node.kept = prior, 0
+        self._proposed += 1
+        node.prior, node.number, node.kept = prior, self._proposed, 0
         return node
 
     def solution(self, node: int, steps: Sequence[Step], correct: bool, answer: str | None, visit: bool) -> list[Node]:
@@ -182,8 +186,11 @@ class Tree:
         Args:
           whole: with tokens and every digit, so that the tree can grow on.
         """
-        fields = ("id", "parent", "text", "terminal", "correct", "answer", "visits", "value", "prior", "reward", "kept")
-        nodes = [{f: getattr(n, f) for f in (*fields, "tokens")[: len(fields) + whole]} for n in self.nodes]
+        fields: tuple[str, ...] = (
+            "id", "parent", "text", "terminal", "correct", "answer", "visits", "value", "prior", "reward", "kept",
+        )  # fmt: skip
+        fields += ("tokens", "number") if whole else ()
+        nodes = [{f: getattr(n, f) for f in fields} for n in self.nodes]
         for node in nodes:
             node |= {"correct": bool(node["correct"]), "answer": node["answer"] or ""}
             node |= {} if whole else {f: round(node[f], 6) for f in ("value", "prior", "reward")}
@@ -212,6 +219,7 @@ class Tree:
                 "answer": fields["answer"] or None,
             }) for fields in record["nodes"]
         ]  # fmt: skip
+        tree._proposed = max(node.number for node in tree.nodes)
         for node in tree.nodes[1:]:
             tree.nodes[node.parent].children.append(node.id)
         return tree
