@@ -213,6 +213,12 @@ def test_a_mesh_that_does_not_divide_is_named(sizes, says):
         Plan(cfg.Config(sft=cfg.Sft(batch=4)), CONFIG, make_mesh(**sizes))
 
 
+def test_a_program_that_libtpu_does_not_print_is_said_to_be_unread(capsys):
+    row = {"stage": "sft", "program": "step", "fits": True, "collectives": None}
+    plan.show({"topology": "v6e:2x4", "chips": 8, "hbm_gib": 31.25, "programs": [row], "recipe": {"reached": 0.4}})
+    assert "does not print the program: sft step" in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_does_not_fit_ends_with_code_3_and_what_to_change(capsys, monkeypatch):
     row = {"stage": "sft", "program": "step", "peak_gib": 20.0, "held_gib": 0.0, "at_once_gib": 20.0, "fits": False}
     found = {

@@ -212,6 +212,14 @@ def test_a_file_that_is_not_there_is_one_line(capsys):
     assert capsys.readouterr().err == "astro: nowhere.jsonl: cannot be read (No such file or directory)\n"
 
 
+def test_the_main_process_does_not_import_the_parsers():
+    """They take seconds to start, and are for workers only."""
+    import subprocess
+
+    code = "import sys, astro_jax.verify; print(sorted({'sympy', 'math_verify', 'antlr4'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
 def test_workers_do_not_import_jax():
     """They would take its memory, and half a minute to start."""
     import subprocess

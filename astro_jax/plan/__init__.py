@@ -39,7 +39,7 @@ def run(c: cfg.Config, name: str, stages: Sequence[str] = STAGES, prompt: int = 
     Returns:
       topology, chips, hbm_gib (that programs can use of a chip), mesh, prompt, fits; `programs`: of each its stage and
       name, GiB a chip of arguments, temporaries, peak, what is held beside and both at once, whether that fits, seconds
-      to compile, collectives by kind (calls and GiB of one call of the program) and links_s, the time of those bytes at
+      to compile, collectives by kind (calls and GiB of one call; None where libtpu does not print the program) and links_s, the time of those bytes at
       the speed of a chip's links; and of those that compute FLOPs and bytes a chip, the roofline's seconds, tokens/s of
       the slice and the highest possible MFU, all three without the links; `recipe`: see `recipe`.
 
@@ -111,16 +111,13 @@ def _compiled(program: Program, chip: topology.Chip) -> Json:
             "seconds": float(f"{seconds:.4g}"), "tokens_per_s": round(w.tokens / seconds),
             "max_mfu": round(w.mfu(chip), 3),
         }  # fmt: skip
-    moved = collectives.count(_text(compiled), program.trips)
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # libtpu does not print all that it compiles
+        return row | {"collectives": None}
+    moved = collectives.count(text, program.trips)
     row["links_s"] = float(f"{sum(m.bytes for m in moved.values()) / chip.links:.4g}")
     return row | {"collectives": {k: {"calls": m.calls, "gib": round(m.bytes / GIB, 3)} for k, m in moved.items()}}
-
-
-def _text(compiled: Any) -> str:
-    try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError:  # libtpu does not print some large programs
-        return "ENTRY %none () -> () {\n"
 
 
 def _took(start: float) -> Json:
@@ -189,9 +186,11 @@ def show(found: Json) -> None:
             "GiB a call": m["gib"],
         }
         for row in found["programs"]
-        for kind, m in row.get("collectives", {}).items()
+        for kind, m in (row.get("collectives") or {}).items()
     ]
     console.print(_table("collectives of one call", moved))
+    if unread := [f"{r['stage']} {r['program']}" for r in found["programs"] if r.get("collectives", ()) is None]:
+        console.print(f"collectives not known, since libtpu does not print the program: {', '.join(unread)}")
     whole = [{"stage": k} | v for k, v in found["recipe"].items() if isinstance(v, dict)]
     assumed = f"the whole recipe, all samples as long as they may be, at {found['recipe']['reached']} of the roofline"
     console.print(_table(assumed, whole))
