@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from rich.console import Console
@@ -39,9 +38,10 @@ def run(c: cfg.Config, name: str, stages: Sequence[str] = STAGES, prompt: int = 
     Returns:
       topology, chips, hbm_gib (that programs can use of a chip), mesh, prompt, fits; `programs`: of each its stage and
       name, GiB a chip of arguments, temporaries, peak, what is held beside and both at once, whether that fits, seconds
-      to compile, collectives by kind (calls and GiB of one call; None where libtpu does not print the program) and links_s, the time of those bytes at
-      the speed of a chip's links; and of those that compute FLOPs and bytes a chip, the roofline's seconds, tokens/s of
-      the slice and the highest possible MFU, all three without the links; `recipe`: see `recipe`.
+      to compile; collectives by kind (calls and GiB of one call; None where libtpu does not print the program), and
+      links_s, the time of those bytes at the speed of a chip's links; and of those that compute FLOPs and bytes a chip,
+      the roofline's seconds, tokens/s of the slice and the highest possible MFU, all three without the links;
+      `recipe`: see `recipe`.
 
     Raises:
       AstroError: for an unknown topology, a mesh that is not its size, or dimensions that do not divide.
