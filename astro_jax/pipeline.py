@@ -130,10 +130,11 @@ class Run:
             return
         if verdicts := self.verifier.counts - verdicts:
             counts |= {"verdicts": dict(verdicts)}  # of this process: those before a kill are not among them
-        if self.verifier.disagreements:
-            storage.write_json(folder / "disagreements.json", self.verifier.disagreements)
-            counts |= {"disagreements": len(self.verifier.disagreements)}
-            self.verifier.disagreements = []
+        if self.verifier.disagreed:
+            found = {"count": self.verifier.disagreed, "first": self.verifier.disagreements}
+            storage.write_json(folder / "disagreements.json", found)
+            counts |= {"disagreements": self.verifier.disagreed}
+            self.verifier.disagreed, self.verifier.disagreements = 0, []
         storage.finish(folder, stage, self.digest, list(parents), time.monotonic() - start, **counts)
 
     def models(self) -> list[str]:
@@ -247,7 +248,9 @@ def fine_tune(kind: str) -> Callable[[Run], None]:
         config, params, tokenizer = run.load("base", run.train_sharding)
         examples = list(storage.read_jsonl(run.folder / "traces" / f"{kind}.jsonl"))
         if not examples:
-            raise AstroError(f"{run.folder}: the search solved no problem, so there is no trace; raise problems.search")
+            raise AstroError(
+                f"{run.folder}: no trace was made: traces/counts.json says what each filter left; raise problems.search"
+            )
         # Both kinds are mixed with the same documents of the base's corpus.
         replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(examples)))
         documents = [tokenizer.prompt(e["prompt"]) + tokenizer.encode_after(e["response"]) for e in examples]

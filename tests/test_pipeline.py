@@ -299,7 +299,7 @@ def test_without_a_solved_problem_there_is_nothing_to_learn(tmp_path):
     for stage in ("base", "search"):
         storage.finish(run.folder / stage, stage, run.digest, [], 0.0)
     run.execute("traces")
-    with pytest.raises(AstroError, match=r"solved no problem.*raise problems\.search"):
+    with pytest.raises(AstroError, match=r"no trace was made.*raise problems\.search"):
         run.execute("astro-sft")
 
 
@@ -345,3 +345,18 @@ def test_sampling_weights_have_the_dtype_of_the_config(tmp_path):
         [run.policy("base").request("Let us make 3 from 1 2.\n", 2, "x")], max_tokens=8
     )
     assert all(np.isfinite(s.logprobs).all() for s in samples)
+
+
+def test_verdicts_and_disagreements_of_graders_stand_beside_the_stage(tmp_path, monkeypatch):
+    listed = [{"gold": "50", "answer": "50%", "correct": True}]
+
+    def stage(run):
+        run.verifier.counts.update(correct=3, wrong=2)
+        run.verifier.disagreed, run.verifier.disagreements = 2, listed
+
+    monkeypatch.setitem(pipeline.STAGES, "base", (stage, ()))
+    run = pipeline.execute(micro(tmp_path / "run"), only=("base",))
+    manifest = json.loads((run.folder / "base" / "manifest.json").read_text())
+    assert manifest["verdicts"] == {"correct": 3, "wrong": 2} and manifest["disagreements"] == 2
+    assert json.loads((run.folder / "base" / "disagreements.json").read_text()) == {"count": 2, "first": listed}
+    assert not run.verifier.disagreed and not run.verifier.disagreements

@@ -16,6 +16,7 @@ from astro_jax.verify.answer import Rule
 from astro_jax.verify.pool import Outcome, Pool, Question, Timeout
 
 IN_WORKERS = ("math", "gym")  # tasks whose answers are parsed by libraries
+LISTED = 1000  # disagreements of graders that are kept
 ENOUGH = 200  # verdicts before a run is stopped for those that failed
 
 # "unparsed": no answer could be read; "timeout" and "error": the verifier gave up, which says nothing of the answer.
@@ -65,14 +66,14 @@ class Verifier:
 
     Attributes:
       counts: verdicts so far, by status.
-      disagreements: answers of mathematics on which math-verify and the second grader differ: gold, answer, correct
-        (math-verify's verdict, which counts).
+      disagreed: answers of mathematics on which math-verify and the second grader differ; disagreements: the first of
+        them, gold, answer, correct (math-verify's verdict, which counts).
     """
 
     def __init__(self, c: cfg.Verify | None = None):
         self.c = c or cfg.Verify()
         self.counts: Counter[Status] = Counter()
-        self.disagreements: list[dict[str, str | bool]] = []
+        self.disagreed, self.disagreements = 0, list[dict[str, str | bool]]()
         self._pool: Pool | None = None
 
     def judge(self, responses: Sequence[Response], use: Literal["reward", "report"] = "reward") -> list[Verdict]:
@@ -123,8 +124,10 @@ class Verifier:
             return Verdict(False, False, None, backtracks, failure=failure)
         graded = outcome.result
         if graded.second is not None and graded.second != graded.correct:
-            gold = response.problem.answer
-            self.disagreements.append({"gold": gold, "answer": graded.written, "correct": graded.correct})
+            self.disagreed += 1
+            if len(self.disagreements) < LISTED:
+                gold = response.problem.answer
+                self.disagreements.append({"gold": gold, "answer": graded.written, "correct": graded.correct})
         return Verdict(graded.correct, graded.answer is not None, graded.answer, backtracks)
 
     def _stop_if_failing(self, responses: Sequence[Response]) -> None:
