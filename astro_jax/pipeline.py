@@ -171,7 +171,11 @@ class Run:
     @functools.cached_property
     def source(self) -> source.Source:
         """Where problems come from, when they are not Countdown's."""
-        return source.load(self.c.problems, self.c.seed)
+        found = source.load(self.c.problems, self.c.seed)
+        if left_out := found.counts["skipped"] | found.counts["dropped"]:
+            told = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+            print(f"problems: {len(found.training)} for training, left out: {told}", file=sys.stderr)
+        return found
 
     @property
     def problem_counts(self) -> dict[str, Any]:
@@ -296,21 +300,21 @@ def _prompts(run: Run) -> list[Problem]:
     return difficulty.moderate(run.folder / "difficulty", problems, *p.rl_pass_rate) if p.rl_samples else problems
 
 
-def reinforce(kind: str) -> Callable[[Run], None]:
+def reinforce(kind: str) -> Callable[[Run], dict[str, Any]]:
     """GRPO from the SFT model of one kind."""
 
-    def stage(run: Run) -> None:
+    def stage(run: Run) -> dict[str, Any]:
         c, name, sharding = run.c.grpo, f"{kind}-rl", run.train_sharding
         config, params, tokenizer = run.load(PARENT[name], sharding)
         tx = make_optimizer(c, c.steps * c.updates)
         like = abstract_state(config, tx, sharding)
-        trainer = grpo.Trainer(
-            c, name, _prompts(run), run.sampler(config), tokenizer, run.verifier, tx, config, sharding
-        )
+        problems = _prompts(run)
+        trainer = grpo.Trainer(c, name, problems, run.sampler(config), tokenizer, run.verifier, tx, config, sharding)
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.steps, c.save_every
         )
         checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
+        return {"prompts": len(problems)}
 
     return stage
 

@@ -157,7 +157,7 @@ def test_shared_prefixes_or_not_give_the_same_samples(monkeypatch, lane):
     monkeypatch.setattr("astro_jax.sampler.engine.LANES", (1, lane))
     sampler = make(slots=32)
     assert_same(sampler.generate(PARAMS, asked, **how), alone)
-    assert sampler._shape(asked, 9, np.float32)[0].lane == lane
+    assert sampler.shape(3 * 18, 3, 30, 9, np.float32)[0].lane == lane
 
 
 def test_rows_that_are_refilled_or_not_give_the_same_samples():

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 from etils import epath
@@ -64,9 +65,31 @@ def test_gsm8k_has_its_answer_after_the_hashes(published):
 
 def test_math_has_its_answer_in_the_solutions_last_box(published):
     solution = "First \\boxed{1}. Then $\\boxed{\\frac{\\sqrt{3}}{2}}$."
-    published("EleutherAI/hendrycks_math", [{"problem": "Find x.", "level": "Level 5", "solution": solution}])
-    (p,), _ = hub.read("EleutherAI/hendrycks_math")
+    records = [
+        {"problem": "Find x.", "level": "Level 5", "solution": solution},
+        {"problem": "Show it.", "solution": "So."},
+    ]
+    published("hendrycks/competition_math", records)
+    (p,), skipped = hub.read("hendrycks/competition_math")
     assert (p.prompt, p.answer, p.task) == ("Find x.", "\\frac{\\sqrt{3}}{2}", "math")
+    assert skipped == {"`answer` must be mathematics": 1}  # and not a gold answer "None"
+
+
+def test_maths_seven_subjects_are_read_one_after_the_other(tmp_path, monkeypatch):
+    def loaded(name, subset, split):
+        return [{"problem": f"{subset}?", "solution": f"\\boxed{{{len(subset)}}}"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", loaded)
+    found, _ = hub.read("EleutherAI/hendrycks_math")
+    assert len(found) == 7 and found[0].prompt == "algebra?"
+    assert len(hub.read("EleutherAI/hendrycks_math", subset="geometry")[0]) == 1
+
+
+@pytest.mark.parametrize("answer", [None, float("nan"), [1, 2], True, "", "notfound", "Proof", "None", " "])
+def test_what_is_no_answer_is_never_a_gold_answer(answer):
+    skipped = Counter()
+    assert words.collect([("x", {"problem": "a?", "answer": answer})], "math", skipped=skipped) == []
+    assert skipped == {"`answer` must be mathematics": 1}
 
 
 def test_numinamath_without_proofs_choices_and_doubtful_records(published):
@@ -159,6 +182,7 @@ def test_gym_answers_are_scored_in_workers():
         ("chain_su", {}, "no task 'chain_su'; those of like names: chain_sum"),
         ("chain_sum", {"foo": 1}, "chain_sum does not take {'foo': 1}"),
         ("chain_sum", {"min_terms": -5}, "min_terms must be positive"),
+        ("rearc", {}, "rearc's scorer does not accept its own answers"),
     ],
 )
 def test_bad_gym_tasks_are_one_line(task, params, says):
@@ -205,6 +229,24 @@ def test_other_numbers_make_another_problem_and_other_spaces_do_not():
     kept, dropped = decontaminate.drop(mine, [text], 0.7)
     assert [p.id for p in kept] == ["numbers"] and dropped == {"exact": 1, "near": 1}
     assert [p.id for p in decontaminate.drop(mine, [text], 1.0)[0]] == ["numbers", "tail"]
+
+
+@pytest.mark.parametrize("a, b", [("12 + 3", "1 + 23"), ("5 + 3", "5 * 3"), ("x^2 - 1", "x^2 + 1"), ("x < 2", "x > 2")])
+def test_other_signs_make_another_problem(a, b):
+    assert decontaminate.drop([Problem("x", f"What is {a}?", "")], [f"What is {b}?"], 1.0)[1] == {"exact": 0, "near": 0}
+    assert decontaminate.drop([Problem("x", f"What is {a}?", "")], [f"what  is {a}"], 1.0)[1] == {"exact": 1, "near": 0}
+
+
+def test_an_evaluation_set_needs_no_answers_to_be_kept_from(tmp_path, monkeypatch):
+    path = file(tmp_path / "test.jsonl", {"problem": "Prove it.", "answer": "proof"}, {"problem": "And this?"})
+    assert source._texts(path) == ["Prove it.", "And this?"]
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, split: asked.append((*a, split)) or [{"question": "Why?"}])
+    assert source._texts("org/aime:train") == source._texts("org/aime") == ["Why?"]
+    assert asked == [("org/aime", None, "train"), ("org/aime", None, "test")]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, split: [{"text": "Why?"}])
+    with pytest.raises(AstroError, match="no column `problem` or `question` of texts"):
+        source._texts("org/aime")
 
 
 def test_training_is_kept_apart_from_the_held_out_side_and_from_evaluation_sets(tmp_path):

@@ -1,8 +1,9 @@
 """Which problems to train on are those of an evaluation set: the same, or nearly so.
 
-The same: equal letters and digits. Nearly: the sets of their n-grams of words overlap by at least a given Jaccard
-index, which is computed for all pairs that MinHash proposes (datasketch). It proposes from half that index on, so that
-few are missed. A text of fewer than n words has one n-gram.
+The same: equal words and signs, whatever the spaces, capitals and punctuation. Nearly: the sets of n-grams of words
+and signs overlap by at least a given Jaccard index, which is computed for all pairs that MinHash proposes (datasketch).
+It proposes from half that index on, so that few are missed. A text of fewer than n words has one n-gram. A problem
+inside a much longer text is not found.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def drop(problems: Sequence[Problem], against: Sequence[str], near: float) -> tu
       against: texts of evaluation problems.
       near: the Jaccard index from which two texts are nearly the same; 1: only equal ones are dropped.
     """
-    exact, dropped = {_letters(text) for text in against}, Counter({"exact": 0, "near": 0})
+    exact, dropped = {tuple(_words(text)) for text in against}, Counter({"exact": 0, "near": 0})
     grams = [ngrams(text) for text in dict.fromkeys(against)]
     index = MinHashLSH(threshold=near / 2, num_perm=PERMUTATIONS) if near < 1 else None
     if index is not None:
@@ -36,7 +37,7 @@ def drop(problems: Sequence[Problem], against: Sequence[str], near: float) -> tu
     kept = []
     mine = [ngrams(p.prompt) for p in problems]
     for p, own, h in zip(problems, mine, _hashes(mine) if index is not None else [None] * len(mine), strict=True):
-        if _letters(p.prompt) in exact:
+        if tuple(_words(p.prompt)) in exact:
             dropped["exact"] += 1
         elif index is not None and any(jaccard(own, grams[i]) >= near for i in index.query(h)):
             dropped["near"] += 1
@@ -46,8 +47,8 @@ def drop(problems: Sequence[Problem], against: Sequence[str], near: float) -> tu
 
 
 def ngrams(text: str) -> frozenset[str]:
-    """The n-grams of a text's words, punctuation aside."""
-    words = re.findall(r"\w+", text.lower())
+    """The n-grams of a text's words and signs."""
+    words = _words(text)
     n = min(WORDS, max(len(words), 1))
     return frozenset(" ".join(words[i : i + n]) for i in range(max(len(words) - n + 1, 1)))
 
@@ -61,5 +62,6 @@ def _hashes(sets: Sequence[frozenset[str]]) -> list[MinHash]:
     return MinHash.bulk([[gram.encode() for gram in grams] for grams in sets], num_perm=PERMUTATIONS, seed=1)
 
 
-def _letters(text: str) -> str:
-    return "".join(re.findall(r"\w", text.lower()))
+def _words(text: str) -> list[str]:
+    """Words and signs; of signs, punctuation is none."""
+    return re.findall(r"\w+|[^\w\s.,;:!?'\"]", text.lower())

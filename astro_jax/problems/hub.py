@@ -6,6 +6,7 @@ The columns of the data sets in KNOWN are as their pages describe them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,14 +24,14 @@ class Known:
     """How a published data set is read.
 
     Attributes:
-      subset: its usual configuration.
+      subsets: its usual configurations, which are read one after the other.
       fields: our names of its columns.
       answer: takes the answer from a record, where no column holds it.
       keep: which records have an answer that can be checked.
     """
 
     task: Task = "math"
-    subset: str | None = None
+    subsets: tuple[str | None, ...] = (None,)
     fields: Mapping[str, str] = dataclasses.field(default_factory=lambda: FIELDS)
     answer: Callable[[Record], str | None] | None = None
     keep: Callable[[Record], bool] = lambda record: True
@@ -56,11 +57,14 @@ def _checkable(record: Record) -> bool:
     )
 
 
-_MATH = Known(answer=_boxed)
+_SUBJECTS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
+    "precalculus",
+)  # fmt: skip
 KNOWN = {
-    "openai/gsm8k": Known("number", "main", FIELDS | {"problem": "question", "solution": "answer"}, _after_hashes),
-    "hendrycks/competition_math": _MATH,
-    "EleutherAI/hendrycks_math": _MATH,
+    "openai/gsm8k": Known("number", ("main",), FIELDS | {"problem": "question", "solution": "answer"}, _after_hashes),
+    "hendrycks/competition_math": Known(answer=_boxed),
+    "EleutherAI/hendrycks_math": Known(subsets=_SUBJECTS, answer=_boxed),
     "nlile/hendrycks-MATH-benchmark": Known(),
     "HuggingFaceH4/MATH-500": Known(),
     "AI-MO/NuminaMath-1.5": Known(keep=_checkable),
@@ -88,7 +92,7 @@ def read(
     known = KNOWN.get(name, Known("number"))
     task, fields = task or known.task, fields or known.fields
     skipped: Counter[str] = Counter()
-    data = _load(name, subset or known.subset, split)
+    data = itertools.chain.from_iterable(_load(name, s, split) for s in ((subset,) if subset else known.subsets))
 
     def rows() -> Iterator[tuple[str, Record]]:
         for i, record in enumerate(data):
@@ -106,6 +110,20 @@ def read(
         told = ", ".join(f"{n} {reason}" for reason, n in skipped.items()) or "it is empty"
         raise AstroError(f"{name}: no problem is left ({told}); see problems.fields, problems.where and problems.task")
     return found, skipped
+
+
+def texts(name: str, split: str) -> list[str]:
+    """The texts of all problems of a data set, with an answer or without.
+
+    Raises:
+      AstroError: when it cannot be loaded, or its column has no texts.
+    """
+    known = KNOWN.get(name, Known())
+    records = itertools.chain.from_iterable(_load(name, s, split) for s in known.subsets)
+    found = [r.get(known.fields["problem"]) or r.get("question") for r in records]
+    if not found or not all(isinstance(text, str) for text in found):
+        raise AstroError(f"{name}, split {split}: no column `{known.fields['problem']}` or `question` of texts")
+    return found
 
 
 def _load(name: str, subset: str | None, split: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from astro_jax import config as cfg
+from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.problems import Problem, gym, hub, words
 from astro_jax.verify import Verifier
@@ -74,10 +75,15 @@ def load(c: cfg.Problems, seed: int) -> Source:
 
 
 def _texts(name: str) -> Sequence[str]:
-    """The problems' texts of an evaluation set: a JSONL file, or a data set, by its split `test`."""
-    if name.endswith(".jsonl"):
-        return [p.prompt for p in words.read(epath.Path(name), "math")]
-    return [p.prompt for p in hub.read(name, split="test", task="math")[0]]
+    """The problems' texts of an evaluation set: a JSONL file, or a data set, as NAME or NAME:SPLIT (default: test)."""
+    if not name.endswith(".jsonl"):
+        name, _, split = name.partition(":")
+        return hub.texts(name, split or "test")
+    found = [r.get("problem") for r in storage.read_jsonl(epath.Path(name))]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(found):
+        raise AstroError(f"{name}: `problem` must be a text in each line")
+    return texts
 
 
 def describe(c: cfg.Config) -> dict[str, Any]:

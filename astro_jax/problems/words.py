@@ -18,6 +18,15 @@ from astro_jax.verify.answer import extract
 from astro_jax.verify.number import NUMBER, calculate, parse
 
 Task = Literal["number", "math"]
+NO_ANSWERS = (
+    "none",
+    "nan",
+    "inf",
+    "-inf",
+    "notfound",
+    "not found",
+    "proof",
+)  # what published sets say in the place of one
 FIELDS = {"problem": "problem", "answer": "answer", "solution": "solution"}
 
 
@@ -71,10 +80,18 @@ def _problem(record: Mapping[str, Any], task: Task) -> Problem | str:
         return "`solution` must be a text"
     if task == "number" and parse(str(answer)) is None:
         return f"`answer` must be a number, found {answer!r}"
-    if task == "math" and (isinstance(answer, bool) or extract(f"\\boxed{{{answer}}}", "strict") is None):
+    if task == "math" and not _mathematics(answer):
         return f"`answer` must be mathematics, found {answer!r}"
     digest = hashlib.blake2b(_normal(text).encode(), digest_size=8).hexdigest()
     return Problem(digest, text, str(answer), {"solution": solution}, task)
+
+
+def _mathematics(answer: Any) -> bool:
+    """Whether a gold answer is one: a number, or a text that the verifier may see and that does not say "none"."""
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float) or answer != answer:
+        return False
+    text = str(answer).strip()
+    return text.lower() not in NO_ANSWERS and extract(f"\\boxed{{{text}}}", "strict") is not None
 
 
 def held_out(problem: Problem, share: float) -> bool:
