@@ -172,8 +172,8 @@ class Run:
     def source(self) -> source.Source:
         """Where problems come from, when they are not Countdown's."""
         found = source.load(self.c.problems, self.c.seed)
-        if left_out := found.counts["skipped"] | found.counts["dropped"]:
-            told = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+        left_out = found.counts["skipped"] | found.counts["dropped"]
+        if told := ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n):
             print(f"problems: {len(found.training)} for training, left out: {told}", file=sys.stderr)
         return found
 
