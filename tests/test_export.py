@@ -216,5 +216,5 @@ def test_what_cannot_be_written_is_one_line_before_the_stage_runs(command, tmp_p
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, module, None)
             assert astro(*options) == 2
-        assert f"{options[0]}: {module} is not installed here; pip install 'astro_jax[hub]'" in capsys.readouterr().err
+        assert f"{options[0]} needs the extra `hub`: pip install {module}" in capsys.readouterr().err
     assert not called

@@ -197,7 +197,7 @@ def test_bad_input_is_one_line_before_anything_is_compiled(arguments, says, caps
 def test_without_libtpu_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: None)
     assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:1x1", "mesh.data=1"]) == 2
-    assert 'pip install "astro_jax[plan]"' in capsys.readouterr().err
+    assert "needs the extra `plan`: pip install libtpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def get(name: str) -> Topology:
     """
     chip, _ = parse(name)
     if importlib.util.find_spec("libtpu") is None:
-        raise AstroError('plan: libtpu is not installed: pip install "astro_jax[plan]"')
+        raise AstroError("plan: compiling for a TPU needs the extra `plan`: pip install libtpu")
     # Another process may compile too, and nothing is to be asked of a TPU machine.
     os.environ |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")  # any: it silences a warning

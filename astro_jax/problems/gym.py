@@ -24,7 +24,7 @@ def read(task: str, size: int, seed: int, params: Mapping[str, Any]) -> list[Pro
     try:
         import reasoning_gym
     except ImportError as e:
-        raise AstroError('problems.gym: reasoning-gym is not installed: pip install "astro_jax[gym]"') from e
+        raise AstroError("problems.gym: reasoning-gym needs the extra `gym`: pip install reasoning-gym") from e
     known = sorted(reasoning_gym.factory.DATASETS)
     if task not in known:
         alike = difflib.get_close_matches(task, known, n=5, cutoff=0.3) or known[:5]

@@ -130,7 +130,7 @@ def _load(name: str, subset: str | None, split: str) -> Any:
     try:
         import datasets
     except ImportError as e:
-        raise AstroError(f'{name}: `datasets` is not installed: pip install "astro_jax[hub]"') from e
+        raise AstroError(f"{name}: reading a data set needs the extra `hub`: pip install datasets") from e
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(name, subset, split=split)

@@ -24,7 +24,7 @@ def check(*, out: bool, push: bool) -> None:
         try:
             importlib.import_module(module)
         except ImportError as e:
-            raise AstroError(f"{option}: {module} is not installed here; pip install 'astro_jax[hub]'") from e
+            raise AstroError(f"{option} needs the extra `hub`: pip install {module}") from e
 
 
 def write(folder: epath.Path, destination: epath.Path) -> None:
