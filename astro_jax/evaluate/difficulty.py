@@ -11,7 +11,6 @@ from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import run as evaluation
 from astro_jax.problems import Problem
-from astro_jax.progress import Bar
 from astro_jax.sampler import Policy
 from astro_jax.storage import Shards
 from astro_jax.verify import Verifier
@@ -26,16 +25,11 @@ def run(
       counts: problems, and how many are never and always solved.
     """
     store = Shards(folder, "rates")
-    waves = [problems[i : i + c.wave] for i in range(0, len(problems), c.wave)]
-    done = sum(len(wave) for i, wave in enumerate(waves) if store.has(i))
-    with Bar("difficulty", len(problems), "problems", done) as bar:
-        for i, wave in enumerate(waves):
-            if store.has(i):
-                continue
-            answers = evaluation.answers("difficulty", wave, c, policy, verifier, n, 1.0, use="reward")
-            right = [sum(a["correct"] for a in each) for each in answers]
-            store.write(i, ({"problem_id": p.id, "n": n, "right": r} for p, r in zip(wave, right, strict=True)))
-            bar.advance(len(wave), solved=sum(right) / (n * len(wave)))
+    for i, wave, bar in evaluation.missing(store, "difficulty", problems, c.wave):
+        answers = evaluation.answers("difficulty", wave, c, policy, verifier, n, 1.0, use="reward")
+        right = [sum(a["correct"] for a in each) for each in answers]
+        store.write(i, ({"problem_id": p.id, "n": n, "right": r} for p, r in zip(wave, right, strict=True)))
+        bar.advance(len(wave), solved=sum(right) / (n * len(wave)))
     rates = [r["right"] / r["n"] for r in store.read()]
     return {"problems": len(rates), "never solved": rates.count(0.0), "always solved": rates.count(1.0)}
 

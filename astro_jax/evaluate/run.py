@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from etils import epath
@@ -26,21 +26,29 @@ def run(
       the valid rate counts the answers whose every step, also in branches that were given up, is true and allowed.
     """
     store = Shards(folder, name)
-    waves = [problems[i : i + c.wave] for i in range(0, len(problems), c.wave)]
+    for i, wave, bar in missing(store, name, problems, c.wave):
+        sampled, greedy = (answers(name, wave, c, policy, verifier, 1, t) for t in (1.0, 0.0))
+        store.write(
+            i,
+            (
+                {"problem_id": p.id, "prompt": p.prompt, "sampled": s[0], "greedy": g[0]}
+                for p, s, g in zip(wave, sampled, greedy, strict=True)
+            ),
+        )
+        bar.advance(len(wave))
+    return summarize(list(store.read()))
+
+
+def missing(
+    store: Shards, label: str, problems: Sequence[Problem], size: int
+) -> Iterator[tuple[int, Sequence[Problem], Bar]]:
+    """The waves of `size` problems that have no shard yet, by number, under a bar that the caller advances."""
+    waves = [problems[i : i + size] for i in range(0, len(problems), size)]
     done = sum(len(wave) for i, wave in enumerate(waves) if store.has(i))
-    with Bar(name, len(problems), "problems", done) as bar:
+    with Bar(label, len(problems), "problems", done) as bar:
         for i, wave in enumerate(waves):
             if not store.has(i):
-                sampled, greedy = (answers(name, wave, c, policy, verifier, 1, t) for t in (1.0, 0.0))
-                store.write(
-                    i,
-                    (
-                        {"problem_id": p.id, "prompt": p.prompt, "sampled": s[0], "greedy": g[0]}
-                        for p, s, g in zip(wave, sampled, greedy, strict=True)
-                    ),
-                )
-                bar.advance(len(wave))
-    return summarize(list(store.read()))
+                yield i, wave, bar
 
 
 def summarize(records: Sequence[Json]) -> dict[str, Any]:

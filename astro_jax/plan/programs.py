@@ -99,7 +99,7 @@ class Plan:
             )
             return self._sampling("search", shape, c.sampler.dtype, ())
         shape = self.shape(c.grpo.group, self.prompt, c.grpo.max_tokens, c.grpo.dtype)
-        tokens = self.micro_batch * c.grpo.length
+        tokens = grpo.micro_rows(c.grpo, self.train) * c.grpo.length
         done = work.train(self.config, self.mesh, tokens, c.grpo.length, c.grpo.remat, update=False)
         return [
             Program("grpo", "reshard", self.reshard, self.state.opt_state),
@@ -135,12 +135,6 @@ class Plan:
         blocks = max(rows, key=lambda blocks: rows[blocks] * blocks)
         return rows[blocks], blocks * shape.block
 
-    @property
-    def micro_batch(self) -> int:
-        """GRPO's rows at once, as many as divide over the devices."""
-        n = self.train.batch_size
-        return -(-self.c.grpo.micro_batch // n) * n
-
     def sft_step(self) -> Any:
         tx = make_optimizer(self.c.sft, self.steps)
         state = abstract_state(self.config, tx, self.train)
@@ -148,7 +142,7 @@ class Plan:
         return _lower(step, state, batch(self.c.sft.batch, self.c.sft.length))
 
     def grpo_gradient(self) -> Any:
-        shape = (self.micro_batch, self.c.grpo.length)
+        shape = (grpo.micro_rows(self.c.grpo, self.train), self.c.grpo.length)
         loss = grpo.make_loss(self.c.grpo, self.config, self.train)
         rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
         accumulate = make_accumulate(loss, self.tx, self.config, self.train)

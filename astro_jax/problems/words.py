@@ -18,15 +18,8 @@ from astro_jax.verify.answer import extract
 from astro_jax.verify.number import NUMBER, calculate, parse
 
 Task = Literal["number", "math"]
-NO_ANSWERS = (
-    "none",
-    "nan",
-    "inf",
-    "-inf",
-    "notfound",
-    "not found",
-    "proof",
-)  # what published sets say in the place of one
+# What published sets say in the place of an answer.
+NO_ANSWERS = ("none", "nan", "inf", "-inf", "notfound", "not found", "proof")
 FIELDS = {"problem": "problem", "answer": "answer", "solution": "solution"}
 
 

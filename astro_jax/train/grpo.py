@@ -165,11 +165,17 @@ class Trainer:
         if not documents:
             return []
         batch, extras = data.pack(documents, self.c.length)
-        micro = -(-self.c.micro_batch // self.sharding.batch_size) * self.sharding.batch_size
+        micro = micro_rows(self.c, self.sharding)
         rows = -(-len(batch.tokens) // micro) * micro
         every = RolloutBatch(batch, extras["advantages"], extras["old_logprobs"])
         every = jax.tree.map(lambda x: np.pad(x, [(0, rows - len(x)), (0, 0)]), every)
         return [jax.tree.map(lambda x, j=j: x[j : j + micro], every) for j in range(0, rows, micro)]
+
+
+def micro_rows(c: cfg.Grpo, sharding: Sharding) -> int:
+    """Rows of a micro-batch: those of the config, rounded up to what divides over the devices."""
+    n = sharding.batch_size
+    return -(-c.micro_batch // n) * n
 
 
 def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
