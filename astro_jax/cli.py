@@ -7,10 +7,12 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 import webbrowser
 from collections.abc import Sequence
 from typing import Any
 
+from astro_jax import processes
 from astro_jax.errors import AstroError
 
 # Commands that run stages of a config: what they run (nothing: all), and what they are for.
@@ -32,20 +34,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
     _quiet()
+    code, message = _called(args, shlex.join(["astro", *argv]))
+    if code and processes.count() > 1:
+        processes.end(code, message)
+    return code
+
+
+def _called(args: argparse.Namespace, command: str) -> tuple[int, str]:
+    """The exit code, and what went wrong."""
     try:
-        return args.call(args, shlex.join(["astro", *argv]))
+        if hasattr(args, "stages"):
+            processes.start(args.coordinator, args.processes, args.process, args.timeout)
+        return args.call(args, command), ""
     except AstroError as e:
         return _fail(str(e))
     except KeyboardInterrupt:
         print(f"astro: stopped; {_again(args)}", file=sys.stderr)
-        return 130
+        return 130, "stopped"
     except Exception as e:
         # A full disk shows as an OSError here and as others inside Orbax.
         if "No space left on device" in str(e):
             return _fail(f"no space left on device: free some, and {_again(args)}")
         if isinstance(e, PermissionError):
             return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
-        raise
+        if processes.count() == 1:
+            raise
+        if lost := processes.missing():
+            return _fail(f"{lost} has gone; {_again(args)}", code=1)
+        traceback.print_exc()
+        return 1, f"{type(e).__name__}: {e}"
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
@@ -65,9 +82,10 @@ def _again(args: argparse.Namespace) -> str:
     return "the same command goes on from here" if hasattr(args, "stages") else "the same command starts anew"
 
 
-def _fail(message: str) -> int:
-    print(f"astro: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def _fail(message: str, code: int = 2) -> tuple[int, str]:
+    message = " ".join(message.split())
+    print(f"astro: {message}", file=sys.stderr)
+    return code, message
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=help_text)
         p.add_argument("config", metavar="CONFIG", help="a YAML file of configs/")
         p.add_argument("overrides", nargs="*", metavar="key=value", help="as in seed=7 or sft.epochs=2")
+        group = p.add_argument_group("several processes", "found by themselves on a TPU slice; elsewhere, all of:")
+        group.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process listens")
+        group.add_argument("--processes", type=int, metavar="N", help="how many there are; 1: this machine alone")
+        group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+        group.add_argument("--timeout", type=float, default=processes.TIMEOUT, metavar="S",
+                           help="seconds to wait for one that says nothing (default %(default)g)")  # fmt: skip
         if name == "search":
             p.add_argument("--shard", metavar="i/n", help="only the i-th of n parts, i from 0: see the README")
         p.set_defaults(call=_run, stages=stages)
@@ -169,7 +193,7 @@ def _run(args: argparse.Namespace, command: str) -> int:
     c = config.load(args.config, args.overrides)
     how = {"part": _part(args.shard)} if getattr(args, "shard", None) is not None else {}
     run = pipeline.execute(c, command, args.stages, **how)
-    if "report" in (args.stages or c.stages):
+    if "report" in (args.stages or c.stages) and processes.leader():
         _print_results(storage.read_json(run.folder / "results.json"))
         page = run.folder / "report.html"
         print(f"report: {page}")
@@ -200,6 +224,8 @@ def _traces(args: argparse.Namespace, command: str) -> int:
     export.check(out=bool(args.out), push=bool(args.push))
     clone = [f"traces.clone={args.clone}"] if args.clone else []
     run = pipeline.execute(config.load(args.config, [*args.overrides, *clone]), command, args.stages)
+    if not processes.leader():
+        return 0
     if args.out:
         export.write(run.folder / "traces", epath.Path(args.out))
         print(f"written: {args.out}")

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from astro_jax import processes
 from astro_jax.errors import AstroError
 
 AXES = ("data", "fsdp", "tp")
@@ -59,16 +60,33 @@ class Sharding:
         """Pin an intermediate value inside jit to its logical axes."""
         return jax.lax.with_sharding_constraint(x, self.named(*axes))
 
+    def put(self, tree: Any, *axes: str | None) -> Any:
+        """Host arrays that every process has, on the devices: each process places its own part."""
+
+        def place(x: np.ndarray) -> jax.Array:
+            return spread(x, self.named(*axes))
+
+        return jax.tree.map(place, tree)
+
     @property
     def batch_size(self) -> int:
         """Devices that the batch axis is split over; every batch must divide by it."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
 
+def spread(x: Any, where: NamedSharding) -> jax.Array:
+    """An array onto a sharding, from the host or from other devices; each process gives its own part of what it holds
+    whole."""
+    if where.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, where)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
+
+
 def start(devices: int) -> None:
-    """Before the first use of a device: on a CPU, make as many virtual devices as the mesh needs."""
+    """Before the first use of a device: on a CPU, make as many virtual devices as the mesh needs of this process."""
     try:
-        jax.config.update("jax_num_cpu_devices", devices)
+        jax.config.update("jax_num_cpu_devices", -(-devices // processes.count()))
     except RuntimeError:
         pass  # the backend is up already, with the devices that it has; make_mesh says when they are too few
 
@@ -83,6 +101,11 @@ def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[Any] 
     need = data * fsdp * tp
     if len(devices) < need:
         raise AstroError(f"the mesh {data}x{fsdp}x{tp} needs {need} devices, there are {len(devices)}: set mesh.*")
+    if processes.count() > 1 and len(devices) > need:
+        raise AstroError(
+            f"the mesh {data}x{fsdp}x{tp} leaves out some of the {len(devices)} devices of {processes.count()} "
+            "processes: set mesh.* so that it takes them all"
+        )
     return Mesh(np.asarray(devices[:need]).reshape(data, fsdp, tp), AXES)
 
 

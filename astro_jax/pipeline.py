@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -22,7 +21,7 @@ from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax import mesh as meshes
-from astro_jax import prompts, report, storage
+from astro_jax import processes, prompts, report, storage
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
 from astro_jax.evaluate import run as evaluation
@@ -33,6 +32,7 @@ from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.problems import Problem, countdown, source, words
+from astro_jax.progress import say
 from astro_jax.sampler import Policy, Sampler
 from astro_jax.search import run as searching
 from astro_jax.search.store import Part
@@ -101,11 +101,15 @@ class Run:
     def _claim(self) -> None:
         """Write config.json, once all that can be checked before the first stage has been."""
         path = self.folder / "config.json"
+        processes.agree("the run's configuration", self.digest)
         if not path.exists():
             if self.c.model != "scratch":
                 checkpoint.resolve(self.c.model)
             mine = {"hash": self.digest, "command": self.command, "config": self.c.model_dump(mode="json")}
             storage.write_json(path, mine)
+        processes.agree("the run's folder")
+        if not path.exists():
+            raise AstroError(f"{self.folder}: this process does not see it; out must be a folder that all share")
 
     def execute(self, stage: str) -> None:
         """Run a stage unless it is finished.
@@ -174,7 +178,7 @@ class Run:
         found = source.load(self.c.problems, self.c.seed)
         left_out = found.counts["skipped"] | found.counts["dropped"]
         if told := ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n):
-            print(f"problems: {len(found.training)} for training, left out: {told}", file=sys.stderr)
+            say(f"problems: {len(found.training)} for training, left out: {told}")
         return found
 
     @property
@@ -240,6 +244,7 @@ def traces(run: Run) -> dict[str, Any]:
     author = Author(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
     tokenizer = tokenizers.load(str(run.folder / "base" / "model"), c.chat)
     counts = dataset.run(folder, trees, c.traces, c.seed, author, tokenizer)
+    processes.agree("the traces", counts)
     origin = {"model": c.model, "seed": c.seed, "config": run.digest}
     card.write(folder, counts, trees, tokenizer, origin, run.problem_counts or None)
     return counts
@@ -280,7 +285,7 @@ def _train_sft(
     with contextlib.closing(batches):
         state = loop.run(
             folder, name, place(new_state(params, tx), like), like,
-            lambda state, _: step(state, next(batches)), steps, c.save_every, data=batches,
+            lambda state, _: step(state, sharding.put(next(batches), "batch")), steps, c.save_every, data=batches,
         )  # fmt: skip
     checkpoint.save(folder / "model", config, state.params, tokenizer)
 
@@ -343,8 +348,9 @@ def results(run: Run) -> dict[str, Any]:
 
 def write_report(run: Run) -> None:
     """results.json, and the page."""
-    results(run)
-    report.write(run.folder)
+    if processes.leader():  # the others have nothing to compute
+        results(run)
+        report.write(run.folder)
 
 
 # Each stage with those that it rests on (evaluation: all models of the run).
@@ -381,7 +387,8 @@ def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = (), part: 
     with contextlib.closing(run.verifier):
         for stage in stages:
             run.execute(stage)
-            print(f"{stage}{f' {part[0]}/{part[1]}' * (part[1] > 1)} done", file=sys.stderr)
+            processes.agree(f"{stage} is done")
+            say(f"{stage}{f' {part[0]}/{part[1]}' * (part[1] > 1)} done")
     return run
 
 

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from astro_jax import processes
+
 # Where there is no terminal (a log file, CI), a line is printed this often instead.
 LOG_SECONDS = 15.0
 
@@ -27,7 +29,7 @@ class Bar:
         self._part = 0.0
         self._first, self._start, self._last = done, time.monotonic(), time.monotonic()
         self._console = Console(file=sys.stderr)
-        self._live = self._console.is_terminal
+        self._live = self._console.is_terminal and processes.leader()
         self._progress = Progress(
             TextColumn("{task.description:>15}"), BarColumn(30),
             TextColumn("{task.fields[done]}/{task.total}"), TextColumn("{task.fields[note]}"),
@@ -64,9 +66,17 @@ class Bar:
             self._line()
 
     def _line(self) -> None:
+        if not processes.leader():
+            return
         self._last = time.monotonic()
         seconds = self._last - self._start
         worked = self.count + self._part - self._first
         left = seconds * (self.total - self._first - worked) / worked if worked else 0.0
         text = f"{self.label:>15} {self.count}/{self.total} {self._note} {seconds:.0f} s, {left:.0f} s left"
+        print(text, file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """A line for the person who waits, beside the bars; of several processes, the first one says it."""
+    if processes.leader():
         print(text, file=sys.stderr, flush=True)

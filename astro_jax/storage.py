@@ -1,4 +1,7 @@
-"""Files that are whole or not there: atomic writes, append-only shards, manifests. Paths may be gs://."""
+"""Files that are whole or not there: atomic writes, append-only shards, manifests. Paths may be gs://.
+
+Of several processes (astro_jax.processes) the first one writes, and all read.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from astro_jax import processes
 from astro_jax.errors import AstroError
 
 Json = dict[str, Any]
@@ -26,6 +30,8 @@ def absolute(path: str | epath.Path) -> epath.Path:
 
 def write_text(path: epath.Path, text: str) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old one or the new one, never a part."""
+    if not processes.leader():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f"{path.name}.part"
     part.write_text(text)
@@ -56,15 +62,22 @@ def new_folder(path: epath.Path) -> Iterator[epath.Path]:
     """
     refuse_existing(path)
     part = path.parent / f"{path.name}.part"
-    if part.exists():
-        part.rmtree()
-    part.mkdir(parents=True)
+    processes.agree(f"{path.name} is new")
+    if processes.leader():
+        if part.exists():
+            part.rmtree()
+        part.mkdir(parents=True)
+    processes.agree(f"{path.name} is begun")
     try:
         yield part
+        processes.agree(f"{path.name} is written")
     except BaseException:
-        part.rmtree()
+        if processes.leader():
+            part.rmtree()
         raise
-    part.rename(path)
+    if processes.leader():
+        part.rename(path)
+    processes.agree(f"{path.name} is there")
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -136,7 +149,11 @@ class Shards:
         return self.path(index).exists()
 
     def write(self, index: int, records: Iterable[Json]) -> None:
+        """Written when all processes have come to it, and before any goes on."""
+        point = f"{self.name}-{index}"
+        processes.agree(point)
         write_jsonl(self.path(index), records)
+        processes.agree(f"{point} is there")
 
     def read(self) -> Iterator[Json]:
         """All records, in the order of the shards."""

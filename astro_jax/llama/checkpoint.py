@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from astro_jax import storage
+from astro_jax import processes, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import gguf_file, hf
 from astro_jax.llama import params as llama_params
@@ -45,10 +45,12 @@ def resolve(path: str) -> epath.Path:
 def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tokenizer) -> None:
     """Write a model. A folder that is there already is a finished one of an earlier try, and is replaced."""
     folder = storage.absolute(folder)
-    if folder.exists():
+    if processes.leader() and folder.exists():
         folder.rmtree()
+    processes.agree(f"{folder.name} is no more")
     with storage.new_folder(folder) as part:
-        hf.write_config(part, config, params.embed.dtype.name, tokenizer)
+        if processes.leader():
+            hf.write_config(part, config, params.embed.dtype.name, tokenizer)
         ocp.save(part / PARAMS, params)
 
 

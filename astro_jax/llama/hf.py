@@ -19,7 +19,7 @@ from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, from_hf, to_hf
 from astro_jax.llama.params import Params, Spec
 from astro_jax.llama.weights import Tensor
-from astro_jax.mesh import Sharding
+from astro_jax.mesh import Sharding, spread
 
 if TYPE_CHECKING:
     from astro_jax.llama.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def assemble(
     """
 
     def put(value: np.ndarray, axes: tuple[str | None, ...]) -> jax.Array:
-        return jax.device_put(value, sharding.named(*axes)) if sharding else jnp.asarray(value)
+        return spread(value, sharding.named(*axes)) if sharding else jnp.asarray(value)
 
     def leaf(spec: Spec) -> jax.Array:
         parts = [tensors[name] for name in _names(spec)]

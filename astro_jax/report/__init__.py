@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from astro_jax import phrases
+from astro_jax import phrases, storage
 from astro_jax.report import choose, summary
 from astro_jax.report.run import Json, Run, missing, read
 
@@ -59,11 +59,9 @@ def build(run_dir: epath.PathLike) -> str:
 
 def write(run_dir: epath.PathLike) -> epath.Path:
     """Writes the page to report.html in `run_dir`, whole or not at all, and returns its path."""
-    page = build(run_dir)
     path = epath.Path(run_dir) / "report.html"
-    tmp = path.parent / "report.html.tmp"
-    tmp.write_text(page)
-    return tmp.replace(path)
+    storage.write_text(path, build(run_dir))
+    return path
 
 
 def page_data(run: Run) -> Json:

@@ -89,7 +89,7 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple
     gather = local(take, (kept, scalar, scalar, batch), PartitionSpec(*batch, *heads))
     scatter = local(put, (kept, PartitionSpec(None, *batch, None, *heads), batch, batch), kept)
 
-    @functools.partial(jax.jit, donate_argnums=1, out_shardings=(where, sharding.named("batch")))
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=(where, sharding.named()))
     def prefill(
         params: Params, prefix: KV, tokens: jax.Array, block: jax.Array, slot: jax.Array
     ) -> tuple[KV, jax.Array]:
@@ -137,9 +137,9 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
     token stand ENDED and BROKEN.
     """
     where = cache.suffix_sharding(sharding)
-    steps = sharding.named(None, "batch")
 
-    @functools.partial(jax.jit, donate_argnums=2, out_shardings=(where, sharding.named(), steps, steps, steps))
+    # The host of every process reads what was sampled: it lies on all devices.
+    @functools.partial(jax.jit, donate_argnums=2, out_shardings=(where, *[sharding.named()] * 4))
     def decode(params: Params, prefix: KV, suffix: KV, rows: Rows, span: Span, how: Filters, ends: jax.Array) -> tuple:
         rows = jax.tree.map(lambda x: sharding.constrain(x, "batch"), rows)
         slots = jnp.arange(len(span.prefix_blocks))

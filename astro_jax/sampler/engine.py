@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from astro_jax import processes
 from astro_jax.errors import AstroError
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
@@ -150,6 +151,9 @@ class Sampler:
         served = [i for i, r in enumerate(requests) if i not in errors and r.n]
         served.sort(key=lambda i: len(requests[i].prefix))  # neighbours of alike lengths pad little
         samples: list[list[Sample]] = [[] for _ in requests]
+        if processes.count() > 1:
+            asked = repr((max_tokens, how, [(r.name, r.prefix, r.n, r.caps) for r in requests]))
+            processes.agree("sampling", hashlib.blake2b(asked.encode(), digest_size=8).hexdigest())
         if served:
             run = self._run(params, [requests[i] for i in served], max_tokens, stop, how, cut)
             run.go(progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from astro_jax import config as cfg
 from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
-from astro_jax.progress import Bar
+from astro_jax.progress import Bar, say
 from astro_jax.sampler import Policy
 from astro_jax.search import meter as meters
 from astro_jax.search.mcts import Driver
@@ -48,7 +47,7 @@ def run(
     short = [p for p in problems if driver.fits(policy.tokenizer.prompt(p.prompt))]
     skipped = sorted({p.id for p in problems} - {p.id for p in short})
     if skipped:
-        print(f"search: too long for the model's context, skipped: {', '.join(skipped)}", file=sys.stderr)
+        say(f"search: too long for the model's context, skipped: {', '.join(skipped)}")
     if not short:
         raise AstroError("search: no problem fits the model's context; lower search.max_tokens or max_step_tokens")
     store = Store(folder, short, c.wave, digest, part)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
 
-from astro_jax import storage
+from astro_jax import processes, storage
 from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
+from astro_jax.progress import say
 from astro_jax.search.tree import Tree
 from astro_jax.storage import Json, Shards
 
@@ -60,6 +60,7 @@ class Store:
                 self.under_way.append(tree)
         begun = self._ended.keys() | {tree.problem.id for tree in self.under_way}
         self.waiting = [p for block in self._missing.values() for p in block if p.id not in begun]
+        processes.agree("the trees so far", [sorted(begun), sorted(self._missing)])
         for b in list(self._missing):
             self._write(b)
 
@@ -81,7 +82,7 @@ class Store:
     def close(self) -> None:
         """Remove what was under way: all trees of this process are in their blocks."""
         for path in list(self.folder.glob("underway-*.jsonl")):
-            if self._alone or path == self._mine:
+            if processes.leader() and (self._alone or path == self._mine):
                 path.unlink()
 
     def read(self) -> Iterator[Tree]:
@@ -109,7 +110,7 @@ class Store:
                 f"{path}: holds trees of other problems; nothing was changed, remove it or choose another out"
             )
         if lost := len(block) - len(trees):
-            print(f"{path}: cut short, {lost} of its {len(block)} trees are grown again", file=sys.stderr)
+            say(f"{path}: cut short, {lost} of its {len(block)} trees are grown again")
             self.torn += lost
             self._missing[b] = block
             self._ended |= {tree.problem.id: tree for tree in trees}

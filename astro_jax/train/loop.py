@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from astro_jax import storage
+from astro_jax import processes, storage
 from astro_jax.progress import Bar
 from astro_jax.train.state import Metrics, TrainState
 
@@ -49,8 +49,11 @@ def run(
         first = 0
         if checkpointer.latest is not None:
             first = checkpointer.latest.step
-            wanted = {"state": like} | ({"data": data} if data is not None else {})
-            state = checkpointer.load_checkpointables(first, wanted)["state"]
+            wanted = {"state": like} | ({"data": None} if data is not None else {})
+            loaded = checkpointer.load_checkpointables(first, wanted)
+            state = loaded["state"]
+            if data is not None:
+                data.set_state(loaded["data"])
         log.cut(first)
         with Bar(label, steps, "steps", done=first) as bar:
             for i in range(first, steps):
@@ -59,7 +62,8 @@ def run(
                 bar.advance(1, **log.last)
                 if (i + 1) % save_every == 0 or i + 1 == steps:
                     log.flush()
-                    saved = {"state": state} | ({"data": data} if data is not None else {})
+                    # Not the iterator itself: Orbax would write a file a process, and the batches are the same in all.
+                    saved = {"state": state} | ({"data": data.get_state()} if data is not None else {})
                     checkpointer.save_checkpointables(i + 1, saved)
     return state
 
@@ -76,6 +80,8 @@ class _Log:
 
     def cut(self, step: int) -> None:
         """Keep the lines up to a step; a resumed run writes the later ones again."""
+        if not processes.leader():
+            return
         lines = storage.read_jsonl(self.path, torn=True) if self.path.exists() else ()
         kept = [record for record in lines if record["step"] <= step]
         storage.write_jsonl(self.path, kept)
@@ -89,6 +95,7 @@ class _Log:
         records = [{"step": s} | {k: float(v) for k, v in m.items()} for s, m in jax.device_get(self.pending)]
         self.pending = []
         if records:
-            with self.path.open("a") as f:
-                f.write("".join(json.dumps(r) + "\n" for r in records))
+            if processes.leader():
+                with self.path.open("a") as f:
+                    f.write("".join(json.dumps(r) + "\n" for r in records))
             self.last = {k: records[-1][k] for k in self.SHOWN if k in records[-1]}

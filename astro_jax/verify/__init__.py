@@ -6,13 +6,14 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from astro_jax import config as cfg
-from astro_jax import phrases
+from astro_jax import phrases, processes
 from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
 from astro_jax.verify.answer import Rule
+from astro_jax.verify.math import Graded
 from astro_jax.verify.pool import Outcome, Pool, Question, Timeout
 
 IN_WORKERS = ("math", "gym")  # tasks whose answers are parsed by libraries
@@ -88,7 +89,7 @@ class Verifier:
         remote = [i for i, r in enumerate(responses) if r.problem.task in IN_WORKERS and r.stopped]
         if any(responses[i].problem.task == "gym" for i in remote):
             self._load("reasoning_gym")
-        asked = self.pool.ask([_question(responses[i], getattr(self.c, use)) for i in remote])
+        asked = self._ask([_question(responses[i], getattr(self.c, use)) for i in remote])
         found = dict(zip(remote, asked, strict=True))
         verdicts = [self._verdict(r, found[i]) if i in found else verify(*r) for i, r in enumerate(responses)]
         self.counts.update(v.status for v in verdicts)
@@ -105,6 +106,17 @@ class Verifier:
         if self._pool is None:
             self._pool = Pool(self.c.workers or os.cpu_count() or 1, self.c.seconds, int(self.c.memory * 2**30))
         return self._pool
+
+    def _ask(self, questions: Sequence[Question]) -> list[Outcome]:
+        """The outcomes, in order; of several processes each asks its own workers a part, and all have all of them."""
+        n = processes.count()
+        if n == 1:
+            return self.pool.ask(questions)
+        mine = self.pool.ask(questions[processes.index() :: n])
+        found: list[Outcome] = [Outcome(None, 0.0)] * len(questions)
+        for i, theirs in enumerate(processes.exchange("verdicts", [_packed(outcome) for outcome in mine])):
+            found[i::n] = map(_unpacked, theirs)
+        return found
 
     def _load(self, module: str) -> None:
         """Workers that have imported a module."""
@@ -140,6 +152,21 @@ class Verifier:
                 f"verify: {failed} of {total} responses have no verdict ({told}), over verify.max_failed: are they "
                 "cut off (max_tokens), without an end token (chat.template), or without the \\boxed that is asked for?"
             )
+
+
+def _packed(outcome: Outcome) -> list[Any]:
+    """As JSON, for other processes."""
+    result = outcome.result
+    if isinstance(result, Exception):
+        return [outcome.seconds, type(result).__name__, str(result)]
+    return [outcome.seconds, "Graded", list(result)]
+
+
+def _unpacked(packed: Sequence[Any]) -> Outcome:
+    seconds, kind, value = packed
+    if kind == "Graded":
+        return Outcome(Graded(*value), seconds)
+    return Outcome(Timeout(value) if kind == "Timeout" else RuntimeError(value), seconds)
 
 
 def _question(response: Response, rule: Rule) -> Question:
