@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from astro_jax import processes
@@ -106,7 +107,10 @@ def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[Any] 
             f"the mesh {data}x{fsdp}x{tp} leaves out some of the {len(devices)} devices of {processes.count()} "
             "processes: set mesh.* so that it takes them all"
         )
-    return Mesh(np.asarray(devices[:need]).reshape(data, fsdp, tp), AXES)
+    shape = (data, fsdp, tp)
+    if devices[0].platform == "tpu" and len(devices) == need:  # along the links of the slice
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
+    return Mesh(np.asarray(devices[:need]).reshape(shape), AXES)
 
 
 def train_sharding(mesh: Mesh) -> Sharding:

@@ -26,6 +26,7 @@ from astro_jax.errors import AstroError
 TIMEOUT = 300.0  # seconds: of a first start, and of a process that says nothing
 _BEAT = 0.5  # seconds between two signs of life
 _GRACE = 5.0  # seconds that the first process, which holds the store, waits for the others when all end
+_ALL = "are all started, with the same --coordinator and --processes? --processes 1 runs on this machine alone"
 _STOPPED = 1  # exit code where others are at fault: the same command goes on from here
 
 
@@ -68,18 +69,25 @@ def start(
         raise AstroError(f"processes: --process {index} is not one of 0 to {count - 1}")
     import jax
 
+    # JAX's own limits are longer: at them it aborts the process, without a word about this program.
+    limit = int(timeout) + 60
+    nobody = threading.Timer(timeout, _alone, (timeout,))
+    nobody.daemon = True
+    nobody.start()
     try:
         jax.distributed.initialize(
-            coordinator, count, index, initialization_timeout=int(timeout),
-            # Longer than ours: JAX ends a process without saying which other one is lost in words of this program.
-            heartbeat_timeout_seconds=int(timeout) + 60,
-        )  # fmt: skip
+            coordinator, count, index, initialization_timeout=limit, heartbeat_timeout_seconds=limit
+        )
     except (RuntimeError, ValueError, OSError) as e:
-        raise AstroError(
-            f"processes: the others were not found within {timeout:g} s ({str(e).splitlines()[0]}); are all started, "
-            "with the same --coordinator and --processes? --processes 1 runs on this machine alone"
-        ) from e
+        raise AstroError(f"processes: the others were not found ({str(e).splitlines()[0]}); {_ALL}") from e
+    finally:
+        nobody.cancel()
     _join(timeout)
+
+
+def _alone(timeout: float) -> NoReturn:
+    print(f"astro: processes: not all were there within {timeout:g} s; {_ALL}", file=sys.stderr, flush=True)
+    os._exit(_STOPPED)
 
 
 def on_tpu() -> bool:
