@@ -45,6 +45,10 @@ def _called(args: argparse.Namespace, command: str) -> tuple[int, str]:
     try:
         if hasattr(args, "stages"):
             processes.start(args.coordinator, args.processes, args.process, args.timeout)
+            if args.profile:
+                import jax
+
+                jax.profiler.start_server(args.profile)
         return args.call(args, command), ""
     except AstroError as e:
         return _fail(str(e))
@@ -101,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
         group.add_argument("--timeout", type=float, default=processes.TIMEOUT, metavar="S",
                            help="seconds to wait for one that says nothing (default %(default)g)")  # fmt: skip
+        p.add_argument("--profile", type=int, metavar="PORT", help="open JAX's profiler there: see docs/tpu.md")
         if name == "search":
             p.add_argument("--shard", metavar="i/n", help="only the i-th of n parts, i from 0: see the README")
         p.set_defaults(call=_run, stages=stages)

@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# A run on GKE, as a JobSet. Usage: launch/gke.sh COMMAND [--dry-run] [--settings FILE]
+#
+#   manifest  print the JobSet        logs    of its first worker, as they grow
+#   apply     start it                delete  end it and remove it
+#   status    of it and its pods      xpk     the same run by XPK, which writes a JobSet of its own
+#
+# With STAGE=search it is SHARDS slices that share the problems, and know nothing of each other.
+# Settings: launch/tpu.env, made from launch/tpu.env.example. --dry-run prints every command and runs none.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/settings.sh
+
+kube() { run kubectl --context="gke_${PROJECT}_${ZONE%-*}_$CLUSTER" "$@"; }
+
+# One line of shell, which the pod's bash reads; $SHARD is its own.
+line() {
+    printf '%q ' "${command[@]}"
+    # shellcheck disable=SC2016
+    [[ $STAGE != search ]] || printf -- '--shard "$SHARD/%s" ' "$SHARDS"
+}
+
+manifest() {
+    local spot='' slices=1
+    [[ ${SPOT:?} == no ]] || spot='cloud.google.com/gke-spot: "true"'
+    [[ $STAGE != search ]] || slices=$SHARDS
+    cat <<YAML
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $NAME
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: 100
+    rules:
+      - name: input
+        action: FailJobSet
+        onJobFailureReasons: [PodFailurePolicy]
+  replicatedJobs:
+    - name: slice
+      replicas: $slices
+      template:
+        spec:
+          parallelism: $hosts
+          completions: $hosts
+          completionMode: Indexed
+          backoffLimit: 0
+          podFailurePolicy:
+            rules:
+              - action: FailJob
+                onExitCodes:
+                  containerName: astro
+                  operator: In
+                  values: [2]
+          template:
+            spec:
+              restartPolicy: Never
+              serviceAccountName: $SERVICE_ACCOUNT
+              nodeSelector:
+                cloud.google.com/gke-tpu-accelerator: $gke_accelerator
+                cloud.google.com/gke-tpu-topology: $shape
+                $spot
+              containers:
+                - name: astro
+                  image: $IMAGE
+                  command:
+                    - bash
+                    - -c
+                    - |
+                      exec $(line)
+                  env:
+                    - name: SHARD
+                      valueFrom:
+                        fieldRef:
+                          fieldPath: metadata.annotations['jobset.sigs.k8s.io/job-index']
+                  resources:
+                    requests:
+                      google.com/tpu: $chips_per_host
+                    limits:
+                      google.com/tpu: $chips_per_host
+YAML
+}
+
+apply() {
+    check_access
+    if [[ $dry_run ]]; then
+        manifest
+        kube apply -f -
+    else
+        manifest | kube apply -f -
+    fi
+}
+
+xpk() {
+    [[ $STAGE != search ]] || fail "xpk: its workloads are one run; use apply for STAGE=search"
+    run xpk workload create --cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE" --workload "$NAME" \
+        --tpu-type "$accelerator" --num-slices 1 --max-restarts 100 --docker-image "$IMAGE" --command "$(line)"
+}
+
+options "$@"
+read_settings
+check CLUSTER '[a-z][-a-z0-9]*' "a cluster"
+check IMAGE '[a-z0-9][-._/:@a-zA-Z0-9]*' "a container image"
+check SERVICE_ACCOUNT '[a-z][-a-z0-9]*' "a service account"
+case ${words[*]} in
+    manifest | apply | xpk) "${words[0]}" ;;
+    status) kube get jobset,pods -l "jobset.sigs.k8s.io/jobset-name=$NAME" ;;
+    logs) kube logs -f "job/$NAME-slice-0" ;;
+    delete) kube delete jobset "$NAME" ;;
+    *) usage ;;
+esac

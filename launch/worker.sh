@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# On one worker of a slice. Usage: launch/worker.sh start COMMAND ... | status
+# What was started goes on when the connection is cut; it is started once at a time. Its output goes to run.log.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case ${1:-} in
+    start)
+        shift
+        exec 9>run.lock
+        flock -n 9 || exit 0 # it runs
+        rm -f run.code
+        export PATH=$PWD/.venv/bin:$PATH
+        # The lock is held by what runs, and given back when it ends.
+        # shellcheck disable=SC2016
+        setsid nohup bash -c 'code=0; "$@" || code=$?; echo "$code" >run.code' - "$@" >>run.log 2>&1 </dev/null &
+        ;;
+    status)
+        if ! flock -n run.lock true 2>/dev/null && [[ -e run.lock ]]; then
+            echo "$HOSTNAME: running"
+        elif [[ -e run.code ]]; then
+            echo "$HOSTNAME: ended $(cat run.code)"
+        else
+            echo "$HOSTNAME: not started"
+        fi
+        ;;
+    *)
+        echo "Usage: launch/worker.sh start COMMAND ... | status" >&2
+        exit 2
+        ;;
+esac
