@@ -41,7 +41,8 @@ from astro_jax.traces import card, dataset
 from astro_jax.traces.author import Author
 from astro_jax.train import data, grpo, loop, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
-from astro_jax.verify import Verifier
+from astro_jax.verify import Verifier, tally
+from astro_jax.verify.tally import Tally
 
 # Which model each training stage starts from.
 PARENT = {"direct-sft": "base", "astro-sft": "base", "direct-rl": "direct-sft", "astro-rl": "astro-sft"}
@@ -128,17 +129,13 @@ class Run:
             if not storage.finished(self.folder / parent):
                 raise AstroError(f"{self.folder}: {stage} rests on {parent}, which has not finished: run that first")
         self._claim()
-        start, verdicts = time.monotonic(), self.verifier.counts.copy()
+        start = time.monotonic()
+        self.verifier.tally = Tally(folder / "verdicts-{}-of-{}.json".format(*self.part))
         counts = function(self) or {}
+        self.verifier.tally.save()
         if self.part[1] > 1:  # the run without --shard, which finds all parts done, finishes the stage
             return
-        if verdicts := self.verifier.counts - verdicts:
-            counts |= {"verdicts": dict(verdicts)}  # of this process: those before a kill are not among them
-        if self.verifier.disagreed:
-            found = {"count": self.verifier.disagreed, "first": self.verifier.disagreements}
-            storage.write_json(folder / "disagreements.json", found)
-            counts |= {"disagreements": self.verifier.disagreed}
-            self.verifier.disagreed, self.verifier.disagreements = 0, []
+        counts |= tally.summary(folder) if processes.leader() else {}
         storage.finish(folder, stage, self.digest, list(parents), time.monotonic() - start, **counts)
 
     def models(self) -> list[str]:

@@ -347,16 +347,24 @@ def test_sampling_weights_have_the_dtype_of_the_config(tmp_path):
     assert all(np.isfinite(s.logprobs).all() for s in samples)
 
 
-def test_verdicts_and_disagreements_of_graders_stand_beside_the_stage(tmp_path, monkeypatch):
-    listed = [{"gold": "50", "answer": "50%", "correct": True}]
+def test_a_stage_counts_the_verdicts_of_the_processes_before_a_kill_too(tmp_path, monkeypatch):
+    """Three verdicts and a disagreement by a process that was killed, two verdicts by the one that went on."""
 
-    def stage(run):
-        run.verifier.counts.update(correct=3, wrong=2)
-        run.verifier.disagreed, run.verifier.disagreements = 2, listed
+    def killed(run):
+        run.verifier.tally.add(["correct", "correct", "wrong"])
+        run.verifier.tally.disagree("50", "50%", True)
+        run.verifier.tally.save()
+        raise KeyboardInterrupt
 
-    monkeypatch.setitem(pipeline.STAGES, "base", (stage, ()))
+    def goes_on(run):
+        run.verifier.tally.add(["correct", "timeout"])
+
+    monkeypatch.setitem(pipeline.STAGES, "base", (killed, ()))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.execute(micro(tmp_path / "run"), only=("base",))
+    monkeypatch.setitem(pipeline.STAGES, "base", (goes_on, ()))
     run = pipeline.execute(micro(tmp_path / "run"), only=("base",))
     manifest = json.loads((run.folder / "base" / "manifest.json").read_text())
-    assert manifest["verdicts"] == {"correct": 3, "wrong": 2} and manifest["disagreements"] == 2
-    assert json.loads((run.folder / "base" / "disagreements.json").read_text()) == {"count": 2, "first": listed}
-    assert not run.verifier.disagreed and not run.verifier.disagreements
+    assert manifest["verdicts"] == {"correct": 3, "wrong": 1, "timeout": 1} and manifest["disagreements"] == 1
+    listed = json.loads((run.folder / "base" / "verdicts-0-of-1.json").read_text())["disagreements"]
+    assert listed == [{"gold": "50", "answer": "50%", "correct": True}]

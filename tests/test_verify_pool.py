@@ -139,7 +139,7 @@ def test_verdicts_by_status(verifier):
     assert [v.status for v in found] == ["correct", "wrong", "unparsed", "timeout", "unparsed"]
     assert [v.correct for v in found] == [True, False, False, False, False]
     assert found[1].answer == "6"
-    assert verifier.counts == {"correct": 1, "wrong": 1, "unparsed": 2, "timeout": 1}
+    assert verifier.tally.counts == {"correct": 1, "wrong": 1, "unparsed": 2, "timeout": 1}
 
 
 def test_search_and_rl_are_strict_where_reports_are_lenient(verifier):
@@ -149,7 +149,7 @@ def test_search_and_rl_are_strict_where_reports_are_lenient(verifier):
 
 def test_disagreements_with_the_second_grader_are_listed(verifier):
     verifier.judge([response("50%", gold="50"), response(5)])
-    assert verifier.disagreements == [{"gold": "50", "answer": "50%", "correct": True}]
+    assert verifier.tally.disagreements == [{"gold": "50", "answer": "50%", "correct": True}]
 
 
 def test_a_run_without_verdicts_stops_loudly(verifier):

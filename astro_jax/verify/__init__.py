@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -15,9 +14,9 @@ from astro_jax.problems import Problem
 from astro_jax.verify.answer import Rule
 from astro_jax.verify.math import Graded
 from astro_jax.verify.pool import Outcome, Pool, Question, Timeout
+from astro_jax.verify.tally import Tally
 
 IN_WORKERS = ("math", "gym")  # tasks whose answers are parsed by libraries
-LISTED = 1000  # disagreements of graders that are kept
 ENOUGH = 200  # verdicts before a run is stopped for those that failed
 
 # "unparsed": no answer could be read; "timeout" and "error": the verifier gave up, which says nothing of the answer.
@@ -66,15 +65,12 @@ class Verifier:
     Countdown and numbers are exact and judged here, other tasks in worker processes, which start when first needed.
 
     Attributes:
-      counts: verdicts so far, by status.
-      disagreed: answers of mathematics on which math-verify and the second grader differ; disagreements: the first of
-        them, gold, answer, correct (math-verify's verdict, which counts).
+      tally: of the verdicts so far.
     """
 
     def __init__(self, c: cfg.Verify | None = None):
         self.c = c or cfg.Verify()
-        self.counts: Counter[Status] = Counter()
-        self.disagreed, self.disagreements = 0, list[dict[str, str | bool]]()
+        self.tally = Tally()
         self._pool: Pool | None = None
 
     def judge(self, responses: Sequence[Response], use: Literal["reward", "report"] = "reward") -> list[Verdict]:
@@ -92,7 +88,7 @@ class Verifier:
         asked = self._ask([_question(responses[i], getattr(self.c, use)) for i in remote])
         found = dict(zip(remote, asked, strict=True))
         verdicts = [self._verdict(r, found[i]) if i in found else verify(*r) for i, r in enumerate(responses)]
-        self.counts.update(v.status for v in verdicts)
+        self.tally.add(v.status for v in verdicts)
         self._stop_if_failing(responses)
         return verdicts
 
@@ -136,18 +132,16 @@ class Verifier:
             return Verdict(False, False, None, backtracks, failure=failure)
         graded = outcome.result
         if graded.second is not None and graded.second != graded.correct:
-            self.disagreed += 1
-            if len(self.disagreements) < LISTED:
-                gold = response.problem.answer
-                self.disagreements.append({"gold": gold, "answer": graded.written, "correct": graded.correct})
+            self.tally.disagree(response.problem.answer, graded.written, graded.correct)
         return Verdict(graded.correct, graded.answer is not None, graded.answer, backtracks)
 
     def _stop_if_failing(self, responses: Sequence[Response]) -> None:
         if all(r.problem.task == "countdown" for r in responses):
             return  # a toy that learns the format gives no valid answer for a while
-        total, failed = sum(self.counts.values()), sum(self.counts[s] for s in ("unparsed", "timeout", "error"))
+        counts = self.tally.counts
+        total, failed = sum(counts.values()), sum(counts[s] for s in ("unparsed", "timeout", "error"))
         if total >= ENOUGH and failed > self.c.max_failed * total:
-            told = ", ".join(f"{n} {status}" for status, n in sorted(self.counts.items()))
+            told = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
             raise AstroError(
                 f"verify: {failed} of {total} responses have no verdict ({told}), over verify.max_failed: are they "
                 "cut off (max_tokens), without an end token (chat.template), or without the \\boxed that is asked for?"
