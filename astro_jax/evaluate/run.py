@@ -93,11 +93,7 @@ def answers(
     """n judged answers to each problem; `use` says by which of the verifier's rules."""
     requests = [policy.request(p.prompt, n, "eval", name, p.id) for p in problems]
     samples = policy.generate(requests, max_tokens=c.max_tokens, temperature=temperature, progress=progress)
-    responses = [
-        Response(p, policy.tokenizer.decode(s.tokens.tolist()), s.stopped)
-        for p, each in zip(problems, samples, strict=True)
-        for s in each
-    ]
+    responses = [policy.response(p, s) for p, each in zip(problems, samples, strict=True) for s in each]
     found = map(_judged, responses, verifier.judge(responses, use), (s for each in samples for s in each))
     return [[next(found) for _ in each] for each in samples]
 

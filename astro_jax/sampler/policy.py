@@ -15,7 +15,9 @@ from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import decode_sharding, make_mesh
+from astro_jax.problems import Problem
 from astro_jax.sampler.engine import Request, Sample, Sampler
+from astro_jax.verify import Response
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Policy:
     def request(self, prompt: str, n: int, *name: str | int) -> Request:
         """A request for n answers to a problem."""
         return Request(tuple(self.tokenizer.prompt(prompt)), n, name)
+
+    def response(self, problem: Problem, sample: Sample, before: str = "") -> Response:
+        """A sample as what a verifier judges; `before` is what stood between the problem's prompt and it."""
+        return Response(problem, before + self.tokenizer.decode(sample.tokens.tolist()), sample.stopped)
 
     def generate(
         self, requests: Sequence[Request], *, stop_strings: Sequence[str] = (), **how: Any

@@ -171,7 +171,7 @@ class Driver:
         """n continuations to the end after each node, judged."""
         samples = self._sample(nodes, n, purpose, self._to_the_end)
         responses = [
-            Response(tree.problem, tree.text(node) + self.policy.tokenizer.decode(s.tokens.tolist()), s.stopped)
+            self.policy.response(tree.problem, s, tree.text(node))
             for (tree, node), each in zip(nodes, samples, strict=True)
             for s in each
         ]

@@ -10,7 +10,6 @@ from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
 from astro_jax.storage import Json
 from astro_jax.traces.author import Author
-from astro_jax.verify import Response
 
 
 def best_of_n(problems: Sequence[Problem], c: cfg.Traces, author: Author) -> list[list[str]]:
@@ -18,10 +17,7 @@ def best_of_n(problems: Sequence[Problem], c: cfg.Traces, author: Author) -> lis
     paper's reviewers)."""
     requests = [author.policy.request(p.prompt, c.direct_samples, "traces", "best-of-n", p.id) for p in problems]
     samples = author.policy.generate(requests, max_tokens=c.direct_tokens, temperature=1.0)
-    responses = [
-        [Response(p, author.policy.tokenizer.decode(s.tokens.tolist()), s.stopped) for s in each]
-        for p, each in zip(problems, samples, strict=True)
-    ]
+    responses = [[author.policy.response(p, s) for s in each] for p, each in zip(problems, samples, strict=True)]
     verdicts = iter(author.verifier.judge([r for each in responses for r in each]))
     return [list(dict.fromkeys(r.text for r in each if next(verdicts).correct)) for each in responses]
 

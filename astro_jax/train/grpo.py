@@ -21,7 +21,7 @@ from astro_jax.sampler import Policy, Sampler
 from astro_jax.train import data, losses
 from astro_jax.train.losses import RolloutBatch
 from astro_jax.train.state import Loss, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
-from astro_jax.verify import Response, Verdict, Verifier
+from astro_jax.verify import Verdict, Verifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +123,7 @@ class Trainer:
         ]
         # Temperature 1 and no truncation of the distribution: the samples' log-probabilities are the policy's.
         samples = policy.generate(requests, max_tokens=c.max_tokens)
-        responses = [
-            Response(problem, policy.tokenizer.decode(s.tokens.tolist()), s.stopped)
-            for problem, group in zip(chosen, samples, strict=True)
-            for s in group
-        ]
+        responses = [policy.response(problem, s) for problem, group in zip(chosen, samples, strict=True) for s in group]
         verdicts = iter(self.verifier.judge(responses))
         return [
             [Rollout(request.prefix, s.tokens, s.logprobs, next(verdicts), s.stopped) for s in group]

@@ -126,14 +126,10 @@ class Verifier:
             self._pool.close()
 
     def _verdict(self, response: Response, outcome: Outcome) -> Verdict:
-        backtracks = count_backtracks(response.text)
-        if isinstance(outcome.result, Exception):
-            failure: Literal["timeout", "error"] = "timeout" if isinstance(outcome.result, Timeout) else "error"
-            return Verdict(False, False, None, backtracks, failure=failure)
         graded = outcome.result
-        if graded.second is not None and graded.second != graded.correct:
+        if isinstance(graded, Graded) and graded.second not in (None, graded.correct):
             self.tally.disagree(response.problem.answer, graded.written, graded.correct)
-        return Verdict(graded.correct, graded.answer is not None, graded.answer, backtracks)
+        return judged(outcome, count_backtracks(response.text))
 
     def _stop_if_failing(self, responses: Sequence[Response]) -> None:
         if all(r.problem.task == "countdown" for r in responses):
@@ -146,6 +142,15 @@ class Verifier:
                 f"verify: {failed} of {total} responses have no verdict ({told}), over verify.max_failed: are they "
                 "cut off (max_tokens), without an end token (chat.template), or without the \\boxed that is asked for?"
             )
+
+
+def judged(outcome: Outcome, backtracks: int = 0) -> Verdict:
+    """The verdict that a worker's outcome stands for."""
+    graded = outcome.result
+    if isinstance(graded, Exception):
+        failure: Literal["timeout", "error"] = "timeout" if isinstance(graded, Timeout) else "error"
+        return Verdict(False, False, None, backtracks, failure=failure)
+    return Verdict(graded.correct, graded.answer is not None, graded.answer, backtracks)
 
 
 def _packed(outcome: Outcome) -> list[Any]:

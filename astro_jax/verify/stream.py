@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from astro_jax.errors import AstroError
+from astro_jax.verify import judged
 from astro_jax.verify.answer import Rule
-from astro_jax.verify.pool import Outcome, Pool, Timeout
+from astro_jax.verify.pool import Outcome, Pool
 
 LINES = 64  # that are read before their verdicts are written
 
@@ -60,10 +61,5 @@ def _pair(line: str, number: int) -> tuple[str, str]:
 
 
 def _verdict(outcome: Outcome) -> dict[str, str | float | None]:
-    seconds = round(outcome.seconds, 4)
-    if isinstance(outcome.result, Exception):
-        verdict = "timeout" if isinstance(outcome.result, Timeout) else "error"
-        return {"verdict": verdict, "extracted": None, "seconds": seconds}
-    graded = outcome.result
-    verdict = "correct" if graded.correct else "unparsed" if graded.answer is None else "wrong"
-    return {"verdict": verdict, "extracted": graded.written, "seconds": seconds}
+    written = None if isinstance(outcome.result, Exception) else outcome.result.written
+    return {"verdict": judged(outcome).status, "extracted": written, "seconds": round(outcome.seconds, 4)}
