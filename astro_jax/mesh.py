@@ -36,11 +36,13 @@ class Sharding:
     """A mesh and the rules by which logical axes lie on it.
 
     "seq" is only used for activations between blocks: there they are split over tp (sequence parallelism), which
-    divides what remat keeps by the size of tp.
+    divides what remat keeps by the size of tp. `attention` is the config's: whole sequences attend on the mesh by
+    the kernel that it names (llama.attention).
     """
 
     mesh: Mesh
     rules: tuple[tuple[str, tuple[str, ...]], ...]
+    attention: str = "auto"
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
         """The PartitionSpec of an array with these logical axes. No mesh axis may serve twice."""
@@ -64,6 +66,11 @@ class Sharding:
         """Devices that the batch axis is split over; every batch must divide by it."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
+    @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
 
 def start(devices: int) -> None:
     """Before the first use of a device: on a CPU, make as many virtual devices as the mesh needs."""
@@ -86,11 +93,11 @@ def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[Any] 
     return Mesh(np.asarray(devices[:need]).reshape(data, fsdp, tp), AXES)
 
 
-def train_sharding(mesh: Mesh) -> Sharding:
+def train_sharding(mesh: Mesh, attention: str = "auto") -> Sharding:
     """Parameters over fsdp x tp, activations over the batch and, between blocks, the sequence."""
-    return Sharding(mesh, tuple(TRAIN_RULES.items()))
+    return Sharding(mesh, tuple(TRAIN_RULES.items()), attention)
 
 
-def decode_sharding(mesh: Mesh) -> Sharding:
+def decode_sharding(mesh: Mesh, attention: str = "auto") -> Sharding:
     """Parameters over tp, sequences and their caches over the batch."""
-    return Sharding(mesh, tuple(DECODE_RULES.items()))
+    return Sharding(mesh, tuple(DECODE_RULES.items()), attention)

@@ -13,13 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from astro_jax.llama import attention
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Layers, Params
 from astro_jax.mesh import Sharding
 
-# Rows of queries that attend at once in training: bounds the scores to [B, H, chunk, S].
-QUERY_CHUNK = 1024
-NEG_INF = -1e30
 # Models of at most this many layers are unrolled in training.
 UNROLLED_LAYERS = 4
 
@@ -90,44 +88,6 @@ def _pin(sharding: Sharding | None) -> Callable[..., jax.Array]:
     return pin
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-    """Causal attention inside segments, grouped queries, one chunk of queries at a time.
-
-    Args:
-      q: [B, S, H, h]; k, v: [B, S, K, h].
-      segments: int32 [B, S]; a token sees the earlier ones of its own segment. 0 is padding.
-
-    Returns:
-      [B, S, H, h]. Rows of padding hold finite values that nobody reads.
-    """
-    b, s, n, h = q.shape
-    n_kv = k.shape[2]
-    # Heads before sequence: plain batched matmuls, which XLA on a CPU runs ten times faster than the transposed ones.
-    q = q.reshape(b, s, n_kv, n // n_kv, h).transpose(0, 2, 3, 1, 4) * h**-0.5  # [B, K, G, S, h]
-    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))  # [B, K, S, h]
-    column = jnp.arange(s)
-
-    def chunk(q: jax.Array, q_segments: jax.Array, rows: jax.Array) -> jax.Array:
-        scores = jnp.einsum("bkgsh,bkth->bkgst", q, k, preferred_element_type=jnp.float32)
-        mask = (q_segments[:, :, None] == segments[:, None, :]) & (rows[:, None] >= column[None, :])[None]
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEG_INF), axis=-1)
-        return jnp.einsum("bkgst,bkth->bkgsh", weights.astype(v.dtype), v)
-
-    if s <= QUERY_CHUNK or s % QUERY_CHUNK:
-        out = chunk(q, segments, column)
-    else:
-        split = functools.partial(_split, parts=s // QUERY_CHUNK)
-        chunks = (split(q, axis=3), split(segments, axis=1), split(column, axis=0))
-        out = jax.lax.map(lambda c: jax.checkpoint(chunk)(*c), chunks)  # [parts, B, K, G, chunk, h]
-        out = jnp.moveaxis(out, 0, 3).reshape(b, n_kv, n // n_kv, s, h)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, s, n, h)
-
-
-def _split(x: jax.Array, parts: int, axis: int) -> jax.Array:
-    """Cut an axis into parts and put the parts first."""
-    return jnp.stack(jnp.split(x, parts, axis=axis))
-
-
 def hidden(
     params: Params,
     tokens: jax.Array,
@@ -150,7 +110,7 @@ def hidden(
     positions = jnp.broadcast_to(jnp.arange(s), (b, s)) if positions is None else positions
     segments = jnp.ones((b, s), jnp.int32) if segments is None else segments
     rope = _angles(positions, config)
-    attend = functools.partial(attention, segments=segments)
+    attend = functools.partial(attention.attend, segments=segments, sharding=sharding)
 
     def step(x: jax.Array, layer: Layers) -> tuple[jax.Array, None]:
         return _block(x, layer, config, rope, attend, sharding)[0], None
