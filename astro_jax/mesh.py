@@ -44,10 +44,13 @@ class Sharding:
     rules: tuple[tuple[str, tuple[str, ...]], ...]
     attention: str = "auto"
 
+    def axes(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes that a logical axis lies on."""
+        return dict(self.rules).get(name or "", ())
+
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
         """The PartitionSpec of an array with these logical axes. No mesh axis may serve twice."""
-        rules = dict(self.rules)
-        parts = [rules.get(axis, ()) if axis else () for axis in axes]
+        parts = [self.axes(axis) for axis in axes]
         used = [name for part in parts for name in part]
         if len(used) != len(set(used)):
             raise ValueError(f"axes {axes} would use a mesh axis twice: {parts}")
@@ -60,6 +63,19 @@ class Sharding:
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
         """Pin an intermediate value inside jit to its logical axes."""
         return jax.lax.with_sharding_constraint(x, self.named(*axes))
+
+    def move(self, x: jax.Array, here: Sequence[str | None], there: Sequence[str | None]) -> jax.Array:
+        """Pin an intermediate value inside jit to the logical axes `there`, and its gradient to those it came with.
+
+        `constrain` pins both alike: what is gathered forward would be summed whole, not scattered, backward.
+        """
+
+        @jax.custom_vjp
+        def moved(x: jax.Array) -> jax.Array:
+            return self.constrain(x, *there)
+
+        moved.defvjp(lambda x: (moved(x), None), lambda _, g: (self.constrain(g, *here),))
+        return moved(x)
 
     @property
     def batch_size(self) -> int:

@@ -5,6 +5,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -12,12 +13,14 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import strays
 
 from astro_jax import cli
 from astro_jax import config as cfg
 from astro_jax.llama import attention
 from astro_jax.llama.config import llama3_8b
 from astro_jax.mesh import make_mesh, train_sharding
+from astro_jax.plan import collectives as plan_collectives
 from astro_jax.plan import topology
 from astro_jax.plan.programs import Plan, floats, ints, size
 from astro_jax.sampler.cache import Shape
@@ -90,10 +93,17 @@ QUICK = [grpo_update, reshard, pack, decode_chunk]
 SLOW = [sft_step, grpo_gradient, prefill]
 
 
+@functools.cache
+def compiled(program, mesh):
+    """A whole program, and what is held beside it."""
+    lowered, held = program(Abstract(llama3_8b(), mesh))
+    return lowered.compile(), held
+
+
 @pytest.mark.parametrize("program", [*QUICK, *(pytest.param(p, marks=pytest.mark.slow) for p in SLOW)])
 def test_it_fits_a_chip(program, mesh, table, record_property):
-    lowered, held = program(Abstract(llama3_8b(), mesh))
-    m = lowered.compile().memory_analysis()
+    made, held = compiled(program, mesh)
+    m = made.memory_analysis()
     # A donated argument and its result are one array.
     peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     sizes = (m.argument_size_in_bytes, m.temp_size_in_bytes, peak, size(held), peak + size(held))
@@ -101,6 +111,16 @@ def test_it_fits_a_chip(program, mesh, table, record_property):
     record_property("peak_gib", round(peak / GIB, 2))
     record_property("at_once_gib", round(sizes[-1] / GIB, 2))
     assert sizes[-1] < topology.CHIPS["v5e"].hbm
+
+
+@pytest.mark.slow
+def test_training_moves_nothing_that_its_sharding_does_not_call_for(mesh):
+    """Once it moved queries, keys and values from tokens to heads, 13 all-to-alls a layer. The collective permutes that
+    are left are rings: all-gathers and reduce-scatters in the pieces of a matmul."""
+    text = compiled(sft_step, mesh)[0].as_text()
+    assert strays(text, mesh, SFT.batch // 4, SFT.length) == []
+    kinds = plan_collectives.count(text).keys()
+    assert kinds <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
 
 
 @pytest.mark.parametrize("name", ["v5e:4x4", "v6e:2x4", "v5p:2x2x2"])

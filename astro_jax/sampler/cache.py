@@ -23,8 +23,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from astro_jax.errors import AstroError
-from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.attention import NEG_INF
+from astro_jax.llama.config import LlamaConfig
 from astro_jax.mesh import Sharding
 
 # Groups of rows whose own tokens are attended to no further than the oldest of them needs.
