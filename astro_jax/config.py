@@ -254,6 +254,7 @@ class Config(Section):
         "base", "search", "traces", "direct-sft", "astro-sft", "direct-rl", "astro-rl", "eval", "report",
     )  # fmt: skip
     mesh: Mesh = Mesh()
+    attention: Literal["auto", "xla", "splash"] = "auto"  # of whole sequences; auto: splash on TPUs (ours)
     architecture: Architecture = Architecture()
     chat: Chat = Chat()
     problems: Problems = Problems()

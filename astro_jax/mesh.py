@@ -38,16 +38,21 @@ class Sharding:
     """A mesh and the rules by which logical axes lie on it.
 
     "seq" is only used for activations between blocks: there they are split over tp (sequence parallelism), which
-    divides what remat keeps by the size of tp.
+    divides what remat keeps by the size of tp. `attention` is the config's: whole sequences attend on the mesh by
+    the kernel that it names (llama.attention).
     """
 
     mesh: Mesh
     rules: tuple[tuple[str, tuple[str, ...]], ...]
+    attention: str = "auto"
+
+    def axes(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes that a logical axis lies on."""
+        return dict(self.rules).get(name or "", ())
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
         """The PartitionSpec of an array with these logical axes. No mesh axis may serve twice."""
-        rules = dict(self.rules)
-        parts = [rules.get(axis, ()) if axis else () for axis in axes]
+        parts = [self.axes(axis) for axis in axes]
         used = [name for part in parts for name in part]
         if len(used) != len(set(used)):
             raise ValueError(f"axes {axes} would use a mesh axis twice: {parts}")
@@ -69,10 +74,28 @@ class Sharding:
 
         return jax.tree.map(place, tree)
 
+    def move(self, x: jax.Array, here: Sequence[str | None], there: Sequence[str | None]) -> jax.Array:
+        """Pin an intermediate value inside jit to the logical axes `there`, and its gradient to those it came with.
+
+        `constrain` pins both alike: what is gathered forward would be summed whole, not scattered, backward.
+        """
+
+        @jax.custom_vjp
+        def moved(x: jax.Array) -> jax.Array:
+            return self.constrain(x, *there)
+
+        moved.defvjp(lambda x: (moved(x), None), lambda _, g: (self.constrain(g, *here),))
+        return moved(x)
+
     @property
     def batch_size(self) -> int:
         """Devices that the batch axis is split over; every batch must divide by it."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
 
 
 def spread(x: Any, where: NamedSharding) -> jax.Array:
@@ -113,11 +136,11 @@ def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[Any] 
     return Mesh(np.asarray(devices[:need]).reshape(shape), AXES)
 
 
-def train_sharding(mesh: Mesh) -> Sharding:
+def train_sharding(mesh: Mesh, attention: str = "auto") -> Sharding:
     """Parameters over fsdp x tp, activations over the batch and, between blocks, the sequence."""
-    return Sharding(mesh, tuple(TRAIN_RULES.items()))
+    return Sharding(mesh, tuple(TRAIN_RULES.items()), attention)
 
 
-def decode_sharding(mesh: Mesh) -> Sharding:
+def decode_sharding(mesh: Mesh, attention: str = "auto") -> Sharding:
     """Parameters over tp, sequences and their caches over the batch."""
-    return Sharding(mesh, tuple(DECODE_RULES.items()))
+    return Sharding(mesh, tuple(DECODE_RULES.items()), attention)

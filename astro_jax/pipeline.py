@@ -25,7 +25,7 @@ from astro_jax import processes, prompts, report, storage
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
 from astro_jax.evaluate import run as evaluation
-from astro_jax.llama import checkpoint
+from astro_jax.llama import attention, checkpoint
 from astro_jax.llama import params as llama_params
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
@@ -65,8 +65,12 @@ class Run:
         self._check()
         meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
-        self.train_sharding, self.decode_sharding = meshes.train_sharding(mesh), meshes.decode_sharding(mesh)
-        for name in ("pretrain", "sft") if c.model == "scratch" else ("sft",):
+        self.train_sharding = meshes.train_sharding(mesh, c.attention)
+        self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
+        names = ("pretrain", "sft") if c.model == "scratch" else ("sft",)
+        for name in (*names, "grpo"):
+            attention.kernel(self.train_sharding, getattr(c, name).length)
+        for name in names:
             if (batch := getattr(c, name).batch) % self.train_sharding.batch_size:
                 devices = self.train_sharding.batch_size
                 raise AstroError(f"{name}.batch={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices")

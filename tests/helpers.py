@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -63,3 +64,25 @@ def count_compilations():
         yield compiled
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def strays(text, mesh, rows, length):
+    """Lines of a compiled program whose collective no sharding of training calls for: an all-to-all; a permutation
+    that is no ring along one axis of the mesh; activations of more than a device's `rows` of `length` tokens."""
+    place = list(np.ndindex(mesh.devices.shape))
+    parts = {str(length // n) for n in (1, mesh.shape["tp"])}
+    found = []
+    for line in text.splitlines():
+        match = re.search(
+            r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\(", line
+        )
+        if match is None:
+            continue
+        pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
+        ends = [map(int, pair.split(",")) for pair in re.findall(r"\d+,\d+", pairs[1])] if pairs else []
+        turns = any(sum(a != b for a, b in zip(place[i], place[j], strict=True)) > 1 for i, j in ends)
+        shapes = [dims.split(",") for dims in re.findall(r"\[([\d,]+)\]", match[1])]
+        wide = any(parts & set(dims[1:]) and int(dims[0]) > rows for dims in shapes if len(dims) > 1)
+        if match[2] == "all-to-all" or turns or wide:
+            found.append(line.strip())
+    return found

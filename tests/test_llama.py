@@ -16,7 +16,7 @@ from helpers import LLAMA3, assert_trees_close, countdown_tokenizer, tiny_config
 
 from astro_jax import llama
 from astro_jax.errors import AstroError
-from astro_jax.llama import hf, model
+from astro_jax.llama import attention, hf, model
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, from_hf, llama3_8b, to_hf
 from astro_jax.train.losses import cast
@@ -253,7 +253,7 @@ def test_attention_in_chunks_equals_attention_at_once(monkeypatch):
         return jnp.mean(x[:, :15] ** 3)
 
     at_once = jax.jit(jax.value_and_grad(run)).trace(SHALLOW_PARAMS)
-    monkeypatch.setattr(model, "QUERY_CHUNK", 5)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 5)
     in_chunks = jax.jit(jax.value_and_grad(run)).trace(SHALLOW_PARAMS)
     scores = "[1,2,2,20,20]"  # of all queries: [B, K, G, S, S]
     assert scores in str(at_once.jaxpr) and scores not in str(in_chunks.jaxpr)
@@ -297,7 +297,7 @@ def test_tokens_whose_past_is_held_elsewhere_equal_the_forward_pass():
     def attend(layer, q, k, v, at):
         k, v = (x[layer].at[:, at].set(y[:, 0]) for x, y in zip(past, (k, v), strict=True))
         segments = jnp.broadcast_to(jnp.arange(11) <= at, (2, 11)).astype(jnp.int32)
-        return model.attention(jnp.broadcast_to(q, (2, 11, *q.shape[2:])), k, v, segments)[:, at : at + 1]
+        return attention.xla(jnp.broadcast_to(q, (2, 11, *q.shape[2:])), k, v, segments)[:, at : at + 1]
 
     for at in range(11):
         x, *new = model.cached(

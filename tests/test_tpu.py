@@ -5,17 +5,22 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
+from helpers import strays
 
 from astro_jax import cli
 from astro_jax import config as cfg
+from astro_jax.llama import attention
 from astro_jax.llama.config import llama3_8b
-from astro_jax.mesh import make_mesh
+from astro_jax.mesh import make_mesh, train_sharding
+from astro_jax.plan import collectives as plan_collectives
 from astro_jax.plan import topology
 from astro_jax.plan.programs import Plan, floats, ints, size
 from astro_jax.sampler.cache import Shape
@@ -88,10 +93,17 @@ QUICK = [grpo_update, reshard, pack, decode_chunk]
 SLOW = [sft_step, grpo_gradient, prefill]
 
 
+@functools.cache
+def compiled(program, mesh):
+    """A whole program, and what is held beside it."""
+    lowered, held = program(Abstract(llama3_8b(), mesh))
+    return lowered.compile(), held
+
+
 @pytest.mark.parametrize("program", [*QUICK, *(pytest.param(p, marks=pytest.mark.slow) for p in SLOW)])
 def test_it_fits_a_chip(program, mesh, table, record_property):
-    lowered, held = program(Abstract(llama3_8b(), mesh))
-    m = lowered.compile().memory_analysis()
+    made, held = compiled(program, mesh)
+    m = made.memory_analysis()
     # A donated argument and its result are one array.
     peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     sizes = (m.argument_size_in_bytes, m.temp_size_in_bytes, peak, size(held), peak + size(held))
@@ -99,6 +111,47 @@ def test_it_fits_a_chip(program, mesh, table, record_property):
     record_property("peak_gib", round(peak / GIB, 2))
     record_property("at_once_gib", round(sizes[-1] / GIB, 2))
     assert sizes[-1] < topology.CHIPS["v5e"].hbm
+
+
+@pytest.mark.slow
+def test_training_moves_nothing_that_its_sharding_does_not_call_for(mesh):
+    """Once it moved queries, keys and values from tokens to heads, 13 all-to-alls a layer. The collective permutes that
+    are left are rings: all-gathers and reduce-scatters in the pieces of a matmul."""
+    text = compiled(sft_step, mesh)[0].as_text()
+    assert strays(text, mesh, SFT.batch // 4, SFT.length) == []
+    kinds = plan_collectives.count(text).keys()
+    assert kinds <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
+
+
+@pytest.mark.parametrize("name", ["v5e:4x4", "v6e:2x4", "v5p:2x2x2"])
+@pytest.mark.parametrize("length, head_dim", [(8192, 128), (384, 64)])
+def test_splash_attention_and_its_gradient_compile(name, length, head_dim):
+    mesh = make_mesh(data=2, tp=4, devices=topology.get(name).devices)
+
+    def array(axes, *shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=train_sharding(mesh).named(*axes))
+
+    heads, kv = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+    q, k = array(heads, 2, length, 32, head_dim), array(kv, 2, length, 8, head_dim)
+    segments = array(("batch", None), 2, length, dtype=jnp.int32)
+
+    def run(q, k, v, segments, asked):
+        out, pull = jax.vjp(lambda *x: attention.attend(*x, segments, train_sharding(mesh, asked)), q, k, v)
+        return out, *pull(out)
+
+    program = jax.jit(run, static_argnums=4)
+    text = program.lower(q, k, k, segments, "auto").compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 2  # forward and backward
+    assert "tpu_custom_call" not in program.lower(q, k, k, segments, "xla").as_text()
+
+
+@pytest.mark.parametrize("program", ["sft_step", "grpo_gradient"])
+def test_training_is_planned_with_splash_attention(program, mesh):
+    def calls(asked):
+        c = cfg.Config(attention=asked, sft=SFT, grpo=GRPO)
+        return getattr(Plan(c, llama3_8b(), mesh), program)().as_text().count("@tpu_custom_call")
+
+    assert calls("auto") == 3 and calls("xla") == 0  # forward, again in the backward pass, and backward
 
 
 def test_shared_prefixes_take_a_third_of_the_memory(mesh, record_property):

@@ -13,13 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from astro_jax.llama import attention
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Layers, Params
 from astro_jax.mesh import Sharding
 
-# Rows of queries that attend at once in training: bounds the scores to [B, H, chunk, S].
-QUERY_CHUNK = 1024
-NEG_INF = -1e30
 # Models of at most this many layers are unrolled in training.
 UNROLLED_LAYERS = 4
 
@@ -62,70 +60,34 @@ def _block(
     sharding: Sharding | None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """One transformer block on x [B, S, D]; returns the new x and this block's keys and values [B, S, K, h]."""
-    # Between blocks the sequence is split over tp; decoding has a sequence of one, which stays whole.
-    pin = _pin(sharding)
-    y = rms_norm(x, p.attn_norm, config.norm_eps)
+    pin, gather, scatter = _placing(sharding, x)
+    y = gather(rms_norm(x, p.attn_norm, config.norm_eps))
     q = _rope(jnp.einsum("bsd,dnh->bsnh", y, p.wq), *rope)
     k = _rope(jnp.einsum("bsd,dnh->bsnh", y, p.wk), *rope)
     v = jnp.einsum("bsd,dnh->bsnh", y, p.wv)
     q = pin(q, "batch", None, "heads", None)
     k = pin(k, "batch", None, "kv_heads", None)
     v = pin(v, "batch", None, "kv_heads", None)
-    x = x + jnp.einsum("bsnh,nhd->bsd", attend(q, k, v), p.wo)
-    x = pin(x, "batch", "seq", None)
-    y = rms_norm(x, p.mlp_norm, config.norm_eps)
+    x = x + scatter(jnp.einsum("bsnh,nhd->bsd", attend(q, k, v), p.wo))
+    y = gather(rms_norm(x, p.mlp_norm, config.norm_eps))
     y = jax.nn.silu(y @ p.w_gate) * (y @ p.w_up)
-    x = x + pin(y, "batch", None, "mlp") @ p.w_down
-    return pin(x, "batch", "seq", None), (k, v)
+    x = x + scatter(pin(y, "batch", None, "mlp") @ p.w_down)
+    return x, (k, v)
 
 
-def _pin(sharding: Sharding | None) -> Callable[..., jax.Array]:
-    """`constrain`, or nothing where there is no mesh or the sequence is a single token."""
+def _placing(sharding: Sharding | None, x: jax.Array) -> tuple[Callable[..., jax.Array], ...]:
+    """(`constrain`; gather a [B, S, D] of a part of the sequence; scatter one), or nothing where there is no mesh.
 
-    def pin(x: jax.Array, *axes: str | None) -> jax.Array:
-        if sharding is None:
-            return x
-        return sharding.constrain(x, *[None if a == "seq" and x.shape[1] == 1 else a for a in axes])
-
-    return pin
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-    """Causal attention inside segments, grouped queries, one chunk of queries at a time.
-
-    Args:
-      q: [B, S, H, h]; k, v: [B, S, K, h].
-      segments: int32 [B, S]; a token sees the earlier ones of its own segment. 0 is padding.
-
-    Returns:
-      [B, S, H, h]. Rows of padding hold finite values that nobody reads.
+    Between blocks the sequence is split over tp; decoding has a sequence of one, which stays whole.
     """
-    b, s, n, h = q.shape
-    n_kv = k.shape[2]
-    # Heads before sequence: plain batched matmuls, which XLA on a CPU runs ten times faster than the transposed ones.
-    q = q.reshape(b, s, n_kv, n // n_kv, h).transpose(0, 2, 3, 1, 4) * h**-0.5  # [B, K, G, S, h]
-    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))  # [B, K, S, h]
-    column = jnp.arange(s)
-
-    def chunk(q: jax.Array, q_segments: jax.Array, rows: jax.Array) -> jax.Array:
-        scores = jnp.einsum("bkgsh,bkth->bkgst", q, k, preferred_element_type=jnp.float32)
-        mask = (q_segments[:, :, None] == segments[:, None, :]) & (rows[:, None] >= column[None, :])[None]
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEG_INF), axis=-1)
-        return jnp.einsum("bkgst,bkth->bkgsh", weights.astype(v.dtype), v)
-
-    if s <= QUERY_CHUNK or s % QUERY_CHUNK:
-        out = chunk(q, segments, column)
-    else:
-        split = functools.partial(_split, parts=s // QUERY_CHUNK)
-        chunks = (split(q, axis=3), split(segments, axis=1), split(column, axis=0))
-        out = jax.lax.map(lambda c: jax.checkpoint(chunk)(*c), chunks)  # [parts, B, K, G, chunk, h]
-        out = jnp.moveaxis(out, 0, 3).reshape(b, n_kv, n // n_kv, s, h)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, s, n, h)
-
-
-def _split(x: jax.Array, parts: int, axis: int) -> jax.Array:
-    """Cut an axis into parts and put the parts first."""
-    return jnp.stack(jnp.split(x, parts, axis=axis))
+    if sharding is None:
+        return (lambda x, *_: x,) * 3
+    whole, part = ("batch", None, None), ("batch", None if x.shape[1] == 1 else "seq", None)
+    return (
+        sharding.constrain,
+        functools.partial(sharding.move, here=part, there=whole),
+        functools.partial(sharding.move, here=whole, there=part),
+    )
 
 
 def hidden(
@@ -150,7 +112,7 @@ def hidden(
     positions = jnp.broadcast_to(jnp.arange(s), (b, s)) if positions is None else positions
     segments = jnp.ones((b, s), jnp.int32) if segments is None else segments
     rope = _angles(positions, config)
-    attend = functools.partial(attention, segments=segments)
+    attend = functools.partial(attention.attend, segments=segments, sharding=sharding)
 
     def step(x: jax.Array, layer: Layers) -> tuple[jax.Array, None]:
         return _block(x, layer, config, rope, attend, sharding)[0], None
@@ -196,9 +158,20 @@ def cached(
 
 def lm_head(params: Params, x: jax.Array) -> jax.Array:
     """Logits float32 [..., V] of hidden states [..., D]."""
+    return logits(*head(params), x)
+
+
+def head(params: Params) -> tuple[jax.Array, tuple[str, str]]:
+    """The matrix of the LM head, [V, D] where it is tied to the embedding, else [D, V]; and its logical axes."""
     if params.lm_head is None:
-        return jnp.einsum("...d,vd->...v", x, params.embed, preferred_element_type=jnp.float32)
-    return jnp.einsum("...d,dv->...v", x, params.lm_head, preferred_element_type=jnp.float32)
+        return params.embed, ("vocab", "embed")
+    return params.lm_head, ("embed", "vocab")
+
+
+def logits(matrix: jax.Array, axes: tuple[str, str], x: jax.Array) -> jax.Array:
+    """`lm_head` by a matrix with those axes, or by a part of its vocabulary."""
+    letters = "vd" if axes[0] == "vocab" else "dv"
+    return jnp.einsum(f"...d,{letters}->...v", x, matrix, preferred_element_type=jnp.float32)
 
 
 def forward(params: Params, tokens: jax.Array, config: LlamaConfig) -> jax.Array:
@@ -207,7 +180,25 @@ def forward(params: Params, tokens: jax.Array, config: LlamaConfig) -> jax.Array
 
 
 def _embed(params: Params, tokens: jax.Array, sharding: Sharding | None) -> jax.Array:
-    return _pin(sharding)(jnp.take(params.embed, tokens, axis=0), "batch", "seq", None)
+    """The tokens' rows of the table, [B, S, D]. Each device looks up those that it has; their sum over tp is whole.
+
+    Spelled out, since XLA splits the width of the gradient's scatter in place of its rows: all activations then move.
+    """
+    if sharding is None:
+        return jnp.take(params.embed, tokens, axis=0)
+    (vocab,), (embed,) = sharding.axes("vocab"), sharding.axes("embed") or (None,)
+
+    def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        if embed:
+            table = jax.lax.all_gather(table, embed, axis=1, tiled=True)
+        row = tokens - jax.lax.axis_index(vocab) * len(table)
+        own = (row >= 0) & (row < len(table))
+        return jax.lax.psum(jnp.where(own[..., None], jnp.take(table, row, axis=0, mode="clip"), 0), vocab)
+
+    where = (sharding.spec(("vocab", "embed")), sharding.spec(("batch", None)))
+    whole = sharding.spec(("batch", None, None))
+    x = jax.shard_map(look_up, mesh=sharding.mesh, in_specs=where, out_specs=whole)(params.embed, tokens)
+    return _placing(sharding, x)[2](x)
 
 
 def _angles(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Array]:

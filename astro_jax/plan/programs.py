@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
+from astro_jax.llama import attention
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.mesh import Sharding, decode_sharding, train_sharding
@@ -57,7 +58,7 @@ class Plan:
 
     def __init__(self, c: cfg.Config, config: LlamaConfig, mesh: Mesh, prompt: int = 512, steps: int = 100):
         self.c, self.config, self.mesh, self.prompt, self.steps = c, config, mesh, prompt, steps
-        self.train, self.sample = train_sharding(mesh), decode_sharding(mesh)
+        self.train, self.sample = train_sharding(mesh, c.attention), decode_sharding(mesh, c.attention)
         check(c, config, self.train)
         self.tx = make_optimizer(c.grpo, steps)
         self.state = abstract_state(config, self.tx, self.train)
@@ -90,8 +91,7 @@ class Plan:
         """The programs of sft, grpo (its sampling included) or search."""
         c = self.c
         if stage == "sft":
-            tokens = c.sft.batch * c.sft.length
-            done = work.train(self.config, self.mesh, tokens, c.sft.length, c.sft.remat, update=True)
+            done = self._train(c.sft, c.sft.batch, update=True)
             return [Program("sft", "step", self.sft_step, (), done)]
         if stage == "search":
             shape = self.shape(
@@ -99,14 +99,18 @@ class Plan:
             )
             return self._sampling("search", shape, c.sampler.dtype, ())
         shape = self.shape(c.grpo.group, self.prompt, c.grpo.max_tokens, c.grpo.dtype)
-        tokens = grpo.micro_rows(c.grpo, self.train) * c.grpo.length
-        done = work.train(self.config, self.mesh, tokens, c.grpo.length, c.grpo.remat, update=False)
+        done = self._train(c.grpo, grpo.micro_rows(c.grpo, self.train), update=False)
         return [
             Program("grpo", "reshard", self.reshard, self.state.opt_state),
             *self._sampling("grpo", shape, c.grpo.dtype, self.state),
             Program("grpo", "gradient", self.grpo_gradient, self.state.opt_state, done),
             Program("grpo", "update", self.grpo_update),
         ]
+
+    def _train(self, c: cfg.Sft | cfg.Grpo, rows: int, update: bool) -> Work:
+        kernel = attention.kernel(self.train, c.length, self.config.head_dim)
+        scored = attention.computed(kernel, c.length)
+        return work.train(self.config, self.mesh, rows * c.length, c.length, c.remat, update, scored)
 
     def _sampling(self, stage: str, shape: Shape, dtype: str, held: Any) -> list[Program]:
         _, suffix = self.stores(shape, dtype)
@@ -174,7 +178,7 @@ class Plan:
 
 
 def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
-    """Raise an AstroError where parameters or batches do not divide over the mesh."""
+    """Raise an AstroError where parameters or batches do not divide over the mesh, or attention cannot be as asked."""
     for path, spec in jax.tree_util.tree_leaves_with_path(llama_params.declare(config)):
         for n, axis in zip(spec.shape, spec.axes, strict=True):
             where = dict(sharding.rules).get(axis, ())
@@ -182,6 +186,8 @@ def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
             if n % parts:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(where)}={parts} does not divide")
+    for section in (c.sft, c.grpo):
+        attention.kernel(sharding, section.length, config.head_dim)
     if c.sft.batch % sharding.batch_size:
         raise AstroError(f"sft.batch={c.sft.batch} cannot be split over data x fsdp = {sharding.batch_size} devices")
 

@@ -41,17 +41,21 @@ class Work:
         return self.useful / (self.seconds(chip) * chip.flops)
 
 
-def train(config: LlamaConfig, mesh: Mesh, tokens: int, length: int, remat: bool, update: bool) -> Work:
+def train(
+    config: LlamaConfig, mesh: Mesh, tokens: int, length: int, remat: bool, update: bool, scored: float = 1.0
+) -> Work:
     """A gradient of rows of `length` tokens, and AdamW's update where it is in the same program.
 
     Forward F, backward 2 F, with remat F again. The LM head and half of attention, the scores, come in chunks and are
-    computed again in the backward pass in any case; and all pairs of tokens have a score. Bytes: the weights in
-    bfloat16 as gathered, once a pass; each block's input, written and read; in float32 gradients and, with the update,
-    parameters and moments.
+    computed again in the backward pass in any case. Bytes: the weights in bfloat16 as gathered, once a pass; each
+    block's input, written and read; in float32 gradients and, with the update, parameters and moments.
+
+    Args:
+      scored: share of all pairs of tokens of a row whose score is computed (llama.attention.computed).
     """
     chips, tp = mesh.size, mesh.shape["tp"]
     matmuls = config.flops_per_token() - head(config)
-    scores = config.flops_per_token(length) - config.flops_per_token()
+    scores = scored * (config.flops_per_token(length) - config.flops_per_token())
     useful = 3 * tokens * config.flops_per_token(length // 2)
     last = 2 * config.n_layers * config.d_ff * config.d_model  # of each block: what it gives is not needed again
     executed = tokens * ((3 + remat) * matmuls - remat * last + (3.5 + remat) * scores + 4 * head(config))

@@ -23,8 +23,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from astro_jax.errors import AstroError
+from astro_jax.llama.attention import NEG_INF
 from astro_jax.llama.config import LlamaConfig
-from astro_jax.llama.model import NEG_INF
 from astro_jax.mesh import Sharding
 
 # Groups of rows whose own tokens are attended to no further than the oldest of them needs.
@@ -282,7 +282,7 @@ def finite(x: jax.Array) -> jax.Array:
 
 def take_stage(suffix: KV, now: jax.Array, sharding: Sharding) -> KV | None:
     """The columns of the ring around that of step `now`, where a stage is needed."""
-    platform = sharding.mesh.devices.flat[0].platform
+    platform = sharding.platform
     if platform not in STAGE:
         return None
     staged = math.gcd(STAGE[platform], suffix.k.shape[-1])

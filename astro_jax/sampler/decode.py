@@ -12,6 +12,7 @@ from flax import struct
 from jax.sharding import PartitionSpec
 
 from astro_jax.llama import model
+from astro_jax.llama.attention import NEG_INF
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding
@@ -107,7 +108,7 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple
                 * h**-0.5
             )
             zero = jnp.zeros((*q.shape[:3], 1), jnp.float32)
-            nothing = Softmax(zero + model.NEG_INF, zero, jnp.zeros(q.shape, jnp.float32))
+            nothing = Softmax(zero + NEG_INF, zero, jnp.zeros(q.shape, jnp.float32))
             seen = nothing.see(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.tile(own, (1, 1, group, 1)))
 
             def see(j: jax.Array, seen: Softmax) -> Softmax:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -48,36 +49,61 @@ def token_logprobs(
         params, batch.tokens, config,
         positions=batch.positions, segments=batch.segments, sharding=sharding, remat=remat,
     )  # fmt: skip
-    if sharding is not None:
-        # Between blocks the sequence is split over tp; left so, every chunk below would gather all of it again.
-        x = sharding.constrain(x, "batch", None, None)
-    b, s, d = x.shape
     targets = jnp.roll(batch.tokens, -1, axis=1)
+    matrix, axes = model.head(params)
+    predict = functools.partial(_predictions, axes=axes)
+    if sharding is not None:
+        # Gathered once, and spelled out for each device: in XLA's hands every chunk would gather the head and what the
+        # blocks give, and scatter the head's gradient.
+        there = [axis if axis == "vocab" else None for axis in axes]
+        matrix, x = sharding.move(matrix, axes, there), sharding.move(x, ("batch", "seq", None), ("batch", None, None))
+        rows = sharding.spec(("batch", None))
+        predict = jax.shard_map(
+            functools.partial(predict, vocab=sharding.axes("vocab")), mesh=sharding.mesh,
+            in_specs=(sharding.spec(there), sharding.spec(("batch", None, None)), rows), out_specs=rows,
+        )  # fmt: skip
+    logp, entropy = predict(matrix, x, targets)
+    return jnp.roll(logp, 1, axis=1), jnp.roll(entropy, 1, axis=1)
+
+
+def _predictions(
+    matrix: jax.Array, x: jax.Array, targets: jax.Array, axes: tuple[str, str], vocab: tuple[str, ...] = ()
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target, and the entropy, from hidden states [B, S, D]: a chunk of positions at a time.
+
+    Args:
+      matrix: of the LM head, whose logical axes are `axes`.
+      vocab: the mesh axes that its vocabulary is split over; all sums over it are over them too.
+    """
+    b, s, d = x.shape
 
     def chunk(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, targets = part
-        logits = model.lm_head(params, x)
-        if sharding is not None:
-            logits = sharding.constrain(logits, "batch", None, "vocab")
-        logits = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-        log_z = jax.nn.logsumexp(logits, axis=-1)
+        logits = model.logits(matrix, axes, x)
+        top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+        logits = logits - (jax.lax.pmax(top, vocab) if vocab else top)
+        ids = jnp.arange(logits.shape[-1])
+        if vocab:
+            ids = ids + jax.lax.axis_index(vocab) * len(ids)
+        log_z = jnp.log(total(jnp.exp(logits)))
         # A masked sum, not a gather: it stays local where the vocabulary is split over devices.
-        hit = jnp.arange(config.vocab_size)[None, None, :] == targets[..., None]
-        picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-        mean_logit = jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
+        picked = total(jnp.where(ids[None, None, :] == targets[..., None], logits, 0.0))
+        mean_logit = total(jnp.exp(logits - log_z[..., None]) * logits)
         return picked - log_z, jax.lax.stop_gradient(log_z - mean_logit)
 
+    def total(x: jax.Array) -> jax.Array:
+        x = jnp.sum(x, axis=-1)
+        return jax.lax.psum(x, vocab) if vocab else x
+
     if s <= LOGITS_CHUNK or s % LOGITS_CHUNK:
-        logp, entropy = chunk((x, targets))
-    else:
-        n = s // LOGITS_CHUNK
-        parts = (
-            jnp.moveaxis(x.reshape(b, n, LOGITS_CHUNK, d), 1, 0),
-            jnp.moveaxis(targets.reshape(b, n, LOGITS_CHUNK), 1, 0),
-        )
-        logp, entropy = jax.lax.map(jax.checkpoint(chunk), parts)
-        logp, entropy = (jnp.moveaxis(y, 0, 1).reshape(b, s) for y in (logp, entropy))
-    return jnp.roll(logp, 1, axis=1), jnp.roll(entropy, 1, axis=1)
+        return chunk((x, targets))
+    n = s // LOGITS_CHUNK
+    parts = (
+        jnp.moveaxis(x.reshape(b, n, LOGITS_CHUNK, d), 1, 0),
+        jnp.moveaxis(targets.reshape(b, n, LOGITS_CHUNK), 1, 0),
+    )
+    logp, entropy = (jnp.moveaxis(y, 0, 1).reshape(b, s) for y in jax.lax.map(jax.checkpoint(chunk), parts))
+    return logp, entropy
 
 
 def cross_entropy(logp: jax.Array, weights: jax.Array) -> jax.Array:
