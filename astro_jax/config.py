@@ -59,7 +59,7 @@ class Gym(Section):
 
 
 class Problems(Section):
-    """Where problems come from, and how many each stage draws: a file, a data set, a reasoning-gym task, or Countdown
+    """Where problems come from, and how many each stage draws: a file, a data set, reasoning-gym tasks, or Countdown
     by these rules (problems.countdown.Game)."""
 
     path: str = ""  # a JSONL file with the fields problem and answer
@@ -71,7 +71,7 @@ class Problems(Section):
     task: Literal["number", "math"] | None = (
         None  # how answers are judged; none: numbers, or what a data set is known for
     )
-    gym: Gym | None = None
+    gym: tuple[Gym, ...] = ()  # tasks of reasoning-gym; one may stand without a list
     decontaminate: tuple[str, ...] = ()  # evaluation sets, beside the problems held out: JSONL files or data sets
     near: float = pydantic.Field(0.7, gt=0, le=1)  # overlap of n-grams from which two problems are one (ours)
     rl_samples: int = pydantic.Field(
@@ -86,6 +86,11 @@ class Problems(Section):
     search: int = pydantic.Field(1024, ge=1)  # problems to search (the paper: 20.7K)
     rl: int = pydantic.Field(4096, ge=1)  # prompts for RL (the paper: 8.7K)
     eval: int = pydantic.Field(1024, ge=1)  # held-out problems
+
+    @pydantic.field_validator("gym", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict) else value
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> Problems:
@@ -191,7 +196,7 @@ class Traces(Section):
     direct_samples: int = pydantic.Field(8, ge=1)  # N of best-of-N, a problem (ours)
     direct_tokens: int = pydantic.Field(256, ge=1)  # of one such sample (ours)
     direct_match: Literal["examples", "tokens"] = "examples"  # what Direct has as much of as ASTRO; paper: examples
-    wave: int = pydantic.Field(128, ge=1)  # trees whose traces a model writes together, one shard
+    wave: int = pydantic.Field(32, ge=1)  # trees whose traces a model writes together, one shard, and one move of the bar
     replay: float = pydantic.Field(0.0, ge=0)  # documents of the base's corpus, as a share of the examples (ours)
 
 

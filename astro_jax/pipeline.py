@@ -300,10 +300,13 @@ def measure(run: Run) -> dict[str, Any]:
     return difficulty.run(run.folder / "difficulty", run.problems("rl"), *args)
 
 
-def _prompts(run: Run) -> list[Problem]:
-    """The prompts of RL: where their difficulty was measured, those that are moderately hard."""
-    p, problems = run.c.problems, run.problems("rl")
-    return difficulty.moderate(run.folder / "difficulty", problems, *p.rl_pass_rate) if p.rl_samples else problems
+def _prompts(run: Run) -> tuple[list[Problem], dict[str, int]]:
+    """The prompts of RL, where their difficulty was measured those that are moderately hard; and counts of them."""
+    p, problems, left_out = run.c.problems, run.problems("rl"), dict[str, int]()
+    if p.rl_samples:
+        asked = (*p.rl_pass_rate, run.c.grpo.prompts)
+        problems, left_out = difficulty.moderate(run.folder / "difficulty", problems, *asked)
+    return problems, {"prompts": len(problems)} | left_out
 
 
 def reinforce(kind: str) -> Callable[[Run], dict[str, Any]]:
@@ -314,13 +317,13 @@ def reinforce(kind: str) -> Callable[[Run], dict[str, Any]]:
         config, params, tokenizer = run.load(PARENT[name], sharding)
         tx = make_optimizer(c, c.steps * c.updates)
         like = abstract_state(config, tx, sharding)
-        problems = _prompts(run)
+        problems, counts = _prompts(run)
         trainer = grpo.Trainer(c, name, problems, run.sampler(config), tokenizer, run.verifier, tx, config, sharding)
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.steps, c.save_every
         )
         checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
-        return {"prompts": len(problems)}
+        return counts
 
     return stage
 

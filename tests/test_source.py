@@ -192,6 +192,19 @@ def test_bad_gym_tasks_are_one_line(task, params, says):
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
+def test_several_gym_tasks_are_one_source_and_are_counted(tmp_path):
+    """Each task's problems as it alone gives them, and one that two tasks share once."""
+    pytest.importorskip("reasoning_gym")
+    two = [{"task": "chain_sum", "size": 30}, {"task": "gcd", "size": 20}]
+    c = cfg.parse({"problems": {"gym": [*two, two[0]], "search": 5, "rl": 5, "eval": 5}})
+    every = source.load(c.problems, 0).every
+    alone = [p for t in two for p in source.load(cfg.parse({"problems": {"gym": t}}).problems, 0).every]
+    assert sorted(p.id for p in every) == sorted(p.id for p in alone)
+    found = source.describe(c)
+    assert found["source"].startswith("reasoning-gym chain_sum, gcd")
+    assert found["of tasks"] == Counter(p.meta["task"] for p in every) and len(found["of tasks"]) == 2
+
+
 # ---- Kept apart from evaluation
 
 
@@ -287,9 +300,12 @@ def test_prompts_for_rl_are_those_that_are_solved_now_and_then(tmp_path):
     (tmp_path / sorted(before)[1]).unlink()
     measure()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    assert difficulty.moderate(folder, problems, 0.25, 0.75) == [p for p in problems if 0.25 <= rates[p.id] <= 0.75]
-    with pytest.raises(AstroError, match=r"none of \d+ prompts is solved 0\.9 to 0\.91 of the time"):
-        difficulty.moderate(folder, problems, 0.9, 0.91)
+    middle = [p for p in problems if 0.25 <= rates[p.id] <= 0.75]
+    easy, hard = (sum(rates[p.id] > 0.75 for p in problems), sum(rates[p.id] < 0.25 for p in problems))
+    kept, left_out = difficulty.moderate(folder, problems, 0.25, 0.75, len(middle))
+    assert kept == middle and left_out == {"too easy": easy, "too hard": hard}
+    with pytest.raises(AstroError, match=rf"{len(middle)} of \d+ prompts .* takes grpo.prompts={len(middle) + 1}; "):
+        difficulty.moderate(folder, problems, 0.25, 0.75, len(middle) + 1)
 
 
 def test_difficulty_is_a_stage_before_rl_only_where_it_is_asked_for():

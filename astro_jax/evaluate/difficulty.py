@@ -34,18 +34,21 @@ def run(
     return {"problems": len(rates), "never solved": rates.count(0.0), "always solved": rates.count(1.0)}
 
 
-def moderate(folder: epath.Path, problems: Sequence[Problem], low: float, high: float) -> list[Problem]:
-    """Those of the problems whose pass rate lies within low and high.
+def moderate(
+    folder: epath.Path, problems: Sequence[Problem], low: float, high: float, least: int
+) -> tuple[list[Problem], dict[str, int]]:
+    """Those of the problems whose pass rate lies within low and high; and how many are too easy and too hard.
 
     Raises:
-      AstroError: when there is none.
+      AstroError: when there are fewer than `least`: they would come several times in a step.
     """
     rates = {r["problem_id"]: r["right"] / r["n"] for r in Shards(folder, "rates").read()}
     kept = [p for p in problems if low <= rates[p.id] <= high]
-    if not kept:
-        easy = sum(rates[p.id] > high for p in problems)
+    easy = sum(rates[p.id] > high for p in problems)
+    hard = len(problems) - len(kept) - easy
+    if len(kept) < least:
         raise AstroError(
-            f"problems.rl_pass_rate: none of {len(problems)} prompts is solved {low:g} to {high:g} of the time "
-            f"({easy} more often, {len(problems) - easy} less); widen it, or draw others"
+            f"problems.rl_pass_rate: {len(kept)} of {len(problems)} prompts are solved {low:g} to {high:g} of the time "
+            f"({easy} more often, {hard} less), and a step takes grpo.prompts={least}; widen it, or raise problems.rl"
         )
-    return kept
+    return kept, {"too easy": easy, "too hard": hard}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,8 +59,8 @@ def load(c: cfg.Problems, seed: int) -> Source:
         fields = words.FIELDS | dict(c.fields) if c.fields else None
         every, skipped = hub.read(c.dataset, c.subset, c.split, c.where, c.task, fields)
     else:
-        assert c.gym is not None
-        every = gym.read(c.gym.task, c.gym.size, seed, c.gym.params)
+        read = [gym.read(g.task, g.size, seed, g.params) for g in c.gym]
+        every = list({p.prompt: p for each in read for p in each}.values())
     sides: tuple[list[Problem], list[Problem]] = ([], [])
     for p in every:
         sides[words.held_out(p, c.held_out)].append(p)
@@ -106,9 +107,10 @@ def describe(c: cfg.Config) -> dict[str, Any]:
         unread = [x for x, can in zip(math, verifier.readable([x.answer for x in math]), strict=True) if not can]
     lengths = sorted(len(x.prompt) for x in found.every)
     return {
-        "source": p.path or p.dataset or f"reasoning-gym {p.gym.task if p.gym else ''}",
+        "source": p.path or p.dataset or f"reasoning-gym {', '.join(g.task for g in p.gym)}",
         "task": found.every[0].task,
         **found.counts,
+        **({"of tasks": dict(Counter(x.meta["task"] for x in found.every))} if p.gym else {}),
         "answers compared as text": {"count": len(unread), "first": [x.answer for x in unread[:5]]},
         "characters of a prompt": {f"{q}%": lengths[(len(lengths) - 1) * q // 100] for q in (0, 25, 50, 75, 100)},
         "samples": [{"problem": x.prompt, "answer": x.answer} for x in found.draw(3, c.seed, evaluation=False)],
