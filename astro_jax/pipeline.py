@@ -68,8 +68,8 @@ class Run:
         self.train_sharding = meshes.train_sharding(mesh, c.attention)
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
         names = ("pretrain", "sft") if c.model == "scratch" else ("sft",)
-        for name in (*names, "grpo"):
-            attention.kernel(self.train_sharding, getattr(c, name).length)
+        for length in (*(getattr(c, name).length for name in (*names, "grpo")), c.sampler.block):
+            attention.kernel(self.train_sharding, length)
         for name in names:
             if (batch := getattr(c, name).batch) % self.train_sharding.batch_size:
                 devices = self.train_sharding.batch_size

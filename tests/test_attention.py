@@ -12,7 +12,9 @@ from astro_jax import cli
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama import attention
-from astro_jax.mesh import Sharding, make_mesh, train_sharding
+from astro_jax.mesh import Sharding, decode_sharding, make_mesh, train_sharding
+from astro_jax.sampler import decode
+from astro_jax.sampler.cache import Shape
 from astro_jax.train import grpo, sft
 from astro_jax.train.losses import Batch, RolloutBatch
 
@@ -28,9 +30,9 @@ def interpreted(on_tpu, monkeypatch):
     """Splash attention runs without a TPU; each call of it, as (q's shape, k's shape)."""
     called, splash = [], attention.splash
 
-    def call(q, k, v, segments, sharding):
+    def call(q, k, v, segments, sharding, **how):
         called.append((q.shape, k.shape))
-        return splash(q, k, v, segments, sharding, interpret=True)
+        return splash(q, k, v, segments, sharding, interpret=True, **how)
 
     monkeypatch.setattr(attention, "splash", call)
     return called
@@ -92,6 +94,27 @@ def test_training_by_splash_attention_has_the_loss_and_gradient_of_xla(stage, in
     splash = run("auto")
     assert set(interpreted) == {((2, 128, 4, 64), (2, 128, 2, 64))}  # keys and values are not repeated
     assert_trees_close(splash, xla, atol=1e-5, rtol=1e-5)
+
+
+def test_prefill_by_splash_attention_stores_what_xla_does(interpreted):
+    """Two chunks of two prefixes: the second chunk also sees the first, which is in the store."""
+    config = tiny_config(head_dim=64)
+    params, tokens = tiny_params(config), jax.random.randint(jax.random.key(0), (2, 256), 0, 20)
+    shape = Shape(rows=2, lane=1, prefix_blocks=2, suffix_blocks=1, block=128, devices=1)
+
+    def run(kernel):
+        sharding = decode_sharding(make_mesh(tp=2), kernel)
+        store = decode.make_allocate(config, sharding, jnp.dtype("float32"))[0](shape)
+        for block in range(2):
+            chunk, at = tokens[:, block * 128 :][:, :128], jnp.full(2, block)
+            store, sound = decode.make_prefill(config, sharding)(params, store, chunk, at, jnp.arange(2))
+            assert sound.all()
+        return jax.device_get(store)
+
+    xla = run("xla")
+    assert interpreted == []
+    assert_trees_close(run("auto"), xla, atol=1e-5, rtol=1e-5)
+    assert set(interpreted) == {((2, 128, 4, 64), (2, 128, 2, 64))}
 
 
 # ---- Which is taken

@@ -114,3 +114,15 @@ def test_the_digest_covers_all_but_where_the_run_is_written(load):
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         cfg.Config().seed = 3
+
+
+def test_the_config_of_the_papers_model_has_the_papers_values():
+    c = cfg.load("configs/llama3.1-70b-paper.yaml")
+    s, t, g = c.search, c.traces, c.grpo
+    assert (c.problems.search, c.problems.rl, c.problems.rl_pass_rate) == (20700, 8700, (0.01, 0.75))
+    assert (s.proposals, s.rollouts, s.iterations, s.depth, s.leaves, s.enough) == (8, 16, 32, 50, 1, None)
+    assert (t.direct_examples, t.search_examples, t.max_backtracks, t.self_evaluation, t.clone) == (1, 3, 2, 8, "model")
+    assert (t.self_evaluation_pass, t.phrases, t.merge) == (1.0, "fixed", "ancestor")
+    assert (c.sft.epochs, c.sft.learning_rate, c.sft.final_lr, c.sft.length) == (1, 3e-6, 0, 8192)
+    assert (g.group, g.max_tokens, g.learning_rate) == (4, 15360, 2e-7)
+    assert g.steps * g.prompts >= c.problems.rl > (g.steps - 1) * g.prompts  # once over the prompts

@@ -1,4 +1,4 @@
-"""Causal attention of whole sequences: in plain XLA, and by the splash kernel where the devices are TPUs.
+"""Causal attention of many tokens to each other: in plain XLA, and by the splash kernel where the devices are TPUs.
 
 Letters as in the README: B rows, S tokens, H query and K key-value heads of size h.
 """
@@ -6,6 +6,7 @@ Letters as in the README: B rows, S tokens, H query and K key-value heads of siz
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +61,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, shardi
 
 
 def splash(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, sharding: Sharding, interpret: bool = False
-) -> jax.Array:
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array,
+    sharding: Sharding,
+    with_sums: bool = False,
+    interpret: bool = False,
+) -> Any:
     """`attend` by JAX's splash attention (flash attention that skips blocks above the diagonal): no scores in memory.
 
     Args:
+      with_sums: give also float32 [B, S, H], the log of each query's sum of exponentials; then there is no gradient.
       interpret: run the kernel's code on any device, slowly; for tests.
     """
     length, head_dim = q.shape[1], q.shape[3]
@@ -73,17 +81,25 @@ def splash(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
     )
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> Any:
         mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length)) for _ in range(q.shape[2])])
-        one = splash_kernel.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+        one = splash_kernel.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, save_residuals=with_sums, interpret=interpret
+        )
         q, k, v = (x.swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v))  # heads first
-        return jax.vmap(one)(q, k, v, splash_kernel.SegmentIds(segments, segments)).swapaxes(1, 2)
+        out = jax.vmap(one)(q, k, v, splash_kernel.SegmentIds(segments, segments))
+        return jax.tree.map(lambda x: x.swapaxes(1, 2), (out[0], out[1][0]) if with_sums else out)
 
-    heads, kv_heads = (sharding.spec(("batch", None, name, None)) for name in ("heads", "kv_heads"))
-    rows = sharding.spec(("batch", None))
+    heads, kv_heads, sums, rows = (
+        sharding.spec(axes)
+        for axes in (
+            ("batch", None, "heads", None), ("batch", None, "kv_heads", None), ("batch", None, "heads"), ("batch", None)
+        )
+    )  # fmt: skip
     return jax.shard_map(
-        local, mesh=sharding.mesh, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False
-    )(q, k, v, segments)
+        local, mesh=sharding.mesh, in_specs=(heads, kv_heads, kv_heads, rows),
+        out_specs=(heads, sums) if with_sums else heads, check_vma=False,
+    )(q, k, v, segments)  # fmt: skip
 
 
 def block_size(length: int) -> int:

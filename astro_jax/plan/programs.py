@@ -186,8 +186,8 @@ def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
             if n % parts:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(where)}={parts} does not divide")
-    for section in (c.sft, c.grpo):
-        attention.kernel(sharding, section.length, config.head_dim)
+    for length in (c.sft.length, c.grpo.length, c.sampler.block):
+        attention.kernel(sharding, length, config.head_dim)
     if c.sft.batch % sharding.batch_size:
         raise AstroError(f"sft.batch={c.sft.batch} cannot be split over data x fsdp = {sharding.batch_size} devices")
 

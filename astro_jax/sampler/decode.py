@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import PartitionSpec
 
-from astro_jax.llama import model
+from astro_jax.llama import attention, model
 from astro_jax.llama.attention import NEG_INF
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
@@ -103,17 +103,23 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple
         def attend(layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             kv, h = k.shape[2:]
             group = q.shape[2] // kv
-            q = (
-                q.reshape(n, columns, kv, group, h).transpose(0, 2, 3, 1, 4).reshape(n, kv, group * columns, h)
-                * h**-0.5
-            )
-            zero = jnp.zeros((*q.shape[:3], 1), jnp.float32)
-            nothing = Softmax(zero + NEG_INF, zero, jnp.zeros(q.shape, jnp.float32))
-            seen = nothing.see(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.tile(own, (1, 1, group, 1)))
+
+            def heads_first(x: jax.Array) -> jax.Array:
+                x = x.reshape(n, columns, kv, group, -1).transpose(0, 2, 3, 1, 4)
+                return x.reshape(n, kv, group * columns, -1)
+
+            queries = heads_first(q) * h**-0.5
+            if attention.kernel(sharding, columns, h) == "splash":
+                out, sums = map(heads_first, attention.splash(q, k, v, jnp.ones_like(token), sharding, with_sums=True))
+                seen = Softmax(sums, jnp.ones_like(sums), out.astype(jnp.float32))
+            else:
+                zero = jnp.zeros((*queries.shape[:3], 1), jnp.float32)
+                nothing = Softmax(zero + NEG_INF, zero, jnp.zeros(queries.shape, jnp.float32))
+                seen = nothing.see(queries, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.tile(own, (1, 1, group, 1)))
 
             def see(j: jax.Array, seen: Softmax) -> Softmax:
                 before = (j < block)[:, None, None, None]
-                return seen.see(q, gather(prefix.k, layer, j, slot), gather(prefix.v, layer, j, slot), before)
+                return seen.see(queries, gather(prefix.k, layer, j, slot), gather(prefix.v, layer, j, slot), before)
 
             seen = jax.lax.fori_loop(0, jnp.max(block), see, seen)
             out = (seen.out / seen.total).astype(q.dtype).reshape(n, kv, group, columns, h)
