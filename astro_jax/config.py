@@ -196,7 +196,7 @@ class Traces(Section):
     direct_samples: int = pydantic.Field(8, ge=1)  # N of best-of-N, a problem (ours)
     direct_tokens: int = pydantic.Field(256, ge=1)  # of one such sample (ours)
     direct_match: Literal["examples", "tokens"] = "examples"  # what Direct has as much of as ASTRO; paper: examples
-    wave: int = pydantic.Field(32, ge=1)  # trees whose traces a model writes together, one shard, and one move of the bar
+    wave: int = pydantic.Field(32, ge=1)  # trees whose traces a model writes together: a shard, a move of the bar
     replay: float = pydantic.Field(0.0, ge=0)  # documents of the base's corpus, as a share of the examples (ours)
 
 
