@@ -10,10 +10,13 @@ import sys
 import traceback
 import webbrowser
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from astro_jax import processes
 from astro_jax.errors import AstroError
+
+if TYPE_CHECKING:
+    from astro_jax import config as cfg
 
 # Commands that run stages of a config: what they run (nothing: all), and what they are for.
 STAGE_COMMANDS = {
@@ -169,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="of the roofline, for the time of the whole recipe (default 0.4: an assumption)",
     )
+    p.add_argument("--search", action="store_true", help="try every fsdp x tp, and smaller batches where none fits")
+    p.add_argument("--compile-only", action="store_true", help="only memory and the time to compile: for a quick check")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(call=_plan)
     p = commands.add_parser("bench", help="measure this machine, as a share of its limits")
@@ -343,7 +348,11 @@ def _plan(args: argparse.Namespace, command: str) -> int:
 
     stages = plan.STAGES if args.stage == "all" else (args.stage,)
     c = config.load(args.config, args.overrides)
-    found = plan.run(c, args.topology, stages, args.prompt, args.reached)
+    if args.search:
+        if args.compile_only:
+            raise AstroError("plan: --search needs the times that --compile-only leaves out")
+        return _plan_search(args, c, stages)
+    found = plan.run(c, args.topology, stages, args.prompt, args.reached, args.compile_only)
     if args.json:
         print(json.dumps(found))
     else:
@@ -351,6 +360,21 @@ def _plan(args: argparse.Namespace, command: str) -> int:
     if not found["fits"]:
         print(f"astro: {args.topology}: {plan.advice(found)}", file=sys.stderr)
     return 0 if found["fits"] else 3
+
+
+def _plan_search(args: argparse.Namespace, c: cfg.Config, stages: Sequence[str]) -> int:
+    import json
+
+    from astro_jax.plan import choose
+
+    found = choose.search(c, args.topology, stages, args.prompt, args.reached)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        choose.show(found)
+    if not found[0]["fits"]:
+        print(f"astro: {args.topology}: no mesh fits; take a larger slice", file=sys.stderr)
+    return 0 if found[0]["fits"] else 3
 
 
 def _print_results(results: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """`astro plan` without a TPU compiler: its formulas, its reading of programs, its errors. test_tpu.py compiles."""
 
+import dataclasses
 import functools
 import json
 
@@ -16,7 +17,7 @@ from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama.config import llama3_8b, llama3_70b
 from astro_jax.mesh import make_mesh
-from astro_jax.plan import collectives, programs, topology, work
+from astro_jax.plan import choose, collectives, programs, topology, work
 from astro_jax.plan.programs import Plan, size
 from astro_jax.sampler import Request, decode
 from astro_jax.train import grpo, sft
@@ -260,8 +261,14 @@ def test_the_recipe_counts_tokens_by_hand():
         {"stage": s, "program": p, "tokens_per_s": 100}
         for s, p in (("search", "decode"), ("sft", "step"), ("grpo", "decode"), ("grpo", "gradient"))
     ]
+    rows[0]["unshared_tokens_per_s"] = 20
     found = plan.recipe(c, prompt=17, chips=4, rows=rows, reached=0.5)
     tokens = {k: v["tokens"] for k, v in found.items() if k != "reached"}
+    whole, alone, early = (found.pop(f"search decode{x}") for x in ("", ", no prefix shared", ", one iteration a tree"))
+    assert alone["hours"] == pytest.approx(5 * whole["hours"], abs=0.02) and alone["tokens"] == whole["tokens"]
+    assert early["tokens"] == pytest.approx(whole["tokens"] / 3, abs=1)
+    tokens = {k: v for k, v in tokens.items() if "," not in k}
+    found["search decode"] = whole
     assert tokens == {
         "search decode": 10 * 3 * 2 * 4 * (7 + 5 * 11),
         "sft step": 2 * 10 * (4 * 17 + (1 + 3 * 2.5) * 11),
@@ -271,3 +278,86 @@ def test_the_recipe_counts_tokens_by_hand():
     hours = tokens["search decode"] / 50 / 3600
     assert found["search decode"]["hours"] == round(hours, 2)
     assert found["search decode"]["chip_hours"] == round(4 * hours, 1)
+
+
+# ---- A mesh for a slice
+
+
+@pytest.fixture
+def slice_of_16(monkeypatch):
+    """A v5e:4x4 of devices of this machine, and compilations that need 6 GiB a chip for a row of SFT's batch, 30 for
+    everything without tp."""
+    tried = []
+
+    def run(c, name, stages, *_):
+        tried.append((stages[0], c.mesh.tp, c.sft.batch))
+        peak = 6.0 * c.sft.batch / c.mesh.fsdp if c.mesh.tp > 1 else 30.0
+        row = {"stage": stages[0], "program": "step", "at_once_gib": peak, "fits": peak < 16, "seconds": 2.0}
+        links = 2.0 * c.mesh.tp
+        hours = {"hours": 10.0, "chip_hours": 160.0, "tokens": 1}
+        return {"fits": peak < 16, "programs": [row | {"links_s": links}], "recipe": {f"{stages[0]} step": hours}}
+
+    monkeypatch.setattr(topology, "get", lambda name: topology.Topology(name, None, (object(),) * 16))
+    monkeypatch.setattr(choose, "make_mesh", lambda *shape, devices: make_mesh(1, 1, 1))
+    monkeypatch.setattr(choose.programs, "check", check_like_a_mesh(choose.programs.check))
+    monkeypatch.setattr(plan, "run", run)
+    return tried
+
+
+def check_like_a_mesh(check):
+    """Two key-value heads divide over tp 1 and 2 only."""
+
+    def checked(c, config, sharding):
+        if c.mesh.tp > 2:
+            raise AstroError("mesh: 2 kv_heads")
+        check(c, config, sharding)
+
+    return checked
+
+
+def test_the_search_finds_the_mesh_and_the_batch_that_fit(slice_of_16, capsys):
+    """tp 1 never fits; with tp 2, 32 rows over fsdp 8 take 24 GiB and 16 rows 12. The others do not divide."""
+    command = ["plan", "configs/quickstart.yaml", "sft.batch=32", "--topology", "v5e:4x4", "--stage", "sft", "--search"]
+    assert cli.main([*command, "--json"]) == 0
+    best, other = json.loads(capsys.readouterr().out)
+    assert best == {
+        "mesh": "{fsdp: 8, tp: 2}", "changes": {"sft.batch": 16}, "fits": True, "at_once_gib": 12.0, "hours": 20.0
+    }  # fmt: skip
+    assert other["mesh"] == "{fsdp: 16, tp: 1}" and not other["fits"] and other["changes"] == {"sft.batch": 16}
+    assert slice_of_16 == [("sft", 1, 32), ("sft", 1, 16), ("sft", 2, 32), ("sft", 2, 16)]
+    assert cli.main(command) == 0
+    assert '"mesh={fsdp: 8, tp: 2}" sft.batch=16' in capsys.readouterr().out
+
+
+def test_a_search_that_finds_nothing_ends_with_code_3(slice_of_16, capsys):
+    command = [
+        "plan",
+        "configs/quickstart.yaml",
+        "sft.batch=256",
+        "--topology",
+        "v5e:4x4",
+        "--stage",
+        "sft",
+        "--search",
+    ]
+    assert cli.main([*command, "mesh.tp=1"]) == 0  # halved until it fits
+    capsys.readouterr()
+    assert cli.main([*command, "sft.batch=48"]) == 3
+    assert "no mesh fits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("slots", [4, 24, 32, 128])
+def test_the_planned_batches_are_those_that_a_sampler_shrinks_to(slots):
+    p = Plan(cfg.Config(sampler=cfg.Sampler(slots=slots, block=8)), CONFIG, make_mesh())
+    shape = p.shape(8, 30, 16, "float32")
+    _, sizes = p.sampler().shape(slots, slots // 8 or 1, 30, 16, "float32")
+    assert p.packed(shape) == max((n for n in sizes if n < shape.rows and n <= shape.slots), default=0)
+
+
+def test_rows_without_shared_prefixes_take_no_more_memory():
+    p = Plan(cfg.Config(sampler=cfg.Sampler(slots=64, block=8)), CONFIG, make_mesh())
+    shape = p.shape(16, 60, 8, "float32")
+    alone = p.unshared(shape)
+    assert alone.lane == 1 < shape.lane
+    taken = [size(p.stores(s, "float32")) for s in (shape, alone, dataclasses.replace(alone, rows=alone.rows + 1))]
+    assert taken[1] <= taken[0] < taken[2]

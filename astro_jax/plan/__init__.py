@@ -18,6 +18,7 @@ from astro_jax.llama.config import LlamaConfig, llama3_8b, llama3_70b
 from astro_jax.mesh import make_mesh
 from astro_jax.plan import collectives, topology
 from astro_jax.plan.programs import Plan, Program, size
+from astro_jax.plan.recipe import recipe
 from astro_jax.progress import Bar
 from astro_jax.storage import Json
 
@@ -27,21 +28,25 @@ GIB = topology.GIB
 PUBLISHED = {"llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b, "llama-3.3-70b": llama3_70b}
 
 
-def run(c: cfg.Config, name: str, stages: Sequence[str] = STAGES, prompt: int = 512, reached: float = 0.4) -> Json:
+def run(
+    c: cfg.Config, name: str, stages: Sequence[str] = STAGES, prompt: int = 512, reached: float = 0.4,
+    compile_only: bool = False,
+) -> Json:  # fmt: skip
     """Compile the programs of some stages for a slice.
 
     Args:
       name: of the topology, as in v5p:4x4x8.
       prompt: tokens of a problem's prompt.
       reached: share of the roofline that the whole recipe is assumed to reach.
+      compile_only: leave out what is read off the compiled programs, but their memory, and the recipe.
 
     Returns:
       topology, chips, hbm_gib (that programs can use of a chip), mesh, prompt, fits; `programs`: of each its stage and
       name, GiB a chip of arguments, temporaries, peak, what is held beside and both at once, whether that fits, seconds
       to compile; collectives by kind (calls and GiB of one call; None where libtpu does not print the program), and
       links_s, the time of those bytes at the speed of a chip's links; and of those that compute FLOPs and bytes a chip,
-      the roofline's seconds, tokens/s of the slice and the highest possible MFU, all three without the links;
-      `recipe`: see `recipe`.
+      the roofline's seconds, tokens/s of the slice and the highest possible MFU, all three without the links, and of
+      decoding tokens/s if no prefix were shared; `recipe`: see recipe.recipe.
 
     Raises:
       AstroError: for an unknown topology, a mesh that is not its size, or dimensions that do not divide.
@@ -58,12 +63,12 @@ def run(c: cfg.Config, name: str, stages: Sequence[str] = STAGES, prompt: int = 
     rows = []
     with Bar("compiling", len(programs), "programs") as bar:
         for program in programs:
-            rows.append(_compiled(program, chip))
+            rows.append(_compiled(program, chip, compile_only))
             bar.advance(peak_gib=rows[-1]["peak_gib"])
     return {
         "topology": name, "chips": chips, "hbm_gib": round(chip.hbm / GIB, 2), "prompt": prompt,
         "mesh": c.mesh.model_dump(), "fits": all(row["fits"] for row in rows), "programs": rows,
-        "recipe": recipe(c, prompt, chips, rows, reached),
+        "recipe": {} if compile_only else recipe(c, prompt, chips, rows, reached),
     }  # fmt: skip
 
 
@@ -83,7 +88,7 @@ def shape_of(model: str) -> LlamaConfig:
     return gguf_file.File(path).stored()[0] if path.suffix == checkpoint.GGUF else hf.read_config(path)
 
 
-def _compiled(program: Program, chip: topology.Chip) -> Json:
+def _compiled(program: Program, chip: topology.Chip, compile_only: bool) -> Json:
     start = time.monotonic()
     row: Json = {"stage": program.stage, "program": program.name}
     held = size(program.held)
@@ -104,6 +109,8 @@ def _compiled(program: Program, chip: topology.Chip) -> Json:
         "held_gib": held, "at_once_gib": peak + held,
     }  # fmt: skip
     row |= {k: round(v / GIB, 2) for k, v in sizes.items()} | {"fits": peak + held <= chip.hbm} | _took(start)
+    if compile_only:
+        return row
     if (w := program.work) is not None:
         seconds = w.seconds(chip)
         row |= {
@@ -111,6 +118,8 @@ def _compiled(program: Program, chip: topology.Chip) -> Json:
             "seconds": float(f"{seconds:.4g}"), "tokens_per_s": round(w.tokens / seconds),
             "max_mfu": round(w.mfu(chip), 3),
         }  # fmt: skip
+    if (alone := program.unshared) is not None:
+        row["unshared_tokens_per_s"] = round(alone.tokens / alone.seconds(chip))
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:  # libtpu does not print all that it compiles
@@ -124,37 +133,6 @@ def _took(start: float) -> Json:
     return {"compile_s": round(time.monotonic() - start, 1)}
 
 
-def recipe(c: cfg.Config, prompt: int, chips: int, rows: Sequence[Json], reached: float) -> Json:
-    """The tokens of each stage at most, and the time they take at a share of the roofline.
-
-    Search: every iteration of every tree expands `leaves` nodes, each into k steps with M rollouts, all as long as they
-    may be. SFT: every example is a prompt and one rollout for each branch. RL: every response is as long as it may be.
-
-    Returns:
-      `reached`, and by stage of those planned: tokens, hours, chip_hours.
-    """
-    s, t, g = c.search, c.traces, c.grpo
-    nodes = c.problems.search * s.iterations * s.leaves * s.proposals
-    branches = t.direct_examples + t.search_examples * (1 + (1 + t.max_backtracks) / 2)
-    responses = g.steps * g.prompts * g.group
-    examples = t.direct_examples + t.search_examples
-    tokens = {
-        ("search", "decode"): nodes * (s.max_step_tokens + s.rollouts * s.max_tokens),
-        ("sft", "step"): c.sft.epochs * c.problems.search * (examples * prompt + branches * s.max_tokens),
-        ("grpo", "decode"): responses * g.max_tokens,
-        ("grpo", "gradient"): responses * (prompt + g.max_tokens),
-    }
-    found: Json = {"reached": reached}
-    for row in rows:
-        n = tokens.get((row["stage"], row["program"]))
-        if n is not None and "tokens_per_s" in row:
-            hours = n / (row["tokens_per_s"] * reached) / 3600
-            found[f"{row['stage']} {row['program']}"] = {
-                "tokens": round(n), "hours": round(hours, 2), "chip_hours": round(hours * chips, 1),
-            }  # fmt: skip
-    return found
-
-
 def advice(found: Json) -> str:
     """What to change so that the programs that do not fit may."""
     ways = {
@@ -162,6 +140,7 @@ def advice(found: Json) -> str:
         "gradient": "lower grpo.micro_batch or grpo.length, or set grpo.remat=true",
         "decode": "lower sampler.slots, or set sampler.memory",
         "prefill": "lower sampler.slots, or set sampler.memory",
+        "pack": "lower sampler.slots, or set sampler.memory",
     }
     parts = [
         f"{row['stage']} {row['program']} needs {row['at_once_gib']} of {found['hbm_gib']} GiB a chip: "
@@ -174,9 +153,8 @@ def advice(found: Json) -> str:
 
 def show(found: Json) -> None:
     """Print a plan as tables."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
     title = f"{found['topology']}, {found['chips']} chips, {found['hbm_gib']} GiB of each for programs; GiB a chip"
-    console.print(_table(title, [_cells(row) for row in found["programs"]]))
+    print_tables(table(title, [_cells(row) for row in found["programs"]]))
     moved = [
         {
             "stage": row["stage"],
@@ -188,12 +166,19 @@ def show(found: Json) -> None:
         for row in found["programs"]
         for kind, m in (row.get("collectives") or {}).items()
     ]
-    console.print(_table("collectives of one call", moved))
+    if not found["recipe"]:
+        return
+    print_tables(table("collectives of one call", moved))
     if unread := [f"{r['stage']} {r['program']}" for r in found["programs"] if r.get("collectives", ()) is None]:
-        console.print(f"collectives not known, since libtpu does not print the program: {', '.join(unread)}")
+        print(f"collectives not known, since libtpu does not print the program: {', '.join(unread)}")
     whole = [{"stage": k} | v for k, v in found["recipe"].items() if isinstance(v, dict)]
     assumed = f"the whole recipe, all samples as long as they may be, at {found['recipe']['reached']} of the roofline"
-    console.print(_table(assumed, whole))
+    print_tables(table(assumed, whole))
+
+
+def print_tables(*tables: Table) -> None:
+    """Print tables as wide as the terminal, or as a file may be."""
+    Console(width=None if sys.stdout.isatty() else 160).print(*tables)
 
 
 def _cells(row: Json) -> Json:
@@ -206,10 +191,12 @@ def _cells(row: Json) -> Json:
     return cells | {title: row.get(key, "") for key, title in names.items()}
 
 
-def _table(title: str, rows: Sequence[Json]) -> Table:
+def table(title: str, rows: Sequence[Json]) -> Table:
     table = Table(title=title)
     for column in rows[0] if rows else ():
-        table.add_column(column.replace("_", " "), justify="left" if column in ("stage", "program") else "right")
+        table.add_column(
+            column.replace("_", " "), justify="left" if column in ("stage", "program", "mesh", "batches") else "right"
+        )
     for row in rows:
         table.add_row(*(f"{x:,}" if isinstance(x, int) else str(x) for x in row.values()))
     return table

@@ -38,6 +38,7 @@ class Program:
       held: what the run holds on the devices beside the program's arguments and results.
       work: what one call computes and reads; None where it only moves arrays.
       trips: of its loop, where its bound is no constant.
+      unshared: of decoding, the work of as many rows as the same memory holds if each has a prefix of its own.
     """
 
     stage: str
@@ -46,6 +47,7 @@ class Program:
     held: Any = ()
     work: Work | None = None
     trips: int = 1
+    unshared: Work | None = None
 
 
 class Plan:
@@ -116,6 +118,8 @@ class Plan:
         _, suffix = self.stores(shape, dtype)
         head = self.weights(dtype).lm_head  # prefill does not read it
         rows, columns = self.chunk(shape)
+        decoded = functools.partial(work.decode, self.config, self.mesh, dtype=dtype, steps=self.c.sampler.chunk)
+        packing = [Program(stage, "pack", functools.partial(self.pack, shape, dtype), (held, self.weights(dtype)))]
         return [
             Program(
                 stage, "prefill", functools.partial(self.prefill, shape, dtype), (held, head, suffix),
@@ -123,8 +127,9 @@ class Plan:
             ),
             Program(
                 stage, "decode", functools.partial(self.decode, shape, dtype), held,
-                work.decode(self.config, self.mesh, shape, dtype, self.c.sampler.chunk), self.c.sampler.chunk,
+                decoded(shape=shape), self.c.sampler.chunk, decoded(shape=self.unshared(shape)),
             ),
+            *(packing if self.packed(shape) else ()),
         ]  # fmt: skip
 
     def shape(self, group: int, prefix: int, new: int, dtype: str) -> Shape:
@@ -132,6 +137,19 @@ class Plan:
         sampler = self.sampler()
         sampler.reserve(prefix, new)
         return sampler.shape(sampler.slots, max(sampler.slots // group, 1), prefix, new, jnp.dtype(dtype))[0]
+
+    def packed(self, shape: Shape) -> int:
+        """Rows of the largest batch that one of this shape can shrink to; 0 where there is none."""
+        unit = self.sample.batch_size
+        sizes = (-(-shape.rows // (f * unit)) * unit for f in (2, 4, 8))
+        return max((n for n in sizes if n < shape.rows and n <= shape.slots), default=0)
+
+    def unshared(self, shape: Shape) -> Shape:
+        """Of as many rows as take the memory of this shape where each has a prefix of its own."""
+        columns = (shape.prefix_blocks * shape.block, shape.suffix_blocks * shape.block)
+        shared, own = (cache.row_bytes(self.config, *columns, lane, 2) for lane in (shape.lane, 1))
+        unit = self.sample.batch_size
+        return dataclasses.replace(shape, rows=max(1, shape.rows * shared // (own * unit)) * unit, lane=1)
 
     def chunk(self, shape: Shape) -> tuple[int, int]:
         """The most prefixes that are prefilled at once, and columns of each."""
@@ -164,9 +182,10 @@ class Plan:
         return _lower(program, self.weights(dtype), prefix, ints(n, columns), ints(n), ints(n))
 
     def pack(self, shape: Shape, dtype: str) -> Any:
-        smaller = dataclasses.replace(shape, rows=shape.slots, lane=1)
+        n = self.packed(shape)
+        smaller = dataclasses.replace(shape, rows=n, lane=1)
         program = decode.make_pack(self.config, self.sample)
-        return _lower(program, *self.stores(shape, dtype), ints(shape.slots), ints(shape.slots), smaller)
+        return _lower(program, *self.stores(shape, dtype), ints(n), ints(n), smaller)
 
     def decode(self, shape: Shape, dtype: str) -> Any:
         n, v = shape.rows, self.config.vocab_size
