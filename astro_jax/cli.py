@@ -174,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--search", action="store_true", help="try every fsdp x tp, and smaller batches where none fits")
     p.add_argument("--compile-only", action="store_true", help="only memory and the time to compile: for a quick check")
-    p.add_argument("--json", action="store_true", help="print one JSON object")
+    form = p.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--markdown", action="store_true", help="print tables for a page")
     p.set_defaults(call=_plan)
     p = commands.add_parser("bench", help="measure this machine, as a share of its limits")
     p.add_argument("what", choices=("sampler",), help="what to measure")
@@ -345,18 +347,23 @@ def _plan(args: argparse.Namespace, command: str) -> int:
     import json
 
     from astro_jax import config, plan
+    from astro_jax.plan import tables
 
     stages = plan.STAGES if args.stage == "all" else (args.stage,)
     c = config.load(args.config, args.overrides)
     if args.search:
-        if args.compile_only:
-            raise AstroError("plan: --search needs the times that --compile-only leaves out")
+        if args.compile_only or args.markdown:
+            raise AstroError("plan: --search goes with neither --compile-only nor --markdown")
         return _plan_search(args, c, stages)
+    if args.compile_only and args.markdown:
+        raise AstroError("plan: --markdown prints the times that --compile-only leaves out")
     found = plan.run(c, args.topology, stages, args.prompt, args.reached, args.compile_only)
     if args.json:
         print(json.dumps(found))
+    elif args.markdown:
+        print(tables.markdown(found))
     else:
-        plan.show(found)
+        tables.show(found)
     if not found["fits"]:
         print(f"astro: {args.topology}: {plan.advice(found)}", file=sys.stderr)
     return 0 if found["fits"] else 3

@@ -17,7 +17,7 @@ from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama.config import llama3_8b, llama3_70b
 from astro_jax.mesh import make_mesh
-from astro_jax.plan import choose, collectives, programs, topology, work
+from astro_jax.plan import choose, collectives, programs, tables, topology, work
 from astro_jax.plan.programs import Plan, size
 from astro_jax.sampler import Request, decode
 from astro_jax.train import grpo, sft
@@ -216,7 +216,7 @@ def test_a_mesh_that_does_not_divide_is_named(sizes, says):
 
 def test_a_program_that_libtpu_does_not_print_is_said_to_be_unread(capsys):
     row = {"stage": "sft", "program": "step", "fits": True, "collectives": None}
-    plan.show({"topology": "v6e:2x4", "chips": 8, "hbm_gib": 31.25, "programs": [row], "recipe": {"reached": 0.4}})
+    tables.show({"topology": "v6e:2x4", "chips": 8, "hbm_gib": 31.25, "programs": [row], "recipe": {"reached": 0.4}})
     assert "does not print the program: sft step" in " ".join(capsys.readouterr().out.split())
 
 
@@ -235,6 +235,35 @@ def test_what_does_not_fit_ends_with_code_3_and_what_to_change(capsys, monkeypat
     out = capsys.readouterr()
     assert "sft step needs 20.0 of 15.75 GiB a chip: lower sft.batch" in out.err
     assert "NO" in out.out
+
+
+def test_a_plan_for_a_page_says_the_share_of_the_memory():
+    row = {"stage": "sft", "program": "step", "peak_gib": 4.0, "at_once_gib": 5.0, "fits": True, "compile_s": 7.5}
+    row |= {"tokens_per_s": 41700, "max_mfu": 0.68}
+    recipe = {"reached": 0.4, "sft step": {"tokens": 2500000, "hours": 1.5, "chip_hours": 24.0}}
+    found = {"topology": "v5e:4x4", "chips": 16, "hbm_gib": 15.75, "mesh": {"data": 1, "fsdp": 4, "tp": 4}}
+    lines = tables.markdown(found | {"programs": [row], "recipe": recipe}).splitlines()
+    assert lines[0] == "v5e:4x4, 16 chips of 15.75 GiB for programs; fsdp 4, tp 4."
+    assert lines[4] == "| sft | step | 4.0 | 5.0 | 32% | 41,700 | 0.68 | 7.5 |"
+    assert lines[6].endswith("at 0.4 of the roofline:") and lines[-1] == "| sft step | 2.5e+06 | 1.5 | 24.0 |"
+
+
+def test_compiling_only_tells_memory_and_leaves_out_what_is_read_off_the_program():
+    p = Plan(cfg.Config(sft=cfg.Sft(batch=2, length=16)), CONFIG, make_mesh())
+    (program,) = p.programs("sft")
+    whole, only = (plan._compiled(program, topology.CHIPS["v5e"], x) for x in (False, True))
+    assert {"collectives", "tokens_per_s", "links_s"} < whole.keys() - only.keys()
+    assert only["fits"] and {k: whole[k] for k in only.keys() - {"compile_s"}} == {
+        k: v for k, v in only.items() if k != "compile_s"
+    }
+
+
+@pytest.mark.parametrize(
+    "flags", [["--search", "--compile-only"], ["--search", "--markdown"], ["--compile-only", "--markdown"]]
+)
+def test_flags_of_a_plan_that_contradict_each_other_are_an_error(flags, capsys):
+    assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4", *flags]) == 2
+    assert capsys.readouterr().err.startswith("astro: plan: ")
 
 
 # ---- The whole recipe

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Sequence
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
@@ -149,54 +146,3 @@ def advice(found: Json) -> str:
         if not row["fits"]
     ]
     return "; ".join(parts) + "; or raise mesh.fsdp or mesh.tp on a larger slice"
-
-
-def show(found: Json) -> None:
-    """Print a plan as tables."""
-    title = f"{found['topology']}, {found['chips']} chips, {found['hbm_gib']} GiB of each for programs; GiB a chip"
-    print_tables(table(title, [_cells(row) for row in found["programs"]]))
-    moved = [
-        {
-            "stage": row["stage"],
-            "program": row["program"],
-            "collective": kind,
-            "calls": m["calls"],
-            "GiB a call": m["gib"],
-        }
-        for row in found["programs"]
-        for kind, m in (row.get("collectives") or {}).items()
-    ]
-    if not found["recipe"]:
-        return
-    print_tables(table("collectives of one call", moved))
-    if unread := [f"{r['stage']} {r['program']}" for r in found["programs"] if r.get("collectives", ()) is None]:
-        print(f"collectives not known, since libtpu does not print the program: {', '.join(unread)}")
-    whole = [{"stage": k} | v for k, v in found["recipe"].items() if isinstance(v, dict)]
-    assumed = f"the whole recipe, all samples as long as they may be, at {found['recipe']['reached']} of the roofline"
-    print_tables(table(assumed, whole))
-
-
-def print_tables(*tables: Table) -> None:
-    """Print tables as wide as the terminal, or as a file may be."""
-    Console(width=None if sys.stdout.isatty() else 160).print(*tables)
-
-
-def _cells(row: Json) -> Json:
-    names = {
-        "arguments_gib": "arguments", "temporaries_gib": "temporaries", "peak_gib": "peak", "held_gib": "held beside",
-        "at_once_gib": "at once", "tflops": "TFLOPs", "read_gb": "GB read", "seconds": "roofline s",
-        "tokens_per_s": "tokens/s", "max_mfu": "max MFU", "links_s": "links s", "compile_s": "compiled s",
-    }  # fmt: skip
-    cells = {"stage": row["stage"], "program": row["program"], "fits": "yes" if row["fits"] else "NO"}
-    return cells | {title: row.get(key, "") for key, title in names.items()}
-
-
-def table(title: str, rows: Sequence[Json]) -> Table:
-    table = Table(title=title)
-    for column in rows[0] if rows else ():
-        table.add_column(
-            column.replace("_", " "), justify="left" if column in ("stage", "program", "mesh", "batches") else "right"
-        )
-    for row in rows:
-        table.add_row(*(f"{x:,}" if isinstance(x, int) else str(x) for x in row.values()))
-    return table

@@ -8,7 +8,7 @@ from astro_jax import config as cfg
 from astro_jax import plan
 from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh, train_sharding
-from astro_jax.plan import programs, topology
+from astro_jax.plan import programs, tables, topology
 from astro_jax.storage import Json
 
 # What each program's memory grows with.
@@ -101,6 +101,8 @@ def show(found: Sequence[Json]) -> None:
             "mesh": f["mesh"], "batches": changed or "as they are", "fits": "yes" if f["fits"] else "NO",
             "GiB a chip at once": f["at_once_gib"], "hours of the recipe": f["hours"],
         })  # fmt: skip
-    plan.print_tables(plan.table("meshes, the best first; hours by the slowest of computing, memory and links", rows))
+    tables.print_tables(
+        tables.table("meshes, the best first; hours by the slowest of computing, memory and links", rows)
+    )
     if (best := found[0])["fits"]:
         print(" ".join([f'"mesh={best["mesh"]}"', *(f"{key}={value}" for key, value in best["changes"].items())]))
