@@ -1,18 +1,46 @@
 """Files that are whole or not there."""
 
 import json
+from typing import ClassVar
 
+import fsspec
 import pytest
 from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 
 from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.storage import Shards
+from astro_jax.train import loop
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return epath.Path(tmp_path)
+class Bucket(MemoryFileSystem):
+    """Objects by their names, in memory, in the place of gs://; as there, nothing is appended to one."""
+
+    protocol = ("gs", "gcs")
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol("/" + path.partition("://")[2] if "://" in path else path)
+
+    def open(self, path, mode="rb", **how):
+        if "a" in mode:
+            raise NotImplementedError("objects of a bucket are written whole")
+        return super().open(path, mode, **how)
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path, monkeypatch):
+    """A folder on a disk, and one in a bucket."""
+    if request.param == "disk":
+        return epath.Path(tmp_path)
+    for name in Bucket.protocol:
+        fsspec.register_implementation(name, Bucket, clobber=True)
+    monkeypatch.setattr(Bucket, "store", {})
+    monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
+    return epath.Path("gs://bucket/run")
 
 
 def names(folder):
@@ -124,3 +152,18 @@ def test_a_stage_is_finished_when_its_manifest_is_there(folder):
     manifest = json.loads((stage / "manifest.json").read_text())
     assert manifest.pop("versions").keys() >= {"astro_jax", "jax", "optax"}
     assert manifest == {"stage": "search", "config_hash": "abc", "parents": ["base"], "wall_s": 1.23, "trees": 5}
+
+
+def test_a_log_of_metrics_goes_on_where_it_was_cut(folder):
+    """In a bucket too, where nothing is appended."""
+    log = loop._Log(folder / "metrics.jsonl")
+    log.cut(0)
+    for step in range(1, 8):
+        log.add(step, {"loss": float(step)})
+    log.flush()
+    again = loop._Log(folder / "metrics.jsonl")
+    again.cut(5)
+    again.add(6, {"loss": 60.0})
+    again.flush()
+    found = [(r["step"], r["loss"]) for r in storage.read_jsonl(folder / "metrics.jsonl")]
+    assert found == [*((i, float(i)) for i in range(1, 6)), (6, 60.0)]

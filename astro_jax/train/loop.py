@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from astro_jax import processes, storage
+from astro_jax import storage
 from astro_jax.progress import Bar
 from astro_jax.train.state import Metrics, TrainState
 
@@ -69,22 +68,22 @@ def run(
 
 
 class _Log:
-    """metrics.jsonl: one line a step, fetched from the devices a few steps at a time."""
+    """metrics.jsonl: one line a step, fetched from the devices a few steps at a time. The file is written whole each
+    time, since nothing can be appended to one in a bucket."""
 
     SHOWN = ("loss", "solve_rate", "mean_tokens")
 
     def __init__(self, path: epath.Path):
         self.path = path
+        self.kept: list[storage.Json] = []
         self.pending: list[tuple[int, Any]] = []
         self.last: dict[str, float] = {}
 
     def cut(self, step: int) -> None:
         """Keep the lines up to a step; a resumed run writes the later ones again."""
-        if not processes.leader():
-            return
         lines = storage.read_jsonl(self.path, torn=True) if self.path.exists() else ()
-        kept = [record for record in lines if record["step"] <= step]
-        storage.write_jsonl(self.path, kept)
+        self.kept = [record for record in lines if record["step"] <= step]
+        storage.write_jsonl(self.path, self.kept)
 
     def add(self, step: int, metrics: Any) -> None:
         self.pending.append((step, metrics))
@@ -95,7 +94,6 @@ class _Log:
         records = [{"step": s} | {k: float(v) for k, v in m.items()} for s, m in jax.device_get(self.pending)]
         self.pending = []
         if records:
-            if processes.leader():
-                with self.path.open("a") as f:
-                    f.write("".join(json.dumps(r) + "\n" for r in records))
+            self.kept += records
+            storage.write_jsonl(self.path, self.kept)
             self.last = {k: records[-1][k] for k in self.SHOWN if k in records[-1]}
