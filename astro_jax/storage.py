@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -44,10 +45,32 @@ def refuse_existing(path: epath.Path) -> None:
         raise AstroError(f"{path}: exists; nothing was written, choose another folder or remove it")
 
 
+def remote(path: epath.Path) -> bool:
+    """Whether a path is not on a disk of this machine."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def on_disk(folder: epath.Path, but: str) -> Iterator[epath.Path]:
+    """A folder for libraries that read disks only: itself, or where it is remote a copy of its files.
+
+    Args:
+      but: files that end so are not copied.
+    """
+    if not remote(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        for path in folder.iterdir():
+            if not path.name.endswith(but) and not path.is_dir():
+                (epath.Path(name) / path.name).write_bytes(path.read_bytes())
+        yield epath.Path(name)
+
+
 def free_bytes(path: epath.Path) -> float:
     """The room for something at `path`, which need not exist; no bound where it is remote."""
     path = absolute(path)
-    if "://" in os.fspath(path):
+    if remote(path):
         return math.inf
     return shutil.disk_usage(next(p for p in path.parents if p.exists())).free
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from etils import epath
-from helpers import LLAMA3, assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
+from helpers import LLAMA3, assert_trees_equal, bucket, countdown_tokenizer, tiny_config, tiny_params
 
 from astro_jax.errors import AstroError
-from astro_jax.llama import checkpoint, hf, tokenizer
+from astro_jax.llama import checkpoint, hf, tokenizer, weights
 from astro_jax.llama import params as llama_params
 from astro_jax.mesh import decode_sharding, make_mesh, train_sharding
 
@@ -324,3 +324,43 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(AstroError, match=r"no such folder or \.gguf file, and no model of that name"):
         checkpoint.load(tmp_path / "nothing")
+
+
+# ---- In a bucket
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 24, 64])
+def test_a_model_in_a_bucket_is_that_on_the_disk(folder, block_bytes, monkeypatch):
+    """Weights by ranges of bytes, in blocks of any size; tokenizer and config."""
+    monkeypatch.setattr(weights, "BLOCK_BYTES", block_bytes)
+    far = bucket(monkeypatch) / "model"
+    far.mkdir(parents=True)
+    for path in epath.Path(folder).iterdir():
+        (far / path.name).write_bytes(path.read_bytes())
+    config, params = checkpoint.load(far)
+    mine, ours = checkpoint.load(folder)
+    assert config == mine
+    assert_trees_equal(params, ours)
+    here, there = tokenizer.load(str(folder)), tokenizer.load(str(far))
+    assert there.ends == here.ends and there.encode("Let us make 3 from 1 2.\n") == here.encode(
+        "Let us make 3 from 1 2.\n"
+    )
+
+
+def test_a_tokenizer_is_written_into_a_bucket(monkeypatch):
+    far = bucket(monkeypatch) / "model"
+    far.mkdir(parents=True)
+    ours = countdown_tokenizer(9)
+    ours.save(far)
+    assert tokenizer.load(str(far)).encode("Let us make 3 from 1 2.\n") == ours.encode("Let us make 3 from 1 2.\n")
+
+
+@pytest.mark.parametrize("kept", [4, 100, -4])
+def test_a_truncated_file_in_a_bucket_is_refused(folder, kept, monkeypatch):
+    far = bucket(monkeypatch) / "model"
+    far.mkdir(parents=True)
+    for path in epath.Path(folder).iterdir():
+        content = path.read_bytes()
+        (far / path.name).write_bytes(content[:kept] if path.suffix == ".safetensors" else content)
+    with pytest.raises(AstroError, match="damaged or unreadable"):
+        checkpoint.load(far)

@@ -1,12 +1,10 @@
 """Files that are whole or not there."""
 
 import json
-from typing import ClassVar
 
-import fsspec
 import pytest
 from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
+from helpers import bucket
 
 from astro_jax import storage
 from astro_jax.errors import AstroError
@@ -14,33 +12,12 @@ from astro_jax.storage import Shards
 from astro_jax.train import loop
 
 
-class Bucket(MemoryFileSystem):
-    """Objects by their names, in memory, in the place of gs://; as there, nothing is appended to one."""
-
-    protocol = ("gs", "gcs")
-    store: ClassVar[dict] = {}
-    pseudo_dirs: ClassVar[list] = [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol("/" + path.partition("://")[2] if "://" in path else path)
-
-    def open(self, path, mode="rb", **how):
-        if "a" in mode:
-            raise NotImplementedError("objects of a bucket are written whole")
-        return super().open(path, mode, **how)
-
-
 @pytest.fixture(params=["disk", "bucket"])
 def folder(request, tmp_path, monkeypatch):
     """A folder on a disk, and one in a bucket."""
     if request.param == "disk":
         return epath.Path(tmp_path)
-    for name in Bucket.protocol:
-        fsspec.register_implementation(name, Bucket, clobber=True)
-    monkeypatch.setattr(Bucket, "store", {})
-    monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
-    return epath.Path("gs://bucket/run")
+    return bucket(monkeypatch)
 
 
 def names(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from astro_jax import config as cfg
 from astro_jax import phrases, storage
 from astro_jax.errors import AstroError
-from astro_jax.llama import checkpoint, gguf_file, tokenizer_model
+from astro_jax.llama import checkpoint, gguf_file, tokenizer_model, weights
 from astro_jax.problems import countdown
 
 EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
@@ -109,7 +110,10 @@ class Tokenizer:
 
     def save(self, folder: epath.Path) -> None:
         """Write the tokenizer's files and generation_config.json, in a folder that is there."""
-        self.hf.save_pretrained(str(folder))
+        with tempfile.TemporaryDirectory() as name:  # the library writes to disks only
+            self.hf.save_pretrained(name)
+            for path in epath.Path(name).iterdir():
+                (folder / path.name).write_bytes(path.read_bytes())
         (folder / GENERATION).write_text(json.dumps(self.generation | self.ids(), indent=2) + "\n")
 
     def ids(self) -> dict[str, Any]:
@@ -139,14 +143,15 @@ def load(path: str, chat: cfg.Chat | None = None) -> Tokenizer:
 
 
 def _of_folder(folder: epath.Path) -> Any:
-    if (folder / tokenizer_model.FILE).exists() and not (folder / "tokenizer.json").exists():
-        return tokenizer_model.read(folder)
-    from transformers import AutoTokenizer  # slow to import: only where a tokenizer is needed
+    with storage.on_disk(folder, but=weights.SUFFIX) as near:
+        if (near / tokenizer_model.FILE).exists() and not (near / "tokenizer.json").exists():
+            return tokenizer_model.read(near)
+        from transformers import AutoTokenizer  # slow to import: only where a tokenizer is needed
 
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as e:
-        raise AstroError(f"{folder}: no tokenizer can be read there ({str(e).splitlines()[0]})") from e
+        try:
+            return AutoTokenizer.from_pretrained(str(near), local_files_only=True)
+        except (OSError, ValueError) as e:
+            raise AstroError(f"{folder}: no tokenizer can be read there ({str(e).splitlines()[0]})") from e
 
 
 def _generation(folder: epath.Path) -> dict[str, Any]:

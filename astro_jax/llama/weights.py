@@ -10,15 +10,18 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (makes "bfloat16" a dtype of NumPy's)
 import numpy as np
 import safetensors
 from etils import epath
 
+from astro_jax import storage
 from astro_jax.errors import AstroError
 
-WEIGHTS = "model.safetensors"
+SUFFIX = ".safetensors"
+WEIGHTS = f"model{SUFFIX}"
 # Of one file of weights.
 MAX_BYTES = 5 * 10**9
 # Rows are read and converted in blocks of about this size.
@@ -127,6 +130,8 @@ def _of_file(path: epath.Path) -> dict[str, Tensor]:
     def tensor(name: str, shape: list[int], code: str) -> Tensor:
         return Tensor(name, tuple(shape), _NAMES.get(code, code), functools.partial(_blocks, path, name))
 
+    if storage.remote(path):
+        return _of_remote_file(path)
     try:
         with safetensors.safe_open(str(path), framework="numpy") as f:
             slices = {name: f.get_slice(name) for name in f.keys()}
@@ -145,6 +150,34 @@ def _blocks(path: epath.Path, name: str) -> Iterator[np.ndarray]:
                 yield rows[start:stop]
     except (OSError, safetensors.SafetensorError) as e:
         raise _damaged(path, e) from e
+
+
+def _of_remote_file(path: epath.Path) -> dict[str, Tensor]:
+    """The same of a file in a bucket, which the library cannot map: the header, and ranges of bytes (_write_file)."""
+
+    def tensor(name: str, told: dict[str, Any], start: int) -> Tensor:
+        dtype, shape = _NAMES.get(told["dtype"], told["dtype"]), tuple(told["shape"])
+        return Tensor(name, shape, dtype, functools.partial(_remote_blocks, path, shape, dtype, start))
+
+    try:
+        with path.open("rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(size))
+        header.pop("__metadata__", None)
+        return {name: tensor(name, told, 8 + size + told["data_offsets"][0]) for name, told in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise _damaged(path, e) from e
+
+
+def _remote_blocks(path: epath.Path, shape: tuple[int, ...], dtype: str, start: int) -> Iterator[np.ndarray]:
+    row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    with path.open("rb") as f:
+        f.seek(start)
+        for first, last in spans(shape, np.dtype(dtype).itemsize):
+            rows = np.frombuffer(f.read((last - first) * row), dtype)
+            if rows.nbytes < (last - first) * row:
+                raise _damaged(path, EOFError("cut short"))
+            yield rows.reshape(last - first, *shape[1:])
 
 
 def _damaged(path: epath.Path, error: Exception) -> AstroError:
