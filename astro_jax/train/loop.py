@@ -9,7 +9,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from astro_jax import storage
+from astro_jax import processes, storage
 from astro_jax.progress import Bar
 from astro_jax.train.state import Metrics, TrainState
 
@@ -61,6 +61,7 @@ def run(
                 bar.advance(1, **log.last)
                 if (i + 1) % save_every == 0 or i + 1 == steps:
                     log.flush()
+                    processes.agree(f"{label}, step {i + 1}", log.last)
                     # Not the iterator itself: Orbax would write a file a process, and the batches are the same in all.
                     saved = {"state": state} | ({"data": data.get_state()} if data is not None else {})
                     checkpointer.save_checkpointables(i + 1, saved)
