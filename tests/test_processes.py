@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 import yaml
 from test_pipeline import MICRO, products
@@ -156,6 +157,37 @@ def test_a_tpu_slice_is_looked_for_only_where_jax_may_use_chips(allowed, expecte
     monkeypatch.setattr(processes.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name == "libtpu")
     assert processes.on_tpu() is expected
+
+
+@pytest.fixture
+def chips(monkeypatch):
+    """A machine with chips, where JAX is asked to find the others by itself; returns what it was asked."""
+    asked = []
+    monkeypatch.setattr(processes, "on_tpu", lambda: True)
+    monkeypatch.setattr(processes, "_join", lambda timeout: asked.append("joined"))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *who, **limits: asked.append(who))
+    return asked
+
+
+def test_on_a_slice_the_others_are_found_by_jax_itself(chips):
+    processes.start()
+    assert chips == [(None, None, None), "joined"]
+
+
+def test_one_process_of_a_slice_can_be_alone(chips):
+    processes.start(count=1)
+    assert chips == []
+
+
+def test_chips_of_a_machine_that_is_part_of_no_slice_are_used_alone(chips, monkeypatch):
+    def nobody(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", nobody)
+    processes.start()
+    assert chips == [] and processes.count() == 1
+    with pytest.raises(AstroError, match="the others were not found"):
+        processes.start("localhost:1", 2, 0)
 
 
 # ---- Meeting, with a store of this process
