@@ -28,7 +28,7 @@ options() {
     while (($#)); do
         case $1 in
             --dry-run) dry_run=yes ;;
-            --settings) settings=${2:-} && shift ;;
+            --settings) (($# > 1)) || usage; settings=$2 && shift ;;
             --settings=*) settings=${1#*=} ;;
             -*) usage ;;
             *) words+=("$1") ;;
@@ -45,7 +45,10 @@ check() { # NAME PATTERN WHAT
 
 read_settings() {
     [[ -f $settings ]] || fail "no settings in ${settings:-''}: copy launch/tpu.env.example there and fill it in"
-    OVERRIDES=() STAGE=run RUNTIME='' CLUSTER='' IMAGE='' SERVICE_ACCOUNT=default SHARDS=1
+    CONFIG='' OVERRIDES=() STAGE=run RUNTIME='' CLUSTER='' IMAGE='' SERVICE_ACCOUNT=default SHARDS=1
+    local said # first in a shell of its own, which an unset name or an open quote may end
+    # shellcheck disable=SC2016
+    said=$(bash -euc 'source "$1"' - "$settings" 2>&1) || fail "cannot be read: ${said%%$'\n'*}"
     # shellcheck disable=SC1090
     source "$settings"
     check PROJECT '[a-z][-a-z0-9:.]*' "a project"

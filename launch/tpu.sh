@@ -14,6 +14,7 @@ source launch/settings.sh
 
 poll=${ASTRO_POLL:-30} # seconds between two looks
 most=5                 # failures of one slice before `retry` gives up: it costs money
+costs="the slice is still there and costs: launch/tpu.sh delete"
 
 tpus() { run gcloud compute tpus "$@" --project="$PROJECT" --zone="$ZONE"; }
 on_workers() { tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2"; }
@@ -101,8 +102,8 @@ retry() {
             code=0 && verdict || code=$?
             case $code in
                 0) delete && fetch && return ;;
-                2) fail "the run refuses its input, and would again: launch/tpu.sh tail says why" ;;
-                1) ((++failures < most)) || fail "the run has failed $most times: launch/tpu.sh tail says why" && break ;;
+                2) fail "the run refuses its input, and would again: launch/tpu.sh tail says why; $costs" ;;
+                1) ((++failures < most)) || fail "the run has failed $most times: launch/tpu.sh tail says why; $costs" && break ;;
             esac
         done
     done

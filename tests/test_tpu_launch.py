@@ -201,7 +201,7 @@ def test_a_run_that_fails_is_started_again_but_not_for_ever(cloud):
 def test_a_run_that_refuses_its_input_is_not_started_again(cloud):
     cloud.says(workers=["a: ended 2,b: ended 2,c: running,d: ended 2"])
     done = cloud.run("tpu.sh", "retry")
-    assert done.returncode == 2 and "refuses its input" in done.stderr
+    assert done.returncode == 2 and "refuses its input" in done.stderr and "tpu.sh delete" in done.stderr
     assert verbs(cloud.calls) == ["setup", "run"]
 
 
@@ -228,6 +228,28 @@ def test_a_wrong_setting_is_one_line(cloud, changes, says):
     done = cloud.run("tpu.sh", "create")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr
     assert not cloud.calls
+
+
+@pytest.mark.parametrize(
+    "line, instead, says",
+    [
+        ("CONFIG=configs/llama3.1-8b.yaml", "", "CONFIG= is no file"),
+        ("PROJECT=my-project", 'PROJECT="my-project', "unexpected EOF"),
+        ("BUCKET=gs://my-bucket", "BUCKET=gs://$NOWHERE", "NOWHERE: unbound variable"),
+        ("SPOT=yes", "SPOT = yes", "command not found"),
+    ],
+)
+def test_a_line_that_is_missing_or_no_setting_is_one_line(cloud, line, instead, says):
+    assert line in SETTINGS
+    cloud.settings(SETTINGS.replace(line, instead))
+    done = cloud.run("tpu.sh", "create")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr
+    assert not cloud.calls
+
+
+def test_settings_without_a_file_prints_the_usage():
+    done = subprocess.run(["bash", ROOT / "launch" / "tpu.sh", "create", "--settings"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Usage: launch/tpu.sh" in done.stderr
 
 
 def test_without_settings_it_says_where_they_come_from(cloud):
