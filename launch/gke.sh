@@ -3,9 +3,9 @@
 #
 #   manifest  print the JobSet        logs    of its first worker, as they grow
 #   apply     start it                delete  end it and remove it
-#   status    of it and its pods      xpk     the same run by XPK, which writes a JobSet of its own
+#   status    of it                   xpk     the same run by XPK, which writes a JobSet of its own
 #
-# With STAGE=search it is SHARDS slices that share the problems, and know nothing of each other.
+# With STAGE=search there are SHARDS of them, which share the problems and know nothing of each other.
 # Settings: launch/tpu.env, made from launch/tpu.env.example. --dry-run prints every command and runs none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,22 +13,31 @@ source launch/settings.sh
 
 kube() { run kubectl --context="gke_${PROJECT}_${ZONE%-*}_$CLUSTER" "$@"; }
 
-# One line of shell, which the pod's bash reads; $SHARD is its own.
-line() {
-    printf '%q ' "${command[@]}"
-    # shellcheck disable=SC2016
-    [[ $STAGE != search ]] || printf -- '--shard "$SHARD/%s" ' "$SHARDS"
+line() { printf '%q ' "${command[@]}" "$@" | sed 's/ $//'; } # of shell, which the pod's bash reads
+
+# One JobSet; of a search one a shard, so that a pod that is lost stops no other shard.
+manifest() {
+    local i
+    if [[ $STAGE != search ]]; then
+        jobset "$NAME" "$(line)"
+        return
+    fi
+    for ((i = 0; i < SHARDS; i++)); do
+        jobset "$NAME-$i" "$(line --shard "$i/$SHARDS")"
+    done
 }
 
-manifest() {
-    local spot='' slices=1
+jobset() { # NAME LINE
+    local spot=''
     [[ ${SPOT:?} == no ]] || spot='cloud.google.com/gke-spot: "true"'
-    [[ $STAGE != search ]] || slices=$SHARDS
     cat <<YAML
+---
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $NAME
+  name: $1
+  labels:
+    astro: $NAME
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
@@ -40,7 +49,7 @@ spec:
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: slice
-      replicas: $slices
+      replicas: 1
       template:
         spec:
           parallelism: $hosts
@@ -69,12 +78,7 @@ spec:
                     - bash
                     - -c
                     - |
-                      exec $(line)
-                  env:
-                    - name: SHARD
-                      valueFrom:
-                        fieldRef:
-                          fieldPath: metadata.annotations['jobset.sigs.k8s.io/job-index']
+                      exec $2
                   resources:
                     requests:
                       google.com/tpu: $chips_per_host
@@ -106,8 +110,8 @@ check IMAGE '[a-z0-9][-._/:@a-zA-Z0-9]*' "a container image"
 check SERVICE_ACCOUNT '[a-z][-a-z0-9]*' "a service account"
 case ${words[*]} in
     manifest | apply | xpk) "${words[0]}" ;;
-    status) kube get jobset,pods -l "jobset.sigs.k8s.io/jobset-name=$NAME" ;;
-    logs) kube logs -f "job/$NAME-slice-0" ;;
-    delete) kube delete jobset "$NAME" ;;
+    status) kube get jobset -l "astro=$NAME" ;;
+    logs) kube logs -f "job/$NAME$([[ $STAGE != search ]] || echo -0)-slice-0" ;;
+    delete) kube delete jobset -l "astro=$NAME" ;;
     *) usage ;;
 esac

@@ -79,6 +79,11 @@ verdict() {
     [[ $(grep -c 'ended 0$' <<<"$said") -eq $hosts ]]
 }
 
+running() {
+    local said
+    said=$(workers 2>/dev/null) && ! grep -q 'ended 2$' <<<"$said" && grep -q 'running$' <<<"$said"
+}
+
 retry() {
     check_access
     if [[ $dry_run ]]; then
@@ -88,10 +93,12 @@ retry() {
     while true; do
         now=$(state)
         case $now in
-            NONE) failures=0 && create ;;
+            NONE) failures=0 && { create || { sleep "$poll" && continue; }; } ;;
             FAILED | SUSPEND*) echo "$(date +%H:%M) $NAME: $now, asking anew" >&2 && delete && continue ;;
         esac
-        if ! { wait_for_it && setup && start; }; then
+        if [[ $now == ACTIVE ]] && running; then
+            : # from before this machine was switched off: nothing is put in its place
+        elif ! { wait_for_it && setup && start; }; then
             sleep "$poll"
             continue
         fi

@@ -19,7 +19,11 @@ CLOUDS = ("gcloud", "kubectl", "xpk", "sky")
 FAKE = """#!/usr/bin/env bash
 here=$(dirname "$0")
 echo "$(basename "$0") $*" >>"$here/calls"
-[[ ! -e $here/refuse || "$*" != *"$(cat "$here/refuse")"* ]] || { echo "ERROR: refused" >&2; exit 1; }
+[[ ! -e $here/refuse || "$*" != *"$(cat "$here/refuse")"* ]] || {
+    [[ ! -e $here/once ]] || rm "$here/refuse"
+    echo "ERROR: refused" >&2
+    exit 1
+}
 next() {
     head -n 1 "$here/$1"
     [[ $(wc -l <"$here/$1") -eq 1 ]] || sed -i 1d "$here/$1"
@@ -136,14 +140,15 @@ def test_overrides_with_spaces_and_quotes_come_through_every_shell(cloud):
     assert shlex.split(task["run"]) == [".venv/bin/astro", *wanted[1:]]
 
 
-def test_searching_shards_are_slices_of_their_own(cloud):
+def test_searching_shards_are_jobsets_of_their_own(cloud):
+    """So a pod that is lost stops no other shard; one label finds them all."""
     cloud.change(STAGE="search", SHARDS="3")
-    jobset = yaml.safe_load(cloud.run("gke.sh", "manifest").stdout)
-    assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 3
-    container = job_of(jobset)["template"]["spec"]["containers"][0]
-    assert container["command"][2].split()[1:3] == ["astro", "search"]
-    assert container["command"][2].strip().endswith('--shard "$SHARD/3"')
-    assert container["env"][0]["valueFrom"]["fieldRef"]["fieldPath"].endswith("job-index']")
+    jobsets = list(yaml.safe_load_all(cloud.run("gke.sh", "manifest").stdout))
+    assert [j["metadata"]["name"] for j in jobsets] == ["astro-8b-0", "astro-8b-1", "astro-8b-2"]
+    assert {j["metadata"]["labels"]["astro"] for j in jobsets} == {"astro-8b"}
+    lines = [job_of(j)["template"]["spec"]["containers"][0]["command"][2].split() for j in jobsets]
+    assert all(line[1:3] == ["astro", "search"] for line in lines)
+    assert [line[-2:] for line in lines] == [["--shard", f"{i}/3"] for i in range(3)]
 
 
 def job_of(jobset):
@@ -155,14 +160,20 @@ def test_the_manifest_validates_against_the_schemas_of_kubernetes(cloud):
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     for stage in ("run", "search"):
         cloud.change(STAGE=stage)
-        jobset = yaml.safe_load(cloud.run("gke.sh", "manifest").stdout)
+        jobset = next(yaml.safe_load_all(cloud.run("gke.sh", "manifest").stdout))
         job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}, "spec": job_of(jobset)}
         validate.validate(job, "1.31", strict=True)
         jobset["spec"]["replicatedJobs"][0]["template"]["spec"] = {}
         assert jobset == {
             "apiVersion": "jobset.x-k8s.io/v1alpha2",
             "kind": "JobSet",
-            "metadata": {"name": "astro-8b", "annotations": jobset["metadata"]["annotations"]},
+            "metadata": {
+                "name": "astro-8b-0" if stage == "search" else "astro-8b",
+                "labels": {"astro": "astro-8b"},
+                "annotations": {
+                    "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
+                },
+            },
             "spec": {
                 "failurePolicy": {
                     "maxRestarts": 100,
@@ -171,7 +182,7 @@ def test_the_manifest_validates_against_the_schemas_of_kubernetes(cloud):
                     ],
                 },
                 "replicatedJobs": [
-                    {"name": "slice", "replicas": 4 if stage == "search" else 1, "template": {"spec": {}}},
+                    {"name": "slice", "replicas": 1, "template": {"spec": {}}},
                 ],
             },
         }
@@ -189,6 +200,23 @@ def test_after_a_preemption_the_slice_is_asked_for_again_until_the_run_is_done(c
     assert done.returncode == 0, done.stderr
     life = ["create", "setup", "run", "delete", "create", "setup", "run", "delete", "fetch"]
     assert verbs(cloud.calls) == life
+
+
+def test_a_run_that_is_under_way_is_watched_and_not_set_up_again(cloud):
+    cloud.says(
+        workers=["a: running,b: running", "a: running,b: running", "a: ended 0,b: ended 0,c: ended 0,d: ended 0"]
+    )
+    done = cloud.run("tpu.sh", "retry")
+    assert done.returncode == 0 and verbs(cloud.calls) == ["delete", "fetch"], done.stderr
+
+
+def test_a_slice_that_cannot_be_asked_for_yet_is_asked_for_again(cloud):
+    cloud.says(states=["NONE", "NONE", "ACTIVE"])
+    (cloud.folder / "refuse").write_text(" create ")
+    (cloud.folder / "once").touch()
+    done = cloud.run("tpu.sh", "retry")
+    assert done.returncode == 0, done.stderr
+    assert verbs(cloud.calls)[:2] == ["create", "create"]
 
 
 def test_a_run_that_fails_is_started_again_but_not_for_ever(cloud):
