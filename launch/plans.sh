@@ -6,7 +6,7 @@ bash launch/setup.sh requirements-plan.lock
 export JAX_PLATFORMS=cpu
 
 plan() { # CONFIG TOPOLOGY [key=value ...]
-    echo "## $*" | sed 's/ / on /; s/## on /## /'
+    echo "## $*"
     echo
     "${ASTRO_VENV:-.venv}/bin/astro" plan "$1" "${@:3}" --topology "$2" --markdown
 }
