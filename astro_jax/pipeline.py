@@ -147,11 +147,7 @@ class Run:
         return [m for m in MODELS if m in self.c.stages]
 
     def sampler(self, config: LlamaConfig) -> Sampler:
-        c = self.c.sampler
-        return Sampler(
-            config, self.decode_sharding, self.c.seed, slots=c.slots, memory=c.memory, chunk=c.chunk, block=c.block,
-            reuse=c.reuse,
-        )  # fmt: skip
+        return Sampler.of(self.c.sampler, config, self.decode_sharding, self.c.seed)
 
     def load(
         self, model: str, sharding: meshes.Sharding, dtype: str = "float32"

@@ -82,10 +82,7 @@ class Plan:
         return prefix, suffix
 
     def sampler(self) -> Sampler:
-        s = self.c.sampler
-        return Sampler(
-            self.config, self.sample, 0, slots=s.slots, memory=s.memory, chunk=s.chunk, block=s.block, reuse=s.reuse
-        )
+        return Sampler.of(self.c.sampler, self.config, self.sample, seed=0)
 
     # ---- Programs
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from astro_jax import config as cfg
 from astro_jax import processes
 from astro_jax.errors import AstroError
 from astro_jax.llama.config import LlamaConfig
@@ -112,6 +113,11 @@ class Sampler:
         self._reserved = (1, 1)  # blocks of the stores: they grow to the longest that was asked for
         self._kept: tuple[Library, KV] | None = None
         self._keeping = False
+
+    @classmethod
+    def of(cls, c: cfg.Sampler, config: LlamaConfig, sharding: Sharding, seed: int) -> Sampler:
+        """As a run's config says."""
+        return cls(config, sharding, seed, c.slots, c.memory, c.chunk, c.block, c.reuse)
 
     def generate(
         self,
