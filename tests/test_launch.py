@@ -131,3 +131,45 @@ def test_python_without_venv_and_pip_is_refused(machine: Machine):
     code, lines = machine.setup(fake="bare")
     assert (code, len(lines)) == (2, 1)
     assert "python3-venv" in lines[0]
+
+
+# ---- One run by several processes
+
+
+def local(machine, *words, codes=(0, 0)):
+    """launch/local.sh with an `astro` that says what it was asked, and ends with a code of its own for each process."""
+    machine.setup()
+    for tool in ("sed", "sort"):
+        (machine.bin / tool).symlink_to(shutil.which(tool))
+    (machine.venv / "bin" / "python").write_text("#!/usr/bin/env bash\necho 4321\n")
+    astro = machine.venv / "bin" / "astro"
+    table = " ".join(map(str, codes))
+    astro.write_text(
+        f'#!/usr/bin/env bash\necho "$*"\necho "[Gloo] noise"\ncodes=({table})\nexit "${{codes[${{@: -1}}]}}"\n'
+    )
+    astro.chmod(0o755)
+    return subprocess.run(
+        ["bash", machine.repo / "launch" / "local.sh", *words],
+        env={"PATH": str(machine.bin), "ASTRO_VENV": str(machine.venv), "CALLS": str(machine.calls), "FAKE": ""},
+        cwd="/", capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_each_process_knows_the_others_and_its_lines_begin_with_its_number(machine):
+    done = local(machine, "2", "run.yaml", "seed=3")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        f"{i}: run run.yaml seed=3 --coordinator localhost:4321 --processes 2 --process {i}" for i in range(2)
+    ]
+
+
+def test_a_process_that_fails_is_named_with_its_code(machine):
+    done = local(machine, "3", "run.yaml", codes=(0, 3, 137))
+    assert done.returncode == 3
+    assert "process 1 ended with exit code 3" in done.stderr and "process 2 ended with exit code 137" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["2"], ["two", "run.yaml"], ["0", "run.yaml"]])
+def test_a_wrong_number_of_processes_prints_the_usage(machine, words):
+    done = local(machine, *words)
+    assert done.returncode == 2 and done.stderr.startswith("Usage: launch/local.sh N CONFIG")
