@@ -62,7 +62,7 @@ setup() {
     [[ $dry_run ]] || archive=$(mktemp -d)/astro.tgz
     run git archive --format=tgz -o "$archive" HEAD &&
         tpus tpu-vm scp "$archive" "$NAME:astro.tgz" --worker=all &&
-        on_workers all "mkdir -p astro && tar xzf astro.tgz -C astro && bash astro/launch/setup.sh requirements-tpu.lock"
+        on_workers all "mkdir -p astro && tar xzf astro.tgz -C astro && bash astro/launch/worker.sh setup"
 }
 
 start() { on_workers all "bash astro/launch/worker.sh start $(quoted "${command[@]}")"; }

@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
-# On one worker of a slice. Usage: launch/worker.sh start COMMAND ... | status
+# On one worker of a slice. Usage: launch/worker.sh setup | start COMMAND ... | status
 # What was started goes on when the connection is cut; it is started once at a time. Its output goes to run.log.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case ${1:-} in
+    setup)
+        # The image's own Python may be too old: uv brings another one.
+        export PATH=$HOME/.local/bin:$PATH
+        if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+            python3 -m pip install -q --user uv
+            uv python install -q 3.12
+        fi
+        bash launch/setup.sh requirements-tpu.lock
+        ;;
     start)
         shift
         exec 9>run.lock
@@ -24,7 +33,7 @@ case ${1:-} in
         fi
         ;;
     *)
-        echo "Usage: launch/worker.sh start COMMAND ... | status" >&2
+        echo "Usage: launch/worker.sh setup | start COMMAND ... | status" >&2
         exit 2
         ;;
 esac

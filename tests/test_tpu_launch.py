@@ -335,6 +335,25 @@ def test_a_worker_runs_one_thing_at_a_time_and_keeps_its_code(tmp_path):
     wait_for("ended 0")
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_a_worker_whose_python_is_too_old_gets_another(tmp_path, old):
+    """Images of TPU VMs come with Python 3.10."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "worker.sh", tmp_path / "launch")
+    fakes = {
+        tmp_path / "launch" / "setup.sh": 'echo "setup $*" >>"$HOME/calls"',
+        tmp_path / "python3": f'[[ $1 != -c ]] || exit {int(old)}; echo "python3 $*" >>"$HOME/calls"',
+        tmp_path / "uv": 'echo "uv $*" >>"$HOME/calls"',
+    }
+    for path, text in fakes.items():
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    subprocess.run(["bash", tmp_path / "launch" / "worker.sh", "setup"], env=env, check=True, timeout=30)
+    bring = ["python3 -m pip install -q --user uv", "uv python install -q 3.12"]
+    assert (tmp_path / "calls").read_text().splitlines() == bring * old + ["setup requirements-tpu.lock"]
+
+
 # ---- The guide
 
 
