@@ -389,6 +389,21 @@ def test_the_size_of_a_wave_changes_no_trace(tmp_path):
     assert files[0] == files[1] == files[2] and len(files[0]) == 3
 
 
+def test_the_bar_moves_inside_a_wave_and_comes_to_all_trees_once(tmp_path, monkeypatch):
+    seen, advance = [], dataset.Bar.advance
+
+    def watch(bar, n=1, part=0.0, **measures):
+        advance(bar, n, part, **measures)
+        seen.append((bar.count, part))
+
+    monkeypatch.setattr(dataset.Bar, "advance", watch)
+    stage(tmp_path, moody, wave=3)
+    worked = [count + part for count, part in seen]
+    assert worked == sorted(worked) and len({w for w in worked if 0 < w < 3}) > 3
+    assert [at for at in seen if at[0] and not at[1]] == [(3, 0), (5, 0)]
+    assert all(0 <= part <= (3 if count == 0 else 2) for count, part in seen)
+
+
 def test_counts_say_what_was_judged_and_written(tmp_path):
     counts, _ = stage(tmp_path, moody)
     records = [json.loads(x) for p in sorted((tmp_path / "traces").glob("waves-*")) for x in p.read_text().splitlines()]

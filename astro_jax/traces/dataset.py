@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -96,18 +96,25 @@ def _waves(folder: epath.Path, trees: Shards, c: cfg.Traces, seed: int, author: 
             if not (wave := list(itertools.islice(stream, c.wave))):
                 return
             if not store.has(i):
-                store.write(i, _make(wave, c, seed, author))
+
+                def tell(share: float, trees: int = len(wave)) -> None:
+                    bar.advance(0, part=share * trees, of_the_wave_written=share)
+
+                store.write(i, _make(wave, c, seed, author, tell))
             yield list(storage.read_jsonl(store.path(i)))
             bar.advance(len(wave))
 
 
-def _make(trees: Sequence[Tree], c: cfg.Traces, seed: int, author: Author | None) -> list[Json]:
-    """The record of each tree: {"problem_id", "terminals", "evaluation", "astro", "direct"}."""
+def _make(
+    trees: Sequence[Tree], c: cfg.Traces, seed: int, author: Author | None,
+    tell: Callable[[float], None] = lambda share: None,
+) -> list[Json]:  # fmt: skip
+    """The record of each tree: {"problem_id", "terminals", "evaluation", "astro", "direct"}; `tell` as of rewrite."""
     evaluations: list[Json | None] = [None] * len(trees)
     if author is not None and c.self_evaluation:
         evaluations = [*evaluate(trees, c, author)]
     drafts = [_drafts(tree, c, seed, evaluation) for tree, evaluation in zip(trees, evaluations, strict=True)]
-    rewrite.rewrite([d for each in drafts for kind in each for d in kind], c, author)
+    rewrite.rewrite([d for each in drafts for kind in each for d in kind], c, author, tell)
     records = []
     for tree, evaluation, (astro, direct) in zip(trees, evaluations, drafts, strict=True):
         examples = {"astro": [_example(d) for d in astro], "direct": [_example(d) for d in direct]}

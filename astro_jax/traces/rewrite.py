@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from astro_jax import config as cfg
 from astro_jax import phrases
@@ -53,8 +53,15 @@ class Draft:
         return "".join(p.text for p in self.done)
 
 
-def rewrite(drafts: Sequence[Draft], c: cfg.Traces, author: Author | None) -> None:
-    """Write all drafts to their end. Without a piece that is the model's to write, none is needed."""
+def rewrite(
+    drafts: Sequence[Draft], c: cfg.Traces, author: Author | None, tell: Callable[[float], None] = lambda share: None
+) -> None:
+    """Write all drafts to their end. Without a piece that is the model's to write, none is needed.
+
+    Args:
+      tell: is called after each call of the sampler with the share of all pieces that are done.
+    """
+    pieces = sum(len(draft.left) + len(draft.done) for draft in drafts)
     while active := [draft for draft in drafts if _go_on(draft, c)]:
         assert author is not None, "pieces of these kinds are the model's to write"
         answers = author.ask([_question(d, author) for d in active], c.clone_tokens, c.clone_temperature, ["\n\n"])
@@ -68,6 +75,7 @@ def rewrite(drafts: Sequence[Draft], c: cfg.Traces, author: Author | None) -> No
             reasons[i] = "final answer"
         for draft, text, reason in zip(active, texts, reasons, strict=True):
             _take(draft, text, reason, c)
+        tell(sum(len(draft.done) for draft in drafts) / pieces)
 
 
 def _go_on(draft: Draft, c: cfg.Traces) -> bool:
