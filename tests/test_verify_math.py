@@ -96,6 +96,21 @@ def test_what_lenient_accepts_besides(gold, answer, strict, lenient):
     assert verdict(gold, f"\\boxed{{{answer}}}", "lenient") == lenient
 
 
+@pytest.mark.parametrize(
+    "gold, answer, expected",
+    [
+        ("1+i", "1+1i", "correct"), ("1-i", "1-1i", "correct"), ("i", "1i", "correct"),
+        ("1+i", "1-1i", "wrong"), ("1+i", "1+11i", "wrong"), ("i", "0.1i", "wrong"), ("11", "1+1i", "wrong"),
+        ("x^i", "x^1i", "wrong"),
+        ("(-\\infty,\\infty)", "\\mathbb{R}", "correct"), ("\\mathbb{R}", "(-\\infty, \\infty)", "correct"),
+        ("(0,\\infty)", "\\mathbb{R}", "wrong"), ("(-\\infty,\\infty)", "\\mathbb{Q}", "wrong"),
+        ("(-\\infty,0)\\cup(0,\\infty)", "\\mathbb{R}", "wrong"),
+    ],
+)  # fmt: skip
+def test_the_imaginary_unit_once_and_the_real_line_have_two_ways_of_writing(gold, answer, expected):
+    assert verdict(gold, f"\\boxed{{{answer}}}") == expected
+
+
 @given(st.fractions(max_denominator=50, min_value=-99, max_value=99))
 @settings(max_examples=100, deadline=None)
 def test_the_value_of_a_fraction_in_all_its_forms(x):

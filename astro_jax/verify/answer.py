@@ -121,6 +121,8 @@ def normal(text: str) -> str:
     text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)
     text = re.sub(r"(\.\d*?)0+(?!\d)", r"\1", text)
     text = re.sub(r"\.(?!\d)", "", text)
+    text = re.sub(r"(?:(?<=[-+(,])|^)1i(?![a-zA-Z])", "i", text)
+    text = r"(-\infty,\infty)" if text == r"\mathbb{R}" else text
     return re.sub(r"(?<!\d)\.(?=\d)", "0.", text)
 
 
