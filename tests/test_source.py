@@ -224,31 +224,30 @@ def test_near_duplicates_are_those_of_all_pairs(near):
     against, mine = every[:300], [Problem(str(i), t, "") for i, t in enumerate(every[300:])]
     kept, dropped = decontaminate.drop(mine, against, near)
     grams = [decontaminate.ngrams(t) for t in against]
-    own = {p.id: decontaminate.ngrams(p.prompt) for p in mine}
-    duplicates = {i for i, mine_ in own.items() if any(decontaminate.jaccard(mine_, g) >= near for g in grams)}
-    contained = {
-        i for i, a in own.items() if any(len(a & b) >= 0.9 * min(len(a), len(b)) and min(len(a), len(b)) >= 8 for b in grams)
-    }  # fmt: skip
+    duplicates = {
+        p.id for p in mine if any(decontaminate.jaccard(decontaminate.ngrams(p.prompt), g) >= near for g in grams)
+    }
+    exact = sum(p.prompt in against for p in mine)
+    contained = {p.id for p in mine if any(inside(decontaminate.ngrams(p.prompt), g, near) for g in grams)} - duplicates
     assert {p.id for p in mine} - {p.id for p in kept} == duplicates | contained
-    exact, inside = sum(p.prompt in against for p in mine), len(contained - duplicates)
-    assert dropped == {"exact": exact, "near": len(duplicates) - exact, "contained": inside}
-    assert exact and dropped["near"]
+    assert dropped == {"exact": exact, "near": len(duplicates) - exact, "contained": len(contained)}
+    assert exact and dropped["near"] and contained
 
 
-def test_a_problem_inside_a_longer_text_is_found_and_the_reverse():
-    """But not a short one, which stands in many texts by chance."""
-    rng = random.Random(1)
-    other = [" ".join(f"w{rng.randrange(900)}" for _ in range(150)) for _ in range(4)]
-    problem = "Tom has 5 red cats and buys 3 blue ones at the market on the hill. How many cats has he now?"
-    short = "Solve the equation for x in the real numbers"
-    texts = [f"{other[0]} {problem} {other[1]}", problem, f"{short} {other[2]}"]
-    mine = [Problem(str(i), t, "") for i, t in enumerate((problem, f"{other[0]} {problem}", short))]
-    kept, dropped = decontaminate.drop(mine[:2], texts[:1], 0.7)
-    assert not kept and dropped["contained"] == 2 - dropped["near"] > 0
-    kept, dropped = decontaminate.drop(mine[1:2], texts[1:2], 0.7)
-    assert not kept and dropped == {"exact": 0, "near": 0, "contained": 1}
-    kept, dropped = decontaminate.drop(mine[2:3], texts[2:3], 0.7)
-    assert kept == mine[2:3] and not any(dropped.values())
+def inside(a, b, share):
+    size = min(len(a), len(b))
+    return size >= decontaminate.MIN_GRAMS and len(a & b) / size >= share
+
+
+def test_a_problem_inside_a_much_longer_text_and_the_reverse_are_found_but_not_a_short_phrase():
+    short = "Tom has 5 red cats and buys 3 blue ones at the market. How many cats has he now?"
+    around = " ".join(f"word{i}" for i in range(200))
+    long, phrase = f"{around} {short} {around}", "How many cats has he now?"
+    counts = {"exact": 0, "near": 0, "contained": 1}
+    assert decontaminate.drop([Problem("x", long, "")], [short], 0.7) == ([], counts)
+    assert decontaminate.drop([Problem("x", short, "")], [long], 0.7) == ([], counts)
+    for a, b, near in [(phrase, long, 0.7), (long, phrase, 0.7), (short, around, 0.7), (short, long, 1.0)]:
+        assert not decontaminate.drop([Problem("x", a, "")], [b], near)[1].total()
 
 
 def test_other_numbers_make_another_problem_and_other_spaces_do_not():
@@ -265,10 +264,9 @@ def test_other_numbers_make_another_problem_and_other_spaces_do_not():
 
 @pytest.mark.parametrize("a, b", [("12 + 3", "1 + 23"), ("5 + 3", "5 * 3"), ("x^2 - 1", "x^2 + 1"), ("x < 2", "x > 2")])
 def test_other_signs_make_another_problem(a, b):
-    found = [
-        decontaminate.drop([Problem("x", f"What is {a}?", "")], [t], 1.0)[1] for t in (f"What is {b}?", f"what  is {a}")
-    ]
-    assert [dropped["exact"] for dropped in found] == [0, 1]
+    mine = [Problem("x", f"What is {a}?", "")]
+    assert decontaminate.drop(mine, [f"What is {b}?"], 1.0)[1]["exact"] == 0
+    assert decontaminate.drop(mine, [f"what  is {a}"], 1.0)[1]["exact"] == 1
 
 
 def test_an_evaluation_set_needs_no_answers_to_be_kept_from(tmp_path, monkeypatch):

@@ -2,14 +2,15 @@
 
 The same: equal words and signs, whatever the spaces, capitals and punctuation. Nearly: the sets of n-grams of words
 and signs overlap by at least a given Jaccard index, which is computed for all pairs that MinHash proposes (datasketch).
-It proposes from half that index on, so that few are missed. A text of fewer than n words has one n-gram. Contained:
-nearly all n-grams of the shorter text are in the longer one; short texts are not looked at.
+It proposes from half that index on, so that few are missed. A text of fewer than n words has one n-gram. Contained: one
+of two texts has at least that share of the n-grams of the other, the shorter; an index of n-grams finds all such pairs.
+Texts of few n-grams are not looked for, as those may be in another by accident.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 from datasketch import MinHash, MinHashLSH
@@ -18,7 +19,7 @@ from astro_jax.problems import Problem
 
 WORDS = 5  # of an n-gram: word problems are short
 PERMUTATIONS = 128
-CONTAINED, LEAST = 0.9, 8  # share of the shorter text's n-grams, and how many it must have (ours)
+MIN_GRAMS = 10  # of a text that is looked for in another (ours): 14 words
 
 
 def drop(problems: Sequence[Problem], against: Sequence[str], near: float) -> tuple[list[Problem], Counter[str]]:
@@ -26,7 +27,8 @@ def drop(problems: Sequence[Problem], against: Sequence[str], near: float) -> tu
 
     Args:
       against: texts of evaluation problems.
-      near: the Jaccard index from which two texts are nearly the same; 1: only equal ones are dropped.
+      near: the Jaccard index from which two texts are nearly the same, and the share of the shorter text's n-grams
+        from which it is contained in the other; 1: only equal ones are dropped.
     """
     exact, dropped = {tuple(_words(text)) for text in against}, Counter({"exact": 0, "near": 0, "contained": 0})
     grams = [ngrams(text) for text in dict.fromkeys(against)]
@@ -35,9 +37,7 @@ def drop(problems: Sequence[Problem], against: Sequence[str], near: float) -> tu
         with index.insertion_session() as session:
             for i, h in enumerate(_hashes(grams)):
                 session.insert(i, h)
-    holders: dict[str, list[int]] = {}
-    for i, gram in ((i, gram) for i, each in enumerate(grams) for gram in each):
-        holders.setdefault(gram, []).append(i)
+    having: Mapping[str, Sequence[int]] = _having(grams) if near < 1 else {}
     kept = []
     mine = [ngrams(p.prompt) for p in problems]
     for p, own, h in zip(problems, mine, _hashes(mine) if index is not None else [None] * len(mine), strict=True):
@@ -45,18 +45,11 @@ def drop(problems: Sequence[Problem], against: Sequence[str], near: float) -> tu
             dropped["exact"] += 1
         elif index is not None and any(jaccard(own, grams[i]) >= near for i in index.query(h)):
             dropped["near"] += 1
-        elif index is not None and _contained(own, grams, holders):
+        elif _contained(own, grams, having, near):
             dropped["contained"] += 1
         else:
             kept.append(p)
     return kept, dropped
-
-
-def _contained(own: frozenset[str], grams: Sequence[frozenset[str]], holders: Mapping[str, Sequence[int]]) -> bool:
-    """Whether a text is in one of others, or one of them in it; `holders` tells which of them have an n-gram."""
-    shared = Counter(i for gram in own for i in holders.get(gram, ()))
-    shorter = ((n, min(len(own), len(grams[i]))) for i, n in shared.items())
-    return any(size >= LEAST and n >= CONTAINED * size for n, size in shorter)
 
 
 def ngrams(text: str) -> frozenset[str]:
@@ -69,6 +62,23 @@ def ngrams(text: str) -> frozenset[str]:
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     """The share of what two sets have in common."""
     return len(a & b) / len(a | b)
+
+
+def _having(sets: Sequence[frozenset[str]]) -> Mapping[str, Sequence[int]]:
+    """Which sets have an n-gram."""
+    having = defaultdict(list)
+    for i, grams in enumerate(sets):
+        for gram in grams:
+            having[gram].append(i)
+    return having
+
+
+def _contained(
+    own: frozenset[str], sets: Sequence[frozenset[str]], having: Mapping[str, Sequence[int]], share: float
+) -> bool:
+    """Whether that share of the shorter text's n-grams is in the other, for a text and any of the others."""
+    found = Counter(i for gram in own for i in having.get(gram, ()))
+    return any((size := min(len(own), len(sets[i]))) >= MIN_GRAMS and n >= share * size for i, n in found.items())
 
 
 def _hashes(sets: Sequence[frozenset[str]]) -> list[MinHash]:
