@@ -9,6 +9,7 @@ nobody and none of this costs anything.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import glob
@@ -39,6 +40,7 @@ class _Group:
     met: int = 0  # points so far
     ending: bool = False
     lock: Any = dataclasses.field(default_factory=threading.Lock)
+    over: Any = dataclasses.field(default_factory=threading.Event)
 
 
 _group = _Group()
@@ -107,7 +109,14 @@ def _join(timeout: float) -> None:
         return
     _group.index, _group.count, _group.timeout = state.process_id, state.num_processes, timeout
     _group.store = state.client
-    threading.Thread(target=_watch, name="processes", daemon=True).start()
+    watch = threading.Thread(target=_watch, name="processes", daemon=True)
+    watch.start()
+
+    def leave() -> None:  # a thread that is inside the store when the interpreter ends would abort the process
+        _group.over.set()
+        watch.join()
+
+    atexit.register(leave)
 
 
 def leader() -> bool:
@@ -217,7 +226,8 @@ def _watch() -> None:
                 told, code = f"{_names(silent)} has said nothing for {_group.timeout:g} s", _STOPPED
             print(f"astro: {told}; {_name(_group.index)} ends", file=sys.stderr, flush=True)
             end(code, told)
-        time.sleep(_BEAT)
+        if _group.over.wait(_BEAT):
+            return
 
 
 def _say(code: int | None, message: str, beat: int = 0) -> None:

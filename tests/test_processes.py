@@ -95,6 +95,15 @@ def test_two_processes_give_the_run_of_one_and_go_on_after_one_was_killed(comman
     assert products(out) == products(alone)
 
 
+def test_a_first_process_that_is_killed_is_named(command, tmp_path):
+    """In JAX's words: it aborts the others in the moment in which the store is lost."""
+    started = start([command(tmp_path / "run")] * 2)
+    wait_for(tmp_path / "run" / "base" / "metrics.jsonl", started[0])
+    started[0].send_signal(signal.SIGKILL)
+    _, (code, output) = ended(started)
+    assert code != 0 and "leader task" in output, output
+
+
 def test_a_silent_process_is_named_after_the_timeout(command, tmp_path):
     """One that was stopped, as by a machine that hangs: its connections stay open."""
     started = start([command(tmp_path / "run")] * 2, timeout=4)
