@@ -26,7 +26,6 @@ RUN = {
     "mesh": dict(fsdp=2, tp=2),
     "architecture": {**MICRO["architecture"], "n_kv_heads": 2},
     "pretrain": {**MICRO["pretrain"], "save_every": 50},
-    "corpus": {**MICRO["corpus"], "documents": 1500},
     "sft": {**MICRO["sft"], "batch": 4, "save_every": 1},
 }
 
@@ -76,7 +75,8 @@ def wait_for(path, process):
 def alone(command, tmp_path_factory):
     """The run of one process with four devices."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    subprocess.run(command(out), check=True, capture_output=True)
+    done = subprocess.run(command(out), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return out
 
 

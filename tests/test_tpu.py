@@ -204,8 +204,8 @@ def test_a_plan_from_the_command_line(capsys):
                "mesh={fsdp: 1, tp: 8}"]  # fmt: skip
     assert cli.main(command) == 0
     found = json.loads(capsys.readouterr().out)
-    prefill, decode = found["programs"]
-    assert (prefill["program"], decode["program"]) == ("prefill", "decode") and found["fits"]
+    _, decode, _ = found["programs"]
+    assert [row["program"] for row in found["programs"]] == ["prefill", "decode", "pack"] and found["fits"]
     assert 0 < decode["peak_gib"] <= decode["at_once_gib"] < found["hbm_gib"]
     # Two sums over the heads and the width of each of 32 layers, in each of 16 steps, at least.
     assert decode["collectives"]["all-reduce"]["calls"] >= 2 * 32 * 16
