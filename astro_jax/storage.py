@@ -85,21 +85,29 @@ def new_folder(path: epath.Path) -> Iterator[epath.Path]:
     """
     refuse_existing(path)
     part = path.parent / f"{path.name}.part"
-    processes.agree(f"{path.name} is new")
-    if processes.leader():
-        if part.exists():
-            part.rmtree()
-        part.mkdir(parents=True)
-    processes.agree(f"{path.name} is begun")
+    if part.exists():
+        part.rmtree()
+    part.mkdir(parents=True)
     try:
         yield part
-        processes.agree(f"{path.name} is written")
     except BaseException:
-        if processes.leader():
-            part.rmtree()
+        part.rmtree()
         raise
-    if processes.leader():
-        part.rename(path)
+    part.rename(path)
+
+
+@contextlib.contextmanager
+def shared_folder(path: epath.Path) -> Iterator[epath.Path]:
+    """A new_folder that all processes write into; what is at `path` is replaced."""
+    part = path.parent / f"{path.name}.part"
+    with contextlib.ExitStack() as stack:
+        if processes.leader():
+            if path.exists():
+                path.rmtree()
+            part = stack.enter_context(new_folder(path))
+        processes.agree(f"{path.name} is begun")
+        yield part
+        processes.agree(f"{path.name} is written")
     processes.agree(f"{path.name} is there")
 
 

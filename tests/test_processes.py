@@ -11,10 +11,11 @@ import time
 import jax
 import pytest
 import yaml
+from etils import epath
 from test_pipeline import MICRO, products
 
 from astro_jax import config as cfg
-from astro_jax import processes
+from astro_jax import processes, storage
 from astro_jax.cli import main
 from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
@@ -155,6 +156,16 @@ def test_half_of_the_flags_is_an_error(flags, tmp_path, capsys):
     assert "are given together" in capsys.readouterr().err
 
 
+def test_a_profile_is_served_where_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(jax.profiler, "start_server", asked.append)
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({**MICRO, "out": str(tmp_path / "run")}))
+    for flags in ([], ["--profile", "9012"]):
+        assert main(["eval", str(config), *flags]) == 2  # nothing was trained
+    assert asked == [9012]
+
+
 def test_a_number_that_is_not_one_of_the_processes_is_an_error():
     with pytest.raises(AstroError, match="--process 2 is not one of 0 to 1"):
         processes.start("localhost:1", 2, 2)
@@ -268,6 +279,14 @@ def test_one_that_does_not_come_is_named(second):
     put(second, 0, 0, "a", 1)
     with pytest.raises(AstroError, match=r"process 2 of 3 did not come to 'a' within 1 s"):
         processes.agree("a", 1)
+
+
+def test_what_one_process_writes_alone_asks_no_other(second, tmp_path, monkeypatch):
+    """As the first one does with `astro traces --out`, when the others have ended."""
+    monkeypatch.setattr(second, "index", 0)
+    with storage.new_folder(epath.Path(tmp_path) / "new") as part:
+        (part / "a").write_text("whole")
+    assert (tmp_path / "new" / "a").read_text() == "whole" and not second.store.values
 
 
 def test_each_process_judges_a_part_and_all_have_every_verdict(second, monkeypatch):

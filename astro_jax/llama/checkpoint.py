@@ -45,10 +45,7 @@ def resolve(path: str) -> epath.Path:
 def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tokenizer) -> None:
     """Write a model. A folder that is there already is a finished one of an earlier try, and is replaced."""
     folder = storage.absolute(folder)
-    if processes.leader() and folder.exists():
-        folder.rmtree()
-    processes.agree(f"{folder.name} is no more")
-    with storage.new_folder(folder) as part:
+    with storage.shared_folder(folder) as part:
         if processes.leader():
             hf.write_config(part, config, params.embed.dtype.name, tokenizer)
         ocp.save(part / PARAMS, params)
