@@ -33,7 +33,7 @@ STAGE_COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit code 2 for bad input, with one line; 130 after Ctrl-C."""
+    """Entry point. Exit code 2 for bad input, with one line; 1 where another process is lost; 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parsed(argv)
     _quiet()
@@ -54,7 +54,7 @@ def _called(args: argparse.Namespace, command: str) -> tuple[int, str]:
                 jax.profiler.start_server(args.profile)
         return args.call(args, command), ""
     except AstroError as e:
-        return _fail(str(e))
+        return _fail(str(e), code=1 if isinstance(e, processes.Lost) else 2)
     except KeyboardInterrupt:
         print(f"astro: stopped; {_again(args)}", file=sys.stderr)
         return 130, "stopped"

@@ -31,6 +31,10 @@ _ALL = "are all started, with the same --coordinator and --processes? --processe
 _STOPPED = 1  # exit code where others are at fault: the same command goes on from here
 
 
+class Lost(AstroError):
+    """Another process is not there. It is no fault of the input: the same command goes on from here."""
+
+
 @dataclasses.dataclass
 class _Group:
     index: int = 0
@@ -141,7 +145,8 @@ def exchange(point: str, value: Any = None) -> list[Any]:
       point: its name, for people, and to tell that all are at the same one.
 
     Raises:
-      AstroError: when another process is at another point, or comes to none within the timeout.
+      AstroError: when another process is at another point.
+      Lost: when it comes to none within the timeout.
     """
     if _group.count == 1:
         return [value]
@@ -179,7 +184,7 @@ def _get(n: int, other: int, point: str) -> Any:
     try:
         return json.loads(_group.store.blocking_key_value_get(f"astro/at/{n}/{other}", int(1000 * _group.timeout)))
     except RuntimeError as e:
-        raise AstroError(
+        raise Lost(
             f"processes: {_name(other)} did not come to {point!r} within {_group.timeout:g} s ({str(e)[:80]})"
         ) from e
 

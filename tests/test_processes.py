@@ -15,7 +15,7 @@ from etils import epath
 from test_pipeline import MICRO, products
 
 from astro_jax import config as cfg
-from astro_jax import processes, storage
+from astro_jax import pipeline, processes, storage
 from astro_jax.cli import main
 from astro_jax.errors import AstroError
 from astro_jax.problems import Problem
@@ -166,6 +166,19 @@ def test_a_profile_is_served_where_it_is_asked_for(tmp_path, monkeypatch, capsys
     assert asked == [9012]
 
 
+def test_a_process_that_is_lost_is_not_bad_input(tmp_path, monkeypatch, capsys):
+    """Launchers start such a run again, and leave one that refuses its input."""
+
+    def lost(*_, **__):
+        raise processes.Lost("process 1 of 2 did not come")
+
+    monkeypatch.setattr(pipeline, "execute", lost)
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump({**MICRO, "out": str(tmp_path / "run")}))
+    assert main(["eval", str(config)]) == 1
+    assert capsys.readouterr().err == "astro: process 1 of 2 did not come\n"
+
+
 def test_a_number_that_is_not_one_of_the_processes_is_an_error():
     with pytest.raises(AstroError, match="--process 2 is not one of 0 to 1"):
         processes.start("localhost:1", 2, 2)
@@ -277,7 +290,7 @@ def test_another_way_is_named(second):
 
 def test_one_that_does_not_come_is_named(second):
     put(second, 0, 0, "a", 1)
-    with pytest.raises(AstroError, match=r"process 2 of 3 did not come to 'a' within 1 s"):
+    with pytest.raises(processes.Lost, match=r"process 2 of 3 did not come to 'a' within 1 s"):
         processes.agree("a", 1)
 
 
