@@ -6,7 +6,9 @@ It is also a module that other processes can load: `searched` is a whole search 
 import contextlib
 import hashlib
 import math
+import os
 import random
+import signal
 import time
 
 import numpy as np
@@ -14,6 +16,7 @@ from etils import epath
 from helpers import countdown_tokenizer, tiny_config
 
 from astro_jax import config as cfg
+from astro_jax import storage
 from astro_jax.problems import countdown
 from astro_jax.problems.countdown import Game
 from astro_jax.sampler import Policy, Sample
@@ -94,6 +97,23 @@ def searched(folder, asked, changes=None, part=(0, 1), digest="mine", player=Non
         searching.SAVE_SECONDS = before
 
 
+def killed(folder, n, changes, write, late):
+    """The same, for a process of its own, which SIGKILL ends in its `write`-th write of a file: when half of it is
+    there, or late, when all of it is."""
+    whole = storage.write_text
+
+    def write_text(path, text):
+        nonlocal write
+        write -= 1
+        if not write:
+            whole(path, text) if late else (path.parent / f"{path.name}.part").write_text(text[: len(text) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(path, text)
+
+    storage.write_text = write_text
+    searched(folder, n, changes)
+
+
 def slowly(folder, n, changes, part):
-    """The same, for a process that is to be killed: a call of the sampler takes 10 ms."""
+    """The same, for processes that are to work at the same time: a call of the sampler takes 10 ms."""
     searched(folder, n, changes, part, player=Player(seconds=0.01))

@@ -7,11 +7,10 @@ import os
 import random
 import signal
 import sys
-import time
 
 import pytest
 from helpers import one_device, tiny_config, tiny_params
-from player import TOKENIZER, Player, policy, problems, searched, slowly
+from player import TOKENIZER, Player, killed, policy, problems, searched, slowly
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
@@ -118,35 +117,32 @@ def test_a_store_that_lost_a_file_is_completed_with_the_same_bytes(whole, tmp_pa
 
 
 def test_a_killed_search_and_one_in_four_processes_give_the_same_trees(tmp_path, monkeypatch):
-    """Five times SIGKILL, at moments drawn at random; the same problems undisturbed; and four processes at once."""
+    """Six times SIGKILL, in the middle of a file or just after; the same problems undisturbed; and four processes."""
     n, how = 40, EARLY | {"wave": 4}
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the process that the others are forked from
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["player"])
 
-    def start(folder, part=(0, 1)):
-        process = context.Process(target=slowly, args=(str(folder), n, how, part))
+    def start(target, *args):
+        process = context.Process(target=target, args=args)
         process.start()
         return process
 
-    killed, shared, plain = tmp_path / "killed", tmp_path / "shared", tmp_path / "plain"
-    rng = random.Random(time.time_ns())
-    for _ in range(5):
-        process, before = start(killed), len(trees(killed))
-        while process.is_alive() and not (killed / "underway-0-of-1.jsonl").exists():
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.15))
-        assert process.is_alive(), "too quick to be killed"
-        os.kill(process.pid, signal.SIGKILL)
+    stopped, shared, plain = tmp_path / "stopped", tmp_path / "shared", tmp_path / "plain"
+    found = []
+    for write, late in ((7, False), (4, True), (12, False), (9, True), (20, False), (1, False)):
+        process = start(killed, str(stopped), n, how, write, late)
         process.join()
-        assert process.exitcode == -signal.SIGKILL and before <= len(trees(killed)) < 10
-    four = [start(shared, (i, 4)) for i in range(4)]
+        assert process.exitcode == -signal.SIGKILL
+        found.append(len(trees(stopped)))
+    assert found == sorted(found) and 0 < found[-1] < 10
+    four = [start(slowly, str(shared), n, how, (i, 4)) for i in range(4)]
     searched(plain, n, how)
-    searched(killed, n, how)
+    searched(stopped, n, how)
     for process in four:
         process.join()
         assert process.exitcode == 0
-    assert len(trees(plain)) == 10 and trees(killed) == trees(shared) == trees(plain)
+    assert len(trees(plain)) == 10 and trees(stopped) == trees(shared) == trees(plain)
     player = Player()  # the run that joins them finds all trees done
     searched(shared, n, how, player=player)
     assert player.problems == [] and trees(shared) == trees(plain)
