@@ -25,8 +25,7 @@ Json = dict[str, Any]
 
 def absolute(path: str | epath.Path) -> epath.Path:
     """The absolute path, which Orbax asks for; gs:// and the like are absolute already."""
-    text = os.fspath(path)
-    return epath.Path(text if "://" in text else os.path.abspath(text))
+    return epath.Path(path if remote(path) else os.path.abspath(path))
 
 
 def write_text(path: epath.Path, text: str) -> None:
@@ -45,7 +44,7 @@ def refuse_existing(path: epath.Path) -> None:
         raise AstroError(f"{path}: exists; nothing was written, choose another folder or remove it")
 
 
-def remote(path: epath.Path) -> bool:
+def remote(path: str | epath.Path) -> bool:
     """Whether a path is not on a disk of this machine."""
     return "://" in os.fspath(path)
 

@@ -13,7 +13,7 @@ source launch/settings.sh
 
 kube() { run kubectl --context="gke_${PROJECT}_${ZONE%-*}_$CLUSTER" "$@"; }
 
-line() { printf '%q ' "${command[@]}" "$@" | sed 's/ $//'; } # of shell, which the pod's bash reads
+line() { quoted "${command[@]}" "$@"; } # which the pod's bash reads
 
 # One JobSet; of a search one a shard, so that a pod that is lost stops no other shard.
 manifest() {

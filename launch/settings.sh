@@ -7,10 +7,13 @@ fail() {
     exit 2
 }
 
+# Words as one line of shell.
+quoted() { printf '%q ' "$@" | sed 's/ $//'; }
+
 # Runs a command, or prints it, quoted, in a dry run.
 run() {
     if [[ $dry_run ]]; then
-        printf '%q ' "$@" | sed 's/ $//'
+        quoted "$@"
         echo
     else
         "$@"

@@ -23,7 +23,7 @@ resources:
     max_restarts_on_errors: 5
 setup: bash launch/setup.sh requirements-tpu.lock
 run: |
-  .venv/bin/$(printf '%q ' "${command[@]}")
+  .venv/bin/$(quoted "${command[@]}")
 YAML
 }
 

@@ -18,7 +18,6 @@ costs="the slice is still there and costs: launch/tpu.sh delete"
 
 tpus() { run gcloud compute tpus "$@" --project="$PROJECT" --zone="$ZONE"; }
 on_workers() { tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2"; }
-quoted() { printf '%q ' "$@" | sed 's/ $//'; }
 
 create() {
     check_access
@@ -70,18 +69,20 @@ start() { on_workers all "bash astro/launch/worker.sh start $(quoted "${command[
 # Of each worker: "running", "ended CODE" or "not started".
 workers() { on_workers all "bash astro/launch/worker.sh status"; }
 
-# Whether the run has ended: 0 done, 2 it never will, 1 it is to be started again, 3 it goes on.
+# Whether the run has ended: 0 done, 2 it never will, 1 it is to be started again, 3 it goes on, 4 nobody answers, for a
+# moment or for good: `state` tells.
 verdict() {
     local said
-    said=$(workers 2>/dev/null) || return 3 # not to be reached, for a moment or for good: `state` tells
+    said=$(workers 2>/dev/null) || return 4
     if grep -q 'ended 2$' <<<"$said"; then return 2; fi
     if grep -q 'running$' <<<"$said"; then return 3; fi
     [[ $(grep -c 'ended 0$' <<<"$said") -eq $hosts ]]
 }
 
 running() {
-    local said
-    said=$(workers 2>/dev/null) && ! grep -q 'ended 2$' <<<"$said" && grep -q 'running$' <<<"$said"
+    local code=0
+    verdict || code=$?
+    ((code == 3))
 }
 
 retry() {
