@@ -24,6 +24,7 @@ from astro_jax.plan.work import Work
 from astro_jax.sampler import Sampler, cache, decode
 from astro_jax.sampler.cache import KV, Shape
 from astro_jax.sampler.draw import Filters
+from astro_jax.sampler.engine import batch_sizes
 from astro_jax.train import grpo, sft
 from astro_jax.train.losses import Batch, RolloutBatch
 from astro_jax.train.state import abstract_state, make_accumulate, make_apply, make_optimizer, make_step
@@ -137,9 +138,7 @@ class Plan:
 
     def packed(self, shape: Shape) -> int:
         """Rows of the largest batch that one of this shape can shrink to; 0 where there is none."""
-        unit = self.sample.batch_size
-        sizes = (-(-shape.rows // (f * unit)) * unit for f in (2, 4, 8))
-        return max((n for n in sizes if n < shape.rows and n <= shape.slots), default=0)
+        return max(filter(shape.shrinks_to, batch_sizes(shape.rows, self.sample.batch_size)), default=0)
 
     def unshared(self, shape: Shape) -> Shape:
         """Of as many rows as take the memory of this shape where each has a prefix of its own."""

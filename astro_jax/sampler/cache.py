@@ -76,6 +76,10 @@ class Shape:
         """Prefixes of all lanes; those of lane i are slots i S to i S + S - 1."""
         return self.lanes * self.prefixes
 
+    def shrinks_to(self, rows: int) -> bool:
+        """Whether a batch of so many rows, one a lane, is smaller in every store."""
+        return rows < self.rows and rows <= self.slots
+
     @property
     def tiles(self) -> int:
         """A tile takes every tiles-th row, so that each lies on all devices."""

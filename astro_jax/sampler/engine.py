@@ -271,7 +271,7 @@ class Sampler:
                 if lane == 1:
                     raise
                 return []
-        return sorted({max(unit, -(-slots // (f * unit)) * unit) for f in (1, 2, 4, 8)})
+        return batch_sizes(slots, unit)
 
     def shape(self, total: int, groups: int, longest: int, max_tokens: int, dtype: Any) -> tuple[Shape, list[int]]:
         """The smallest batch that holds `total` samples of some groups, with the sizes that it can shrink to.
@@ -328,6 +328,11 @@ class Sampler:
                 shelf = decode.make_allocate(c, self.sharding, dtype)[0](shape)
                 self._kept = (Library(entries, self.block), shelf)
         return self._kept
+
+
+def batch_sizes(slots: int, unit: int) -> list[int]:
+    """Rows of a batch of so many slots, and of the smaller ones that it can shrink to: multiples of `unit`, rising."""
+    return sorted({max(unit, -(-slots // (f * unit)) * unit) for f in (1, 2, 4, 8)})
 
 
 def power_of_two(n: int) -> int:

@@ -157,7 +157,7 @@ class Run:
                 self._copy(self.shelf, nothing)
                 self.shelf = self._move(self.shelf, self.prefix, [(self.shelf.k.shape[2], 0, 0)] * n)
         self._decode(self.schedule.live)
-        for n in filter(self._smaller, self.sizes):
+        for n in filter(self.shape.shrinks_to, self.sizes):
             self.programs.pack(self.prefix, self.suffix, *self._packing(np.zeros(n, np.int32)))
 
     # ---- Prefixes
@@ -341,17 +341,13 @@ class Run:
             return 0
         if self.schedule.waiting:
             return max(0, live - max(1, len(self.rows.token) // 8))
-        return max((size for size in self.sizes if size < live and self._smaller(size)), default=0)
-
-    def _smaller(self, rows: int) -> bool:
-        """Whether a batch of so many rows is smaller in every store, with one row a lane."""
-        return rows < self.shape.rows and rows <= self.shape.slots
+        return max((size for size in self.sizes if size < live and self.shape.shrinks_to(size)), default=0)
 
     def _pack(self) -> None:
         """Go on with a smaller batch, where the rows that are left fit one. No sample waits: nothing more is filled."""
         live = self.schedule.live
         size = fitting(self.sizes, len(live))
-        if not self.refill or not len(live) or not self._smaller(size):
+        if not self.refill or not len(live) or not self.shape.shrinks_to(size):
             return
         index, slots, shape = self._packing(
             np.pad(live, (0, size - len(live)), constant_values=live[0]).astype(np.int32)
