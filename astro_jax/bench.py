@@ -17,7 +17,8 @@ from etils import epath
 from astro_jax.errors import AstroError
 from astro_jax.llama import hf, params
 from astro_jax.llama.config import LlamaConfig
-from astro_jax.sampler import Policy, Request, Stats
+from astro_jax.policy import Policy
+from astro_jax.sampler import EngineStats, Request, SamplingParams
 from astro_jax.sampler.cache import row_bytes
 from astro_jax.storage import Json
 
@@ -62,7 +63,7 @@ def sampler(policy: Policy, work: Workload, compare: str | None = None) -> Json:
     """Generate the workload twice, the first time with compilation.
 
     Args:
-      compare: "torch": transformers' generate on the same weights; "waves": the same sampler, without giving the rows
+      compare: "torch": transformers' generate on the same weights; "static": the same sampler, without giving the rows
         of samples that have ended to others.
 
     Returns:
@@ -71,11 +72,11 @@ def sampler(policy: Policy, work: Workload, compare: str | None = None) -> Json:
       longer; peak_bytes; occupancy, the share of the rows' steps that made a token; prefix_reuse, the share of the
       samples' prompt tokens that were not computed for them; what was compared, and the ratio to it.
     """
-    config = policy.sampler.config
+    config = policy.engine.config
     run = generation(policy, work)
     first = timed(run)
-    policy.sampler.stats = Stats()
-    seconds, stats = timed(run), policy.sampler.stats
+    policy.engine.stats = EngineStats()
+    seconds, stats = timed(run), policy.engine.stats
     limits = limit(config, policy.params, work, flops_per_s(), bytes_per_s())
     tokens = int(work.lengths().sum())
     found: Json = {
@@ -86,7 +87,7 @@ def sampler(policy: Policy, work: Workload, compare: str | None = None) -> Json:
         "occupancy": round(stats.occupancy, 3), "prefix_reuse": round(stats.prefix_reuse, 3),
     }  # fmt: skip
     if compare:
-        theirs = transformers(policy, work) if compare == "torch" else waves(policy, work)
+        theirs = transformers(policy, work) if compare == "torch" else static(policy, work)
         found[compare] = theirs | {"ratio": round(found["tokens_per_s"] / theirs["tokens_per_s"], 2)}
     return found
 
@@ -141,8 +142,8 @@ def peak_bytes() -> int:
 
 def generation(policy: Policy, work: Workload) -> Callable[[], Any]:
     """What generates the workload."""
-    requests, longest = work.requests(policy.sampler.config.vocab_size), int(work.lengths().max())
-    return lambda: policy.generate(requests, max_tokens=longest, stop=())
+    requests, longest = work.requests(policy.engine.config.vocab_size), int(work.lengths().max())
+    return lambda: policy.generate(requests, SamplingParams(longest, stop_token_ids=()))
 
 
 def rate(work: Workload, seconds: float) -> Json:
@@ -150,9 +151,9 @@ def rate(work: Workload, seconds: float) -> Json:
     return {"seconds": round(seconds, 3), "tokens_per_s": round(int(work.lengths().sum()) / seconds, 1)}
 
 
-def waves(policy: Policy, work: Workload) -> Json:
+def static(policy: Policy, work: Workload) -> Json:
     """The same sampler, but whole batches begin together and end with their last sample."""
-    run = generation(dataclasses.replace(policy, sampler=policy.sampler.without_refilling()), work)
+    run = generation(dataclasses.replace(policy, engine=policy.engine.static_batching()), work)
     timed(run)
     return rate(work, timed(run))
 
@@ -166,9 +167,9 @@ def transformers(policy: Policy, work: Workload) -> Json:
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory() as folder:
-        hf.write(epath.Path(folder) / "model", policy.sampler.config, policy.params, policy.tokenizer)
+        hf.write(epath.Path(folder) / "model", policy.engine.config, policy.params, policy.tokenizer)
         theirs = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).eval()
-    prompts = torch.from_numpy(work.prompts(policy.sampler.config.vocab_size))
+    prompts = torch.from_numpy(work.prompts(policy.engine.config.vocab_size))
     longest = int(work.lengths().max())
     start = time.perf_counter()
     with torch.no_grad():

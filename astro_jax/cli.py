@@ -12,7 +12,7 @@ import webbrowser
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from astro_jax import processes
+from astro_jax import distributed
 from astro_jax.errors import AstroError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parsed(argv)
     _quiet()
     code, message = _called(args, shlex.join(["astro", *argv]))
-    if code and processes.count() > 1:
-        processes.end(code, message)
+    if code and distributed.process_count() > 1:
+        distributed.exit_all(code, message)
     return code
 
 
@@ -47,14 +47,14 @@ def _called(args: argparse.Namespace, command: str) -> tuple[int, str]:
     """The exit code, and what went wrong."""
     try:
         if hasattr(args, "stages"):
-            processes.start(args.coordinator, args.processes, args.process, args.timeout)
+            distributed.initialize(args.coordinator, args.processes, args.process, args.timeout)
             if args.profile:
                 import jax
 
                 jax.profiler.start_server(args.profile)
         return args.call(args, command), ""
     except AstroError as e:
-        return _fail(str(e), code=1 if isinstance(e, processes.Lost) else 2)
+        return _fail(str(e), code=1 if isinstance(e, distributed.ProcessLostError) else 2)
     except KeyboardInterrupt:
         print(f"astro: stopped; {_again(args)}", file=sys.stderr)
         return 130, "stopped"
@@ -64,9 +64,9 @@ def _called(args: argparse.Namespace, command: str) -> tuple[int, str]:
             return _fail(f"no space left on device: free some, and {_again(args)}")
         if isinstance(e, PermissionError):
             return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
-        if processes.count() == 1:
+        if distributed.process_count() == 1:
             raise
-        if lost := processes.missing():
+        if lost := distributed.silent_processes():
             return _fail(f"{lost} has gone; {_again(args)}", code=1)
         traceback.print_exc()
         return 1, f"{type(e).__name__}: {e}"
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process listens")
         group.add_argument("--processes", type=int, metavar="N", help="how many there are; 1: this machine alone")
         group.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-        group.add_argument("--timeout", type=float, default=processes.TIMEOUT, metavar="S",
+        group.add_argument("--timeout", type=float, default=distributed.TIMEOUT_SECONDS, metavar="S",
                            help="seconds to wait for one that says nothing (default %(default)g)")  # fmt: skip
         p.add_argument("--profile", type=int, metavar="PORT", help="open JAX's profiler there: see docs/tpu.md")
         if name == "search":
@@ -187,12 +187,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--new", type=int, default=64, metavar="T", help="new tokens of a sample (default 64)")
     p.add_argument("--ragged", action="store_true", help="lengths from a geometric distribution, mean T/2, at most 4T")
     p.add_argument(
-        "--slots", type=int, metavar="N", help="rows that decode at once (default: all samples, at most 512)"
+        "--max-num-seqs", type=int, metavar="N", help="rows that decode at once (default: all samples, at most 512)"
     )
-    p.add_argument("--memory", type=float, metavar="GIB", help="for the caches: as many rows as fit it, and --slots")
-    p.add_argument("--block", type=int, default=32, metavar="C", help="columns attended to at once (default 32)")
     p.add_argument(
-        "--compare", choices=("torch", "waves"), help="with transformers' generate, or with rows that are not refilled"
+        "--kv-cache-gib", type=float, metavar="GIB", help="for the caches: as many rows as fit it, and --max-num-seqs"
+    )
+    p.add_argument("--block-size", type=int, default=32, metavar="C", help="columns attended to at once (default 32)")
+    p.add_argument(
+        "--compare", choices=("torch", "static"), help="with transformers' generate, or with rows that are not refilled"
     )
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(call=_bench)
@@ -205,7 +207,7 @@ def _run(args: argparse.Namespace, command: str) -> int:
     c = config.load(args.config, args.overrides)
     how = {"part": _part(args.shard)} if getattr(args, "shard", None) is not None else {}
     run = pipeline.execute(c, command, args.stages, **how)
-    if "report" in (args.stages or c.stages) and processes.leader():
+    if "report" in (args.stages or c.stages) and distributed.is_main_process():
         _print_results(storage.read_json(run.folder / "results.json"))
         page = run.folder / "report.html"
         print(f"report: {page}")
@@ -236,7 +238,7 @@ def _traces(args: argparse.Namespace, command: str) -> int:
     export.check(out=bool(args.out), push=bool(args.push))
     clone = [f"traces.clone={args.clone}"] if args.clone else []
     run = pipeline.execute(config.load(args.config, [*args.overrides, *clone]), command, args.stages)
-    if not processes.leader():
+    if not distributed.is_main_process():
         return 0
     if args.out:
         export.write(run.folder / "traces", epath.Path(args.out))
@@ -291,23 +293,27 @@ def _export(args: argparse.Namespace, command: str) -> int:
 
 def _sample(args: argparse.Namespace, command: str) -> int:
     from astro_jax import config
-    from astro_jax.sampler import Policy
+    from astro_jax.policy import Policy
+    from astro_jax.sampler import SamplingParams
 
     if args.n < 1 or args.max_new_tokens < 1:
         raise AstroError("sample: --n and --max-new-tokens are at least 1")
     if args.system is not None and not args.chat:
         raise AstroError("sample: --system is for a chat; add --chat")
     chat = config.Chat(template=args.chat, system=args.system)
-    policy = Policy.load(args.checkpoint, args.seed, slots=min(args.n, 64), chat=chat)
+    policy = Policy.load(args.checkpoint, args.seed, max_num_seqs=min(args.n, 64), chat=chat)
     request = policy.request(args.prompt, args.n, "sample")
     (samples,) = policy.generate(
-        [request], max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else args.temperature,
-        top_k=args.top_k, top_p=args.top_p, min_p=args.min_p, stop_strings=args.stop,
+        [request],
+        SamplingParams(
+            max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else args.temperature, top_k=args.top_k,
+            top_p=args.top_p, min_p=args.min_p, stop=tuple(args.stop),
+        ),
     )  # fmt: skip
     for i, sample in enumerate(samples):
         if args.n > 1:
             print(f"--- {i + 1}")
-        print(policy.tokenizer.decode(sample.tokens.tolist()))
+        print(policy.tokenizer.decode(sample.token_ids.tolist()))
     return 0
 
 
@@ -316,13 +322,15 @@ def _bench(args: argparse.Namespace, command: str) -> int:
 
     from astro_jax import bench
     from astro_jax.llama import reference
-    from astro_jax.sampler import Policy
+    from astro_jax.policy import Policy
 
     if args.compare == "torch":
         reference.available("--compare torch")
     work = bench.Workload(args.groups, args.samples, args.prompt, args.new, args.ragged)
-    slots = args.slots if args.slots is not None else min(args.groups * args.samples, 512)
-    policy = Policy.load(args.model, slots=slots, memory=args.memory, block=args.block)
+    max_num_seqs = args.max_num_seqs if args.max_num_seqs is not None else min(args.groups * args.samples, 512)
+    policy = Policy.load(
+        args.model, max_num_seqs=max_num_seqs, kv_cache_gib=args.kv_cache_gib, block_size=args.block_size
+    )
     found = bench.sampler(policy, work, args.compare)
     print(json.dumps(found) if args.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
     return 0

@@ -14,7 +14,7 @@ from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint, hf, params, tokenizer, weights
 from astro_jax.llama.config import LlamaConfig
-from astro_jax.progress import Bar
+from astro_jax.progress import ProgressBar
 
 # Of a repository on the hub: some also hold the weights in other formats.
 FILES = (
@@ -74,7 +74,7 @@ def write(model: Model, destination: epath.Path) -> None:
     Raises:
       AstroError: when the folder exists, a file is damaged, or a value is not finite in the dtype to be written.
     """
-    with storage.new_folder(destination) as part, Bar("import", len(model.tensors), "tensors") as bar:
+    with storage.new_folder(destination) as part, ProgressBar("import", len(model.tensors), "tensors") as bar:
         weights.write(part, weights.files(model.tensors), written=bar.advance)
         hf.write_config(part, model.config, model.dtype, model.tokenizer)
 

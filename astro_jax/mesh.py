@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from astro_jax import processes
+from astro_jax import distributed
 from astro_jax.errors import AstroError
 
 AXES = ("data", "fsdp", "tp")
@@ -110,7 +110,7 @@ def spread(x: Any, where: NamedSharding) -> jax.Array:
 def start(devices: int) -> None:
     """Before the first use of a device: on a CPU, make as many virtual devices as the mesh needs of this process."""
     try:
-        jax.config.update("jax_num_cpu_devices", -(-devices // processes.count()))
+        jax.config.update("jax_num_cpu_devices", -(-devices // distributed.process_count()))
     except RuntimeError:
         pass  # the backend is up already, with the devices that it has; make_mesh says when they are too few
 
@@ -125,9 +125,9 @@ def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[Any] 
     need = data * fsdp * tp
     if len(devices) < need:
         raise AstroError(f"the mesh {data}x{fsdp}x{tp} needs {need} devices, there are {len(devices)}: set mesh.*")
-    if processes.count() > 1 and len(devices) > need:
+    if distributed.process_count() > 1 and len(devices) > need:
         raise AstroError(
-            f"the mesh {data}x{fsdp}x{tp} leaves out some of the {len(devices)} devices of {processes.count()} "
+            f"the mesh {data}x{fsdp}x{tp} leaves out some of the {len(devices)} devices of {distributed.process_count()} "
             "processes: set mesh.* so that it takes them all"
         )
     shape = (data, fsdp, tp)

@@ -1,6 +1,6 @@
-"""The fixed phrases of self-reflection (paper, section 2.4), on lines of their own.
+"""The fixed phrases of self-reflection (paper, section 2.4). Each stands on a line of its own.
 
-They stand below every room: the toy tokenizer gives each a token, traces write them, evaluation counts them.
+The module imports nothing: the Countdown tokenizer gives each phrase a token, traces write them, evaluation counts them.
 """
 
 DOUBT = " But wait, are we solving the problem correctly so far? Hmm...\n"
@@ -11,3 +11,8 @@ CORRECT = " Our solution seems to be correct so far.\n"
 
 PHRASES = (DOUBT, UNSURE, GO_BACK, RESTART, CORRECT)
 BACKTRACKS = (GO_BACK, RESTART)
+
+
+def count_backtracks(response: str) -> int:
+    """Count how often a response goes back, by the fixed phrases."""
+    return sum(response.count(phrase.strip()) for phrase in BACKTRACKS)

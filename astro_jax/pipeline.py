@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from astro_jax import config as cfg
+from astro_jax import countdown, distributed, prompts, report, storage
 from astro_jax import mesh as meshes
-from astro_jax import processes, prompts, report, storage
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
 from astro_jax.evaluate import run as evaluation
@@ -31,9 +31,10 @@ from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
-from astro_jax.problems import Problem, countdown, source, words
-from astro_jax.progress import say
-from astro_jax.sampler import Policy, Sampler
+from astro_jax.policy import Policy
+from astro_jax.problems import source, words
+from astro_jax.progress import log
+from astro_jax.sampler import Engine
 from astro_jax.search import run as searching
 from astro_jax.search.store import Part
 from astro_jax.storage import Shards
@@ -41,6 +42,7 @@ from astro_jax.traces import card, dataset
 from astro_jax.traces.author import Author
 from astro_jax.train import data, grpo, loop, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
+from astro_jax.types import Problem
 from astro_jax.verify import Verifier, tally
 from astro_jax.verify.tally import Tally
 
@@ -57,8 +59,8 @@ class Run:
         self.part = part
         if source.given(p) and c.traces.replay:
             raise AstroError("traces.replay: only Countdown has a corpus to replay; set it to 0")
-        if c.warm_up is not None and not source.given(p):
-            raise AstroError("warm_up: only problems from a source have worked solutions; set problems.path")
+        if c.base_sft is not None and not source.given(p):
+            raise AstroError("base_sft: only problems from a source have worked solutions; set problems.path")
         self.c, self.folder, self.command = c, storage.absolute(c.out), command
         self.prompts = prompts.load(c.prompts)
         self.digest = self._digest()
@@ -68,12 +70,14 @@ class Run:
         self.train_sharding = meshes.train_sharding(mesh, c.attention)
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
         names = ("pretrain", "sft") if c.model == "scratch" else ("sft",)
-        for length in (*(getattr(c, name).length for name in (*names, "grpo")), c.sampler.block):
+        for length in (*(getattr(c, name).max_length for name in (*names, "grpo")), c.sampler.block_size):
             attention.kernel(self.train_sharding, length)
         for name in names:
-            if (batch := getattr(c, name).batch) % self.train_sharding.batch_size:
+            if (batch := getattr(c, name).batch_size) % self.train_sharding.batch_size:
                 devices = self.train_sharding.batch_size
-                raise AstroError(f"{name}.batch={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices")
+                raise AstroError(
+                    f"{name}.batch_size={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices"
+                )
         self.verifier = Verifier(c.verify)
         self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
 
@@ -106,13 +110,13 @@ class Run:
     def _claim(self) -> None:
         """Write config.json, once all that can be checked before the first stage has been."""
         path = self.folder / "config.json"
-        processes.agree("the run's configuration", self.digest)
+        distributed.assert_equal_across_processes("the run's configuration", self.digest)
         if not path.exists():
             if self.c.model != "scratch":
                 checkpoint.resolve(self.c.model)
             mine = {"hash": self.digest, "command": self.command, "config": self.c.model_dump(mode="json")}
             storage.write_json(path, mine)
-        processes.agree("the run's folder")
+        distributed.assert_equal_across_processes("the run's folder")
         if not path.exists():
             raise AstroError(f"{self.folder}: this process does not see it; out must be a folder that all share")
 
@@ -124,7 +128,7 @@ class Run:
         """
         function, rests_on = STAGES[stage]
         parents = rests_on if stage != "eval" else tuple(self.models())
-        if stage in ("direct-rl", "astro-rl") and self.c.problems.rl_samples:
+        if stage in ("direct-rl", "astro-rl") and self.c.problems.difficulty_samples:
             parents = (*parents, "difficulty")
         folder = self.folder / stage
         if storage.finished(folder):
@@ -139,15 +143,15 @@ class Run:
         self.verifier.tally.save()
         if self.part[1] > 1:  # the run without --shard, which finds all parts done, finishes the stage
             return
-        counts |= tally.summary(folder) if processes.leader() else {}
+        counts |= tally.summary(folder) if distributed.is_main_process() else {}
         storage.finish(folder, stage, self.digest, list(parents), time.monotonic() - start, **counts)
 
     def models(self) -> list[str]:
         """The models that this run makes."""
         return [m for m in MODELS if m in self.c.stages]
 
-    def sampler(self, config: LlamaConfig) -> Sampler:
-        return Sampler.of(self.c.sampler, config, self.decode_sharding, self.c.seed)
+    def engine(self, config: LlamaConfig) -> Engine:
+        return Engine.from_config(self.c.sampler, config, self.decode_sharding, self.c.seed)
 
     def load(
         self, model: str, sharding: meshes.Sharding, dtype: str = "float32"
@@ -160,7 +164,7 @@ class Run:
     def policy(self, model: str) -> Policy:
         """A finished stage's model, ready to sample from."""
         config, params, tokenizer = self.load(model, self.decode_sharding, self.c.sampler.dtype)
-        return Policy(self.sampler(config), params, tokenizer)
+        return Policy(self.engine(config), params, tokenizer)
 
     def problems(self, use: str) -> list[Problem]:
         """The problems of one use; search and RL draw from one side of the split, evaluation from the other."""
@@ -175,7 +179,7 @@ class Run:
         found = source.load(self.c.problems, self.c.seed)
         left_out = found.counts["skipped"] | found.counts["dropped"]
         if told := ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n):
-            say(f"problems: {len(found.training)} for training, left out: {told}")
+            log(f"problems: {len(found.training)} for training, left out: {told}")
         return found
 
     @property
@@ -191,10 +195,10 @@ def base(run: Run) -> None:
         return _pretrain(run, folder)
     source = checkpoint.resolve(run.c.model)
     tokenizer = tokenizers.load(str(source), run.c.chat)
-    if run.c.warm_up is not None:
+    if run.c.base_sft is not None:
         config, params = checkpoint.load(source, run.train_sharding)
         documents = _worked_solutions(run, tokenizer)
-        return _train_sft(run, "base", run.c.warm_up, config, params, tokenizer, documents)
+        return _train_sft(run, "base", run.c.base_sft, config, params, tokenizer, documents)
     config, params = checkpoint.load(source, run.decode_sharding)
     checkpoint.save(folder / "model", config, params, tokenizer)
     return None
@@ -205,7 +209,7 @@ def _worked_solutions(run: Run, tokenizer: Tokenizer) -> list[list[int]]:
     pairs = {p.id: (p.prompt, words.worked(p)) for use in ("search", "rl") for p in run.problems(use)}
     found = [tokenizer.prompt(prompt) + tokenizer.encode_after(text) for prompt, text in pairs.values() if text]
     if not found:
-        raise AstroError("warm_up: no problem has a worked solution; give the file a field `solution`")
+        raise AstroError("base_sft: no problem has a worked solution; give the file a field `solution`")
     return found
 
 
@@ -241,7 +245,7 @@ def traces(run: Run) -> dict[str, Any]:
     author = Author(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
     tokenizer = tokenizers.load(str(run.folder / "base" / "model"), c.chat)
     counts = dataset.run(folder, trees, c.traces, c.seed, author, tokenizer)
-    processes.agree("the traces", counts)
+    distributed.assert_equal_across_processes("the traces", counts)
     origin = {"model": c.model, "seed": c.seed, "config": run.digest}
     card.write(folder, counts, trees, tokenizer, origin, run.problem_counts or None)
     return counts
@@ -272,17 +276,17 @@ def _train_sft(
 ) -> None:  # fmt: skip
     """Train on texts as tokens; an end token is appended to each."""
     folder, sharding = run.folder / name, run.train_sharding
-    documents = [data.document([*tokens, tokenizer.end], c.length) for tokens in texts]
+    documents = [data.document([*tokens, tokenizer.end], c.max_length) for tokens in texts]
     tokens = sum(len(d.tokens) for d in documents)
-    steps = max(1, round(c.epochs * tokens / (c.batch * c.length)))
-    batches = data.batches(documents, c.batch, c.length, run.c.seed, c.attend_across)
+    steps = max(1, round(c.num_train_epochs * tokens / (c.batch_size * c.max_length)))
+    batches = data.batches(documents, c.batch_size, c.max_length, run.c.seed, c.packing_strategy == "wrapped")
     tx = make_optimizer(c, steps)
     like = abstract_state(config, tx, sharding)
     step = make_step(sft.make_loss(c, config, sharding), tx, config, sharding)
     with contextlib.closing(batches):
         state = loop.run(
             folder, name, place(new_state(params, tx), like), like,
-            lambda state, _: step(state, sharding.put(next(batches), "batch")), steps, c.save_every, data=batches,
+            lambda state, _: step(state, sharding.put(next(batches), "batch")), steps, c.save_steps, data=batches,
         )  # fmt: skip
     checkpoint.save(folder / "model", config, state.params, tokenizer)
 
@@ -290,17 +294,17 @@ def _train_sft(
 def measure(run: Run) -> dict[str, Any]:
     """How often the base model solves each prompt that RL may draw: the same for both kinds of models."""
     p = run.c.problems
-    if not p.rl_samples:
-        raise AstroError("difficulty: set problems.rl_samples, the answers to each prompt")
-    args = (p.rl_samples, run.c.eval, run.policy("base"), run.verifier)
+    if not p.difficulty_samples:
+        raise AstroError("difficulty: set problems.difficulty_samples, the answers to each prompt")
+    args = (p.difficulty_samples, run.c.eval, run.policy("base"), run.verifier)
     return difficulty.run(run.folder / "difficulty", run.problems("rl"), *args)
 
 
 def _prompts(run: Run) -> tuple[list[Problem], dict[str, int]]:
     """The prompts of RL, where their difficulty was measured those that are moderately hard; and counts of them."""
     p, problems, left_out = run.c.problems, run.problems("rl"), dict[str, int]()
-    if p.rl_samples:
-        asked = (*p.rl_pass_rate, run.c.grpo.prompts)
+    if p.difficulty_samples:
+        asked = (*p.rl_pass_rate, run.c.grpo.prompts_per_step)
         problems, left_out = difficulty.moderate(run.folder / "difficulty", problems, *asked)
     return problems, {"prompts": len(problems)} | left_out
 
@@ -311,12 +315,12 @@ def reinforce(kind: str) -> Callable[[Run], dict[str, Any]]:
     def stage(run: Run) -> dict[str, Any]:
         c, name, sharding = run.c.grpo, f"{kind}-rl", run.train_sharding
         config, params, tokenizer = run.load(PARENT[name], sharding)
-        tx = make_optimizer(c, c.steps * c.updates)
+        tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
         like = abstract_state(config, tx, sharding)
         problems, counts = _prompts(run)
-        trainer = grpo.Trainer(c, name, problems, run.sampler(config), tokenizer, run.verifier, tx, config, sharding)
+        trainer = grpo.Trainer(c, name, problems, run.engine(config), tokenizer, run.verifier, tx, config, sharding)
         state = loop.run(
-            run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.steps, c.save_every
+            run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
         )
         checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
         return counts
@@ -348,7 +352,7 @@ def results(run: Run) -> dict[str, Any]:
 
 def write_report(run: Run) -> None:
     """results.json, and the page."""
-    if processes.leader():  # the others have nothing to compute
+    if distributed.is_main_process():  # the others have nothing to compute
         results(run)
         report.write(run.folder)
 
@@ -387,14 +391,14 @@ def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = (), part: 
     with contextlib.closing(run.verifier):
         for stage in stages:
             run.execute(stage)
-            processes.agree(f"{stage} is done")
-            say(f"{stage}{f' {part[0]}/{part[1]}' * (part[1] > 1)} done")
+            distributed.assert_equal_across_processes(f"{stage} is done")
+            log(f"{stage}{f' {part[0]}/{part[1]}' * (part[1] > 1)} done")
     return run
 
 
 def planned(c: cfg.Config) -> tuple[str, ...]:
     """The stages of a whole run: those of the config, and before RL the difficulty of its prompts, where asked for."""
-    if not c.problems.rl_samples or "difficulty" in c.stages:
+    if not c.problems.difficulty_samples or "difficulty" in c.stages:
         return c.stages
     first = next((i for i, s in enumerate(c.stages) if s.endswith("-rl")), len(c.stages))
     return (*c.stages[:first], "difficulty", *c.stages[first:])

@@ -9,13 +9,13 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from astro_jax import processes
+from astro_jax import distributed
 
 # Where there is no terminal (a log file, CI), a line is printed this often instead.
 LOG_SECONDS = 15.0
 
 
-class Bar:
+class ProgressBar:
     """A context manager around one stage's bar.
 
     Args:
@@ -29,7 +29,7 @@ class Bar:
         self._part = 0.0
         self._first, self._start, self._last = done, time.monotonic(), time.monotonic()
         self._console = Console(file=sys.stderr)
-        self._live = self._console.is_terminal and processes.leader()
+        self._live = self._console.is_terminal and distributed.is_main_process()
         self._progress = Progress(
             TextColumn("{task.description:>15}"), BarColumn(30),
             TextColumn("{task.fields[done]}/{task.total}"), TextColumn("{task.fields[note]}"),
@@ -38,7 +38,7 @@ class Bar:
         )  # fmt: skip
         self._task = self._progress.add_task(label, total=total, completed=done, done=done, note="")
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         if self._live:
             self._progress.start()
         return self
@@ -66,7 +66,7 @@ class Bar:
             self._line()
 
     def _line(self) -> None:
-        if not processes.leader():
+        if not distributed.is_main_process():
             return
         self._last = time.monotonic()
         seconds = self._last - self._start
@@ -76,7 +76,7 @@ class Bar:
         print(text, file=sys.stderr, flush=True)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """A line for the person who waits, beside the bars; of several processes, the first one says it."""
-    if processes.leader():
+    if distributed.is_main_process():
         print(text, file=sys.stderr, flush=True)

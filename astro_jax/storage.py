@@ -1,6 +1,6 @@
 """Files that are whole or not there: atomic writes, append-only shards, manifests. Paths may be gs://.
 
-Of several processes (astro_jax.processes) the first one writes, and all read.
+Of several processes (astro_jax.distributed) the first one writes, and all read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from etils import epath
 
-from astro_jax import processes
+from astro_jax import distributed
 from astro_jax.errors import AstroError
 
 Json = dict[str, Any]
@@ -30,7 +30,7 @@ def absolute(path: str | epath.Path) -> epath.Path:
 
 def write_text(path: epath.Path, text: str) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old one or the new one, never a part."""
-    if not processes.leader():
+    if not distributed.is_main_process():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f"{path.name}.part"
@@ -100,14 +100,14 @@ def shared_folder(path: epath.Path) -> Iterator[epath.Path]:
     """A new_folder that all processes write into; what is at `path` is replaced."""
     part = path.parent / f"{path.name}.part"
     with contextlib.ExitStack() as stack:
-        if processes.leader():
+        if distributed.is_main_process():
             if path.exists():
                 path.rmtree()
             part = stack.enter_context(new_folder(path))
-        processes.agree(f"{path.name} is begun")
+        distributed.assert_equal_across_processes(f"{path.name} is begun")
         yield part
-        processes.agree(f"{path.name} is written")
-    processes.agree(f"{path.name} is there")
+        distributed.assert_equal_across_processes(f"{path.name} is written")
+    distributed.assert_equal_across_processes(f"{path.name} is there")
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -181,9 +181,9 @@ class Shards:
     def write(self, index: int, records: Iterable[Json]) -> None:
         """Written when all processes have come to it, and before any goes on."""
         point = f"{self.name}-{index}"
-        processes.agree(point)
+        distributed.assert_equal_across_processes(point)
         write_jsonl(self.path(index), records)
-        processes.agree(f"{point} is there")
+        distributed.assert_equal_across_processes(f"{point} is there")
 
     def read(self) -> Iterator[Json]:
         """All records, in the order of the shards."""

@@ -16,11 +16,11 @@ from etils import epath
 from helpers import countdown_tokenizer, tiny_config
 
 from astro_jax import config as cfg
-from astro_jax import storage
-from astro_jax.problems import countdown
-from astro_jax.problems.countdown import Game
-from astro_jax.sampler import Policy, Sample
-from astro_jax.sampler.run import Stats
+from astro_jax import countdown, storage
+from astro_jax.countdown import Game
+from astro_jax.policy import Policy
+from astro_jax.sampler import Completion
+from astro_jax.sampler.run import EngineStats
 from astro_jax.search import run as searching
 from astro_jax.verify import Verifier
 
@@ -29,10 +29,10 @@ EOS = TOKENIZER.end
 
 
 def sample(text, probability=1.0, ended=False, stopped=True):
-    """A Sample of a text; its probability is spread evenly over its tokens."""
+    """A Completion of a text; its probability is spread evenly over its tokens."""
     tokens = TOKENIZER.encode(text) + [EOS] * ended
     logprobs = np.full(len(tokens), math.log(probability) / len(tokens), np.float32)
-    return Sample(np.asarray(tokens, np.int32), logprobs, logprobs, stopped)
+    return Completion(np.asarray(tokens, np.int32), logprobs, logprobs, stopped)
 
 
 class Player:
@@ -46,7 +46,7 @@ class Player:
 
     def __init__(self, max_positions=1024, seconds=0.0):
         self.config, self.seconds = tiny_config(max_positions=max_positions), seconds
-        self.problems, self.flights, self.stats = [], [], Stats()
+        self.problems, self.flights, self.stats = [], [], EngineStats()
 
     def generate(self, params, requests, *, max_tokens, stop, temperature, progress=None):
         time.sleep(self.seconds)

@@ -28,7 +28,7 @@ def test_a_file_says_only_what_it_changes_of_its_base(tmp_path):
         top="base: middle.yaml\nsft: {epochs: 5}\n",
         middle="base: ../under.yaml\nsft: {epochs: 4, length: 64}\nstages: [base]\nwarm_up: null\n",
     )
-    c = cfg.load(path, ["sft.length=32"])
+    c = cfg.load(path, ["sft.max_length=32"])
     assert (c.seed, c.stages, c.warm_up) == (3, ("base",), None)  # lists and nothing replace what was there
     assert (c.sft.epochs, c.sft.batch, c.sft.length) == (5, 8, 32)
 

@@ -8,7 +8,7 @@ from helpers import one_device, tiny_config, tiny_params
 
 from astro_jax import bench
 from astro_jax.cli import main
-from astro_jax.sampler import Request, Sampler
+from astro_jax.sampler import Engine, Request
 
 CONFIG = tiny_config()
 
@@ -37,7 +37,7 @@ def test_the_limit_counts_each_prompt_once_and_each_new_token():
 
 
 def test_a_cap_cuts_a_sample_and_changes_nothing_else():
-    sampler, params = Sampler(CONFIG, one_device(), 0, slots=8, chunk=4), tiny_params(CONFIG)
+    sampler, params = Engine(CONFIG, one_device(), 0, max_num_seqs=8, num_scheduler_steps=4), tiny_params(CONFIG)
     whole, capped = (
         sampler.generate(params, [Request((1, 2, 3), 4, ("x",), caps)], max_tokens=11, stop=())[0]
         for caps in ((), (3, 11, 1, 40))

@@ -35,7 +35,7 @@ def recipe(model, tmp_path, monkeypatch):
     raw = {
         "model": str(model), "out": "runs/it", "stages": ["base", "eval", "report"],
         "problems": dict(count=2, max_number=4, max_value=9, held_out=0.4, eval=4, search=1, rl=1),
-        "sampler": dict(slots=8), "eval": dict(max_tokens=16),
+        "sampler": dict(max_num_seqs=8), "eval": dict(max_tokens=16),
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
     return "recipe.yaml"
@@ -94,8 +94,8 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch, capsys):
         "grpo": ("direct-rl", "astro-rl"), "eval": ("eval",), "difficulty": ("difficulty",),
     }  # fmt: skip
     for command, stages in expected.items():
-        assert cli.main([command, recipe, "seed=5", "sft.epochs=2"]) == 0
-        assert called.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.epochs=2", stages)
+        assert cli.main([command, recipe, "seed=5", "sft.num_train_epochs=2"]) == 0
+        assert called.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.num_train_epochs=2", stages)
     others = {"run", "report", "import", "export", "sample", "bench", "plan", "problems", "verify"}
     assert set(commands()) == {*expected, *others}
     reachable = {stage for stages, _ in cli.STAGE_COMMANDS.values() for stage in stages}
@@ -129,9 +129,9 @@ def test_a_shard_needs_the_base_and_leaves_the_stage_to_the_run_that_joins(recip
     assert "search rests on base, which has not finished" in fails(capsys, "search", recipe, "--shard", "0/2")
     four = (
         "problems.search=4",
-        "search.wave=2",
-        "search.iterations=2",
-        "search.max_tokens=16",
+        "search.max_concurrent_trees=2",
+        "search.num_simulations=2",
+        "search.max_rollout_tokens=16",
         "search.max_step_tokens=8",
     )
     assert cli.main(["base", recipe, *four]) == 0
@@ -233,7 +233,7 @@ def test_bad_configs_are_named(recipe, tmp_path, capsys):
         (["binary.yaml"], "binary.yaml: not valid YAML"),
         ([recipe, "grpo.stepz=3"], "grpo.stepz: no such key"),
         ([recipe, "seed=many"], "seed: "),
-        ([recipe, "grpo.group=1"], "grpo.group: "),
+        ([recipe, "grpo.num_generations=1"], "grpo.num_generations: "),
         ([recipe, "seed"], "write key=value"),
         ([recipe, "out.a=1"], "'out' is not a section"),
     ):

@@ -35,7 +35,9 @@ def test_defaults_are_those_of_the_paper(load):
 
 
 def test_a_file_and_overrides(load):
-    c = load("seed: 3\nsearch: {rollouts: 5, leaves: 2}\n", "search.leaves=4", "mesh.tp=2", "problems.ops=+-")
+    c = load(
+        "seed: 3\nsearch: {rollouts: 5, leaves: 2}\n", "search.num_parallel_leaves=4", "mesh.tp=2", "problems.ops=+-"
+    )
     assert (c.seed, c.search.rollouts, c.search.leaves, c.mesh.tp, c.problems.ops) == (3, 5, 4, 2, "+-")
     assert c.search.proposals == 8  # what is not named keeps its default
 
@@ -60,7 +62,7 @@ def test_numbers_in_any_notation(load, text):
 
 
 def test_other_values_of_overrides(load):
-    c = load("", "sft.remat=true", "grpo.betas=[0.8, 0.9]", "out=runs/a=b", "problems.ops='-'")
+    c = load("", "sft.remat_policy=full", "grpo.betas=[0.8, 0.9]", "out=runs/a=b", "problems.ops='-'")
     assert c.sft.remat is True and c.grpo.betas == (0.8, 0.9) and c.out == "runs/a=b" and c.problems.ops == "-"
 
 
@@ -71,15 +73,15 @@ def test_other_values_of_overrides(load):
         ("", ["sft.epoch=2"], ["sft.epoch", "no such key"]),
         ("nonsense: 1", [], ["nonsense", "no such key"]),
         ("", ["a.b.c=1"], ["a", "no such key"]),
-        ("search: {rollouts: many}", [], ["search.rollouts", "'many'"]),
-        ("", ["search.rollouts=2.5"], ["search.rollouts", "2.5"]),
-        ("", ["search.rollouts=0"], ["search.rollouts", "greater than or equal to 1", "0"]),
+        ("search: {rollouts: many}", [], ["search.num_rollouts", "'many'"]),
+        ("", ["search.num_rollouts=2.5"], ["search.num_rollouts", "2.5"]),
+        ("", ["search.num_rollouts=0"], ["search.num_rollouts", "greater than or equal to 1", "0"]),
         ("", ["sft.dtype=float16"], ["sft.dtype", "'float16'"]),
-        ("", ["sft.remat=perhaps"], ["sft.remat", "'perhaps'"]),
+        ("", ["sft.remat_policy=perhaps"], ["sft.remat_policy", "'perhaps'"]),
         ("", ["grpo.betas=0.9"], ["grpo.betas", "0.9"]),
         ("sft: 3", [], ["sft", "3"]),
-        ("sft: {epoch: 2}\nsearch: {depth: -1}", [], ["sft.epoch", "search.depth"]),
-        ("", ["sft.epochs"], ["'sft.epochs'", "write key=value"]),
+        ("sft: {epoch: 2}\nsearch: {depth: -1}", [], ["sft.epoch", "search.max_depth"]),
+        ("", ["sft.num_train_epochs"], ["'sft.num_train_epochs'", "write key=value"]),
         ("", ["=3"], ["'=3'", "write key=value"]),
         ("seed: 1", ["seed.x=3"], ["'seed.x=3'", "'seed' is not a section"]),
         ("", ["seed=[1"], ["'seed=[1'", "not valid YAML"]),
@@ -107,7 +109,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 def test_the_digest_covers_all_but_where_the_run_is_written(load):
     base = load().digest()
     assert load("", "out=runs/elsewhere").digest() == base == load("search: {rollouts: 16}").digest()
-    others = [load("", o).digest() for o in ("seed=1", "search.rollouts=15", "sft.learning_rate=1e-3", "mesh.tp=2")]
+    others = [load("", o).digest() for o in ("seed=1", "search.num_rollouts=15", "sft.learning_rate=1e-3", "mesh.tp=2")]
     assert len({base, *others}) == 5
 
 

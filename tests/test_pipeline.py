@@ -20,7 +20,7 @@ from astro_jax import config as cfg
 from astro_jax import llama, pipeline, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint
-from astro_jax.sampler import Policy
+from astro_jax.policy import Policy
 from astro_jax.search import mcts
 from astro_jax.train import loop
 
@@ -32,7 +32,7 @@ MICRO = {
     "problems": dict(count=2, max_number=4, max_value=9, ops="+-", held_out=0.4, search=7, rl=6, eval=5),
     "architecture": dict(d_model=16, d_ff=32, n_layers=1, n_heads=2, n_kv_heads=1, max_positions=96),
     "corpus": dict(documents=8000, solved=0.1, drills=0.0, recall=0.0),
-    "sampler": dict(slots=8, chunk=16),
+    "sampler": dict(max_num_seqs=8, chunk=16),
     "search": dict(proposals=8, rollouts=2, iterations=2, depth=3, wave=4, max_step_tokens=12, max_tokens=16),
     "traces": dict(replay=0.25),
     "pretrain": dict(learning_rate=0.02, batch=16, length=32, save_every=100),
@@ -270,7 +270,7 @@ IMPOSSIBLE = {
     "no such stage": (dict(stages=["base", "distill"]), (), "'distill'"),
     "too many problems": (dict(problems=dict(eval=500)), (), "500 problems asked for"),
     "rules without operators": (dict(problems=dict(ops="")), (), "impossible rules"),
-    "a batch that cannot be split": (dict(mesh=dict(data=2), sft=dict(batch=3)), (), "sft.batch=3 .* 2 devices"),
+    "a batch that cannot be split": (dict(mesh=dict(data=2), sft=dict(batch=3)), (), "sft.batch_size=3 .* 2 devices"),
     "too many devices": (dict(mesh=dict(data=64)), (), "needs 64 devices"),
 }
 

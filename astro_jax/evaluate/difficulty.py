@@ -10,9 +10,9 @@ from etils import epath
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import run as evaluation
-from astro_jax.problems import Problem
-from astro_jax.sampler import Policy
+from astro_jax.policy import Policy
 from astro_jax.storage import Shards
+from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
 
@@ -25,7 +25,7 @@ def run(
       counts: problems, and how many are never and always solved.
     """
     store = Shards(folder, "rates")
-    for i, wave, bar in evaluation.missing(store, "difficulty", problems, c.wave):
+    for i, wave, bar in evaluation.missing(store, "difficulty", problems, c.shard_size):
         answers = evaluation.answers("difficulty", wave, c, policy, verifier, n, 1.0, use="reward")
         right = [sum(a["correct"] for a in each) for each in answers]
         store.write(i, ({"problem_id": p.id, "n": n, "right": r} for p, r in zip(wave, right, strict=True)))
@@ -49,6 +49,6 @@ def moderate(
     if len(kept) < least:
         raise AstroError(
             f"problems.rl_pass_rate: {len(kept)} of {len(problems)} prompts are solved {low:g} to {high:g} of the time "
-            f"({easy} more often, {hard} less), and a step takes grpo.prompts={least}; widen it, or raise problems.rl"
+            f"({easy} more often, {hard} less), and a step takes grpo.prompts_per_step={least}; widen it, or raise problems.rl"
         )
     return kept, {"too easy": easy, "too hard": hard}

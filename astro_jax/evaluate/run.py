@@ -9,11 +9,12 @@ from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax.evaluate.metrics import majority, rate
-from astro_jax.problems import Problem
-from astro_jax.progress import Bar
-from astro_jax.sampler import Policy, Sample
+from astro_jax.policy import Policy
+from astro_jax.progress import ProgressBar
+from astro_jax.sampler import Completion, SamplingParams
 from astro_jax.storage import Json, Shards
-from astro_jax.verify import Response, Verdict, Verifier
+from astro_jax.types import Problem, Response, Verdict
+from astro_jax.verify import Verifier
 
 
 def run(
@@ -26,7 +27,7 @@ def run(
       the valid rate counts the answers whose every step, also in branches that were given up, is true and allowed.
     """
     store = Shards(folder, name)
-    for i, wave, bar in missing(store, name, problems, c.wave):
+    for i, wave, bar in missing(store, name, problems, c.shard_size):
         sampled, greedy = (answers(name, wave, c, policy, verifier, 1, t) for t in (1.0, 0.0))
         store.write(
             i,
@@ -41,11 +42,11 @@ def run(
 
 def missing(
     store: Shards, label: str, problems: Sequence[Problem], size: int
-) -> Iterator[tuple[int, Sequence[Problem], Bar]]:
+) -> Iterator[tuple[int, Sequence[Problem], ProgressBar]]:
     """The waves of `size` problems that have no shard yet, by number, under a bar that the caller advances."""
     waves = [problems[i : i + size] for i in range(0, len(problems), size)]
     done = sum(len(wave) for i, wave in enumerate(waves) if store.has(i))
-    with Bar(label, len(problems), "problems", done) as bar:
+    with ProgressBar(label, len(problems), "problems", done) as bar:
         for i, wave in enumerate(waves):
             if not store.has(i):
                 yield i, wave, bar
@@ -72,7 +73,7 @@ def vote(
     name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy, verifier: Verifier, k: int
 ) -> dict[str, Any]:
     """maj@k: the share of problems whose most common answer among k samples is right, and the tokens spent for it."""
-    with Bar(f"{name} vote", k * len(problems), "answers") as bar:
+    with ProgressBar(f"{name} vote", k * len(problems), "answers") as bar:
         every = answers(f"{name}/vote", problems, c, policy, verifier, k, 1.0, bar.advance)
     right = [_won(each) for each in every]
     tokens = sum(a["tokens"] for each in every for a in each) / len(problems)
@@ -92,7 +93,8 @@ def answers(
 ) -> list[list[Json]]:
     """n judged answers to each problem; `use` says by which of the verifier's rules."""
     requests = [policy.request(p.prompt, n, "eval", name, p.id) for p in problems]
-    samples = policy.generate(requests, max_tokens=c.max_tokens, temperature=temperature, progress=progress)
+    sampling = SamplingParams(max_tokens=c.max_tokens, temperature=temperature)
+    samples = policy.generate(requests, sampling, progress)
     responses = [policy.response(p, s) for p, each in zip(problems, samples, strict=True) for s in each]
     found = map(_judged, responses, verifier.judge(responses, use), (s for each in samples for s in each))
     return [[next(found) for _ in each] for each in samples]
@@ -104,12 +106,12 @@ def _won(answers: Sequence[Json]) -> bool:
     return any(a["correct"] for a in answers if a["answer"] == winner)
 
 
-def _judged(response: Response, verdict: Verdict, sample: Sample) -> Json:
+def _judged(response: Response, verdict: Verdict, sample: Completion) -> Json:
     return {
         "text": response.text,
         "correct": verdict.correct,
         "answer": verdict.answer,
-        "tokens": len(sample.tokens),
+        "tokens": len(sample.token_ids),
         "backtracks": verdict.backtracks,
         "valid": verdict.valid,
         "truncated": not sample.stopped,

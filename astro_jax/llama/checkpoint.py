@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from astro_jax import processes, storage
+from astro_jax import distributed, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import gguf_file, hf
 from astro_jax.llama import params as llama_params
@@ -46,7 +46,7 @@ def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tok
     """Write a model. A folder that is there already is a finished one of an earlier try, and is replaced."""
     folder = storage.absolute(folder)
     with storage.shared_folder(folder) as part:
-        if processes.leader():
+        if distributed.is_main_process():
             hf.write_config(part, config, params.embed.dtype.name, tokenizer)
         ocp.save(part / PARAMS, params)
 

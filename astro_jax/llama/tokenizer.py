@@ -14,10 +14,9 @@ from etils import epath
 from tokenizers import decoders, models, pre_tokenizers
 
 from astro_jax import config as cfg
-from astro_jax import phrases, storage
+from astro_jax import countdown, phrases, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint, gguf_file, tokenizer_model, weights
-from astro_jax.problems import countdown
 
 EOS, PAD, UNKNOWN = "<eos>", "<pad>", "<unk>"
 GENERATION = "generation_config.json"

@@ -16,7 +16,7 @@ from astro_jax.mesh import make_mesh
 from astro_jax.plan import collectives, topology
 from astro_jax.plan.programs import Plan, Program, size
 from astro_jax.plan.recipe import recipe
-from astro_jax.progress import Bar
+from astro_jax.progress import ProgressBar
 from astro_jax.storage import Json
 
 STAGES = ("search", "sft", "grpo")
@@ -58,7 +58,7 @@ def run(
     plan = Plan(c, config, make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp, devices=slice_.devices), prompt)
     programs = [p for stage in stages for p in plan.programs(stage)]
     rows = []
-    with Bar("compiling", len(programs), "programs") as bar:
+    with ProgressBar("compiling", len(programs), "programs") as bar:
         for program in programs:
             rows.append(_compiled(program, chip, compile_only))
             bar.advance(peak_gib=rows[-1]["peak_gib"])
@@ -133,11 +133,11 @@ def _took(start: float) -> Json:
 def advice(found: Json) -> str:
     """What to change so that the programs that do not fit may."""
     ways = {
-        "step": "lower sft.batch or sft.length, or set sft.remat=true",
-        "gradient": "lower grpo.micro_batch or grpo.length, or set grpo.remat=true",
-        "decode": "lower sampler.slots, or set sampler.memory",
-        "prefill": "lower sampler.slots, or set sampler.memory",
-        "pack": "lower sampler.slots, or set sampler.memory",
+        "step": "lower sft.batch_size or sft.max_length, or set sft.remat_policy=full",
+        "gradient": "lower grpo.micro_batch_size or grpo.max_length, or set grpo.remat_policy=full",
+        "decode": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
+        "prefill": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
+        "pack": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
     }
     parts = [
         f"{row['stage']} {row['program']} needs {row['at_once_gib']} of {found['hbm_gib']} GiB a chip: "

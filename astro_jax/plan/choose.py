@@ -13,8 +13,8 @@ from astro_jax.storage import Json
 
 # What each program's memory grows with.
 BATCHES = {
-    "step": ("sft", "batch"), "gradient": ("grpo", "micro_batch"), "decode": ("sampler", "slots"),
-    "prefill": ("sampler", "slots"), "pack": ("sampler", "slots"),
+    "step": ("sft", "batch_size"), "gradient": ("grpo", "micro_batch_size"), "decode": ("sampler", "max_num_seqs"),
+    "prefill": ("sampler", "max_num_seqs"), "pack": ("sampler", "max_num_seqs"),
 }  # fmt: skip
 
 

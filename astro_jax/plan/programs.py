@@ -21,7 +21,7 @@ from astro_jax.llama.config import LlamaConfig
 from astro_jax.mesh import Sharding, decode_sharding, train_sharding
 from astro_jax.plan import work
 from astro_jax.plan.work import Work
-from astro_jax.sampler import Sampler, cache, decode
+from astro_jax.sampler import Engine, cache, decode
 from astro_jax.sampler.cache import KV, Shape
 from astro_jax.sampler.draw import Filters
 from astro_jax.sampler.engine import batch_sizes
@@ -82,8 +82,8 @@ class Plan:
         )
         return prefix, suffix
 
-    def sampler(self) -> Sampler:
-        return Sampler.of(self.c.sampler, self.config, self.sample, seed=0)
+    def engine(self) -> Engine:
+        return Engine.from_config(self.c.sampler, self.config, self.sample, seed=0)
 
     # ---- Programs
 
@@ -91,14 +91,17 @@ class Plan:
         """The programs of sft, grpo (its sampling included) or search."""
         c = self.c
         if stage == "sft":
-            done = self._train(c.sft, c.sft.batch, update=True)
+            done = self._train(c.sft, c.sft.batch_size, update=True)
             return [Program("sft", "step", self.sft_step, (), done)]
         if stage == "search":
             shape = self.shape(
-                c.search.rollouts, self.prompt + c.search.max_tokens, c.search.max_tokens, c.sampler.dtype
+                c.search.num_rollouts,
+                self.prompt + c.search.max_rollout_tokens,
+                c.search.max_rollout_tokens,
+                c.sampler.dtype,
             )
             return self._sampling("search", shape, c.sampler.dtype, ())
-        shape = self.shape(c.grpo.group, self.prompt, c.grpo.max_tokens, c.grpo.dtype)
+        shape = self.shape(c.grpo.num_generations, self.prompt, c.grpo.max_completion_length, c.grpo.dtype)
         done = self._train(c.grpo, grpo.micro_rows(c.grpo, self.train), update=False)
         return [
             Program("grpo", "reshard", self.reshard, self.state.opt_state),
@@ -108,15 +111,19 @@ class Plan:
         ]
 
     def _train(self, c: cfg.Sft | cfg.Grpo, rows: int, update: bool) -> Work:
-        kernel = attention.kernel(self.train, c.length, self.config.head_dim)
-        scored = attention.computed(kernel, c.length)
-        return work.train(self.config, self.mesh, rows * c.length, c.length, c.remat, update, scored)
+        kernel = attention.kernel(self.train, c.max_length, self.config.head_dim)
+        scored = attention.computed(kernel, c.max_length)
+        return work.train(
+            self.config, self.mesh, rows * c.max_length, c.max_length, c.remat_policy == "full", update, scored
+        )
 
     def _sampling(self, stage: str, shape: Shape, dtype: str, held: Any) -> list[Program]:
         _, suffix = self.stores(shape, dtype)
         head = self.weights(dtype).lm_head  # prefill does not read it
         rows, columns = self.chunk(shape)
-        decoded = functools.partial(work.decode, self.config, self.mesh, dtype=dtype, steps=self.c.sampler.chunk)
+        decoded = functools.partial(
+            work.decode, self.config, self.mesh, dtype=dtype, steps=self.c.sampler.num_scheduler_steps
+        )
         packing = [Program(stage, "pack", functools.partial(self.pack, shape, dtype), (held, self.weights(dtype)))]
         return [
             Program(
@@ -125,16 +132,18 @@ class Plan:
             ),
             Program(
                 stage, "decode", functools.partial(self.decode, shape, dtype), held,
-                decoded(shape=shape), self.c.sampler.chunk, decoded(shape=self.unshared(shape)),
+                decoded(shape=shape), self.c.sampler.num_scheduler_steps, decoded(shape=self.unshared(shape)),
             ),
             *(packing if self.packed(shape) else ()),
         ]  # fmt: skip
 
     def shape(self, group: int, prefix: int, new: int, dtype: str) -> Shape:
         """What the sampler decodes with when all its rows are wanted."""
-        sampler = self.sampler()
+        sampler = self.engine()
         sampler.reserve(prefix, new)
-        return sampler.shape(sampler.slots, max(sampler.slots // group, 1), prefix, new, jnp.dtype(dtype))[0]
+        return sampler.shape(
+            sampler.max_num_seqs, max(sampler.max_num_seqs // group, 1), prefix, new, jnp.dtype(dtype)
+        )[0]
 
     def packed(self, shape: Shape) -> int:
         """Rows of the largest batch that one of this shape can shrink to; 0 where there is none."""
@@ -149,7 +158,7 @@ class Plan:
 
     def chunk(self, shape: Shape) -> tuple[int, int]:
         """The most prefixes that are prefilled at once, and columns of each."""
-        rows = {blocks: max(n) for blocks, n in self.sampler().batches.items() if blocks <= shape.prefix_blocks}
+        rows = {blocks: max(n) for blocks, n in self.engine().batches.items() if blocks <= shape.prefix_blocks}
         blocks = max(rows, key=lambda blocks: rows[blocks] * blocks)
         return rows[blocks], blocks * shape.block
 
@@ -157,10 +166,10 @@ class Plan:
         tx = make_optimizer(self.c.sft, self.steps)
         state = abstract_state(self.config, tx, self.train)
         step = make_step(sft.make_loss(self.c.sft, self.config, self.train), tx, self.config, self.train)
-        return _lower(step, state, batch(self.c.sft.batch, self.c.sft.length))
+        return _lower(step, state, batch(self.c.sft.batch_size, self.c.sft.max_length))
 
     def grpo_gradient(self) -> Any:
-        shape = (grpo.micro_rows(self.c.grpo, self.train), self.c.grpo.length)
+        shape = (grpo.micro_rows(self.c.grpo, self.train), self.c.grpo.max_length)
         loss = grpo.make_loss(self.c.grpo, self.config, self.train)
         rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
         accumulate = make_accumulate(loss, self.tx, self.config, self.train)
@@ -188,7 +197,7 @@ class Plan:
         rows = decode.Rows(ints(n), ints(n), ints(n), ints(n), ints(n, 2, dtype=jnp.uint32), ints(n))
         span = decode.Span(ints(), ints(shape.prefixes), ints(shape.tiles), ints())
         how = Filters(floats(), ints(), floats(), floats())
-        program = decode.make_decode(self.config, self.sample, self.c.sampler.chunk, False)
+        program = decode.make_decode(self.config, self.sample, self.c.sampler.num_scheduler_steps, False)
         return _lower(program, self.weights(dtype), *self.stores(shape, dtype), rows, span, how, ints(v, dtype=bool))
 
 
@@ -201,10 +210,12 @@ def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
             if n % parts:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(where)}={parts} does not divide")
-    for length in (c.sft.length, c.grpo.length, c.sampler.block):
+    for length in (c.sft.max_length, c.grpo.max_length, c.sampler.block_size):
         attention.kernel(sharding, length, config.head_dim)
-    if c.sft.batch % sharding.batch_size:
-        raise AstroError(f"sft.batch={c.sft.batch} cannot be split over data x fsdp = {sharding.batch_size} devices")
+    if c.sft.batch_size % sharding.batch_size:
+        raise AstroError(
+            f"sft.batch_size={c.sft.batch_size} cannot be split over data x fsdp = {sharding.batch_size} devices"
+        )
 
 
 def _lower(function: Any, *args: Any) -> Any:

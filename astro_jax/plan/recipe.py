@@ -15,7 +15,7 @@ def recipe(c: cfg.Config, prompt: int, chips: int, rows: Sequence[Json], reached
     may be. SFT: every example is a prompt and one rollout for each branch. RL: every response is as long as it may be.
 
     Two lines say what a saving is worth: decoding as if no prefix were shared, in as much memory for caches; and the
-    search if every tree ended after its first iteration, which is the most that search.enough can save.
+    search if every tree ended after its first iteration, which is the most that search.early_stop can save.
 
     Args:
       rows: of the programs, as plan.run makes them.
@@ -39,20 +39,22 @@ def recipe(c: cfg.Config, prompt: int, chips: int, rows: Sequence[Json], reached
         if "unshared_tokens_per_s" in row:
             line(f"{name}, no prefix shared", n, row["unshared_tokens_per_s"])
         if row["stage"] == "search":
-            line(f"{name}, one iteration a tree", n / c.search.iterations, row["tokens_per_s"])
+            line(f"{name}, one iteration a tree", n / c.search.num_simulations, row["tokens_per_s"])
     return found
 
 
 def _tokens(c: cfg.Config, prompt: int) -> dict[tuple[str, str], float]:
     """By stage and program."""
     s, t, g = c.search, c.traces, c.grpo
-    nodes = c.problems.search * s.iterations * s.leaves * s.proposals
+    nodes = c.problems.search * s.num_simulations * s.num_parallel_leaves * s.num_proposals
     branches = t.direct_examples + t.search_examples * (1 + (1 + t.max_backtracks) / 2)
-    responses = g.steps * g.prompts * g.group
+    responses = g.max_steps * g.prompts_per_step * g.num_generations
     examples = t.direct_examples + t.search_examples
     return {
-        ("search", "decode"): nodes * (s.max_step_tokens + s.rollouts * s.max_tokens),
-        ("sft", "step"): c.sft.epochs * c.problems.search * (examples * prompt + branches * s.max_tokens),
-        ("grpo", "decode"): responses * g.max_tokens,
-        ("grpo", "gradient"): responses * (prompt + g.max_tokens),
+        ("search", "decode"): nodes * (s.max_step_tokens + s.num_rollouts * s.max_rollout_tokens),
+        ("sft", "step"): c.sft.num_train_epochs
+        * c.problems.search
+        * (examples * prompt + branches * s.max_rollout_tokens),
+        ("grpo", "decode"): responses * g.max_completion_length,
+        ("grpo", "gradient"): responses * (prompt + g.max_completion_length),
     }

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from datasketch import MinHash, MinHashLSH
 
-from astro_jax.problems import Problem
+from astro_jax.types import Problem
 
 WORDS = 5  # of an n-gram: word problems are short
 PERMUTATIONS = 128

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from astro_jax.errors import AstroError
-from astro_jax.problems import Problem
+from astro_jax.types import Problem
 
 CHECKED = 3  # problems whose own answers are scored
 

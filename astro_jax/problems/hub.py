@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from astro_jax.errors import AstroError
-from astro_jax.problems import Problem, words
+from astro_jax.problems import words
 from astro_jax.problems.words import FIELDS, Task
+from astro_jax.types import Problem
 from astro_jax.verify.answer import extract
 
 Record = Mapping[str, Any]
@@ -97,7 +98,7 @@ def read(
     def rows() -> Iterator[tuple[str, Record]]:
         for i, record in enumerate(data):
             if any(record.get(column) not in values for column, values in (where or {}).items()):
-                skipped["not asked for (problems.where)"] += 1
+                skipped["not asked for (problems.filters)"] += 1
             elif not known.keep(record):
                 skipped["no answer that can be checked"] += 1
             else:
@@ -108,7 +109,9 @@ def read(
     found = words.collect(rows(), task, skipped=skipped)
     if not found:
         told = ", ".join(f"{n} {reason}" for reason, n in skipped.items()) or "it is empty"
-        raise AstroError(f"{name}: no problem is left ({told}); see problems.fields, problems.where and problems.task")
+        raise AstroError(
+            f"{name}: no problem is left ({told}); see problems.fields, problems.filters and problems.task"
+        )
     return found, skipped
 
 

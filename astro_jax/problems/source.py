@@ -13,7 +13,8 @@ from etils import epath
 from astro_jax import config as cfg
 from astro_jax import storage
 from astro_jax.errors import AstroError
-from astro_jax.problems import Problem, gym, hub, words
+from astro_jax.problems import gym, hub, words
+from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
 
@@ -57,7 +58,7 @@ def load(c: cfg.Problems, seed: int) -> Source:
         every = words.read(epath.Path(c.path), c.task or "number", words.FIELDS | dict(c.fields or {}))
     elif c.dataset:
         fields = words.FIELDS | dict(c.fields) if c.fields else None
-        every, skipped = hub.read(c.dataset, c.subset, c.split, c.where, c.task, fields)
+        every, skipped = hub.read(c.dataset, c.subset, c.split, c.filters, c.task, fields)
     else:
         read = [gym.read(g.task, g.size, seed, g.params) for g in c.gym]
         every = list({p.prompt: p for each in read for p in each}.values())
@@ -70,7 +71,7 @@ def load(c: cfg.Problems, seed: int) -> Source:
         from astro_jax.problems import decontaminate  # scipy comes with it
 
         against = [p.prompt for p in evaluation] + [t for name in c.decontaminate for t in _texts(name)]
-        training, dropped = decontaminate.drop(training, against, c.near)
+        training, dropped = decontaminate.drop(training, against, c.overlap_threshold)
     counts = {"read": len(every), "skipped": dict(skipped), "held out": len(evaluation), "dropped": dict(dropped)}
     return Source(training, evaluation, counts | {"for training": len(training)})
 

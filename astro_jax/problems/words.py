@@ -13,7 +13,7 @@ from etils import epath
 
 from astro_jax import storage
 from astro_jax.errors import AstroError
-from astro_jax.problems import Problem
+from astro_jax.types import Problem
 from astro_jax.verify.answer import extract
 from astro_jax.verify.number import NUMBER, calculate, parse
 

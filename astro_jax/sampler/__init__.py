@@ -1,7 +1,7 @@
-"""The one engine that generates text, for search, GRPO and evaluation."""
+"""The inference engine that generates text for search, traces, GRPO and evaluation."""
 
-from astro_jax.sampler.engine import Request, RequestError, Sample, Sampler
-from astro_jax.sampler.policy import Policy
-from astro_jax.sampler.run import Stats
+from astro_jax.sampler.engine import Completion, Engine, Request, RequestError
+from astro_jax.sampler.run import EngineStats
+from astro_jax.sampler.sampling_params import SamplingParams
 
-__all__ = ["Policy", "Request", "RequestError", "Sample", "Sampler", "Stats"]
+__all__ = ["Completion", "Engine", "EngineStats", "Request", "RequestError", "SamplingParams"]

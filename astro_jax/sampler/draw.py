@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,46 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from astro_jax.errors import AstroError
-
 # Parts of a vocabulary, each summed up before one is looked into; a power of two, so that tp divides it.
 PARTS = 256
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn.
-
-    Attributes:
-      temperature: divides the logits; 0 is greedy.
-      top_k: only the k likeliest tokens, and those equal to the last of them; 0: all.
-      top_p: of these only the likeliest that together have this share of their probability (nucleus sampling,
-        arXiv 1904.09751), and those equal to the last of them.
-      min_p: only tokens with at least this share of the likeliest's probability (arXiv 2407.01082).
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (
-            0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p < 1
-        ):
-            raise AstroError(
-                f"sampler: {self}: temperature and top_k are at least 0, top_p is in (0, 1], min_p in [0, 1)"
-            )
-
-    @property
-    def filtered(self) -> bool:
-        """Whether some tokens are never drawn, which costs more than drawing from all."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-
-
 @struct.dataclass
 class Filters:
-    """The same as arrays."""
+    """The filters of SamplingParams as arrays."""
 
     temperature: Any
     top_k: Any

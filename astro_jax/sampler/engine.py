@@ -7,21 +7,21 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from astro_jax import config as cfg
-from astro_jax import processes
+from astro_jax import distributed
 from astro_jax.errors import AstroError
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding
 from astro_jax.sampler import cache, decode
 from astro_jax.sampler.cache import KV, Shape
-from astro_jax.sampler.draw import Sampling
 from astro_jax.sampler.library import Library
-from astro_jax.sampler.run import CHUNKS, Output, Programs, Run, Stats, Task, fitting
+from astro_jax.sampler.run import CHUNKS, EngineStats, Output, Programs, Run, Task, fitting
+from astro_jax.sampler.sampling_params import SamplingParams
 
 LANES = (1, 2, 4, 8, 16)  # rows that share one copy of a prefix
 PREFILL = (256, 2048)  # tokens that are prefilled at once: a few prompts, or many
@@ -32,62 +32,66 @@ class Request:
     """A prefix and how many samples to draw of its continuation.
 
     Attributes:
-      prefix: token ids, at least one.
-      n: number of samples.
-      name: names the random draws, e.g. ("search", problem id, path). The same name gives the same noise.
-      caps: the most tokens of each sample, where they differ; none: what `generate` is asked for.
+      prompt_token_ids: at least one.
+      n: number of completions.
+      request_id: names the random draws, e.g. ("search", problem id, path). The same id gives the same noise.
+      max_tokens: the most tokens of each completion, where they differ; none: that of the SamplingParams.
     """
 
-    prefix: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
     n: int
-    name: tuple[str | int, ...]
-    caps: tuple[int, ...] = ()
+    request_id: tuple[str | int, ...]
+    max_tokens: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class Completion:
     """One continuation.
 
     Attributes:
-      tokens: int32 [T], the stop token included, and those of a stop string.
+      token_ids: int32 [T], the stop token included, and those of a stop string.
       logprobs: float32 [T] under the policy at temperature 1, whatever it was sampled at.
-      drawn_logprobs: float32 [T] under the distribution that was drawn from: after temperature, top-k, top-p and min-p.
-      stopped: whether a stop token or a stop string ended it, not the limit.
+      sampling_logprobs: float32 [T] under the distribution that was drawn from: after temperature, top-k, top-p and min-p.
+      finish_reason: "stop" if a stop token or a stop string ended it, "length" if max_tokens did.
     """
 
-    tokens: np.ndarray
+    token_ids: np.ndarray
     logprobs: np.ndarray
-    drawn_logprobs: np.ndarray
-    stopped: bool
+    sampling_logprobs: np.ndarray
+    finish_reason: Literal["stop", "length"]
+
+    @property
+    def stopped(self) -> bool:
+        return self.finish_reason == "stop"
 
 
 class RequestError(AstroError):
     """Some requests could not be served.
 
     Attributes:
-      samples: what `generate` would have returned, with nothing in the place of those.
+      completions: what `generate` would have returned, with nothing in the place of those.
     """
 
-    def __init__(self, errors: dict[int, str], samples: list[list[Sample]]):
+    def __init__(self, errors: dict[int, str], samples: list[list[Completion]]):
         first, *more = errors.values()
         super().__init__(f"sampler: {first}" + (f"; and {len(more)} more of {len(samples)} requests" if more else ""))
-        self.samples = samples
+        self.completions = samples
 
 
-class Sampler:
+class Engine:
     """Generates on one mesh.
 
     Args:
       config: the Llama.
       sharding: of decoding (mesh.decode_sharding); parameters passed to `generate` lie accordingly.
       seed: all randomness is folded from it and the requests' names.
-      slots: the most rows that decode at once. When few are left they go on in batches of a half, a quarter and an
+      max_num_seqs: the most rows that decode at once. When few are left they go on in batches of a half, a quarter and an
         eighth.
-      memory: GiB a device for their caches; of the slots as many as fit it (cache.rows_that_fit).
-      chunk: the most decode steps between two looks at which rows have ended.
-      block: columns of the caches that are attended to and prefilled at once.
-      reuse: GiB a device for prefixes kept from one call to the next inside `keeping`.
-      refill: give rows that have ended to samples that wait; without, whole batches begin and end together.
+      kv_cache_gib: GiB a device for their caches; of the rows as many as fit it (cache.rows_that_fit).
+      num_scheduler_steps: the most decode steps between two looks at which rows have ended.
+      block_size: columns of the caches that are attended to and prefilled at once.
+      prefix_cache_gib: GiB a device for prefixes kept from one call to the next inside `keeping`.
+      continuous_batching: give rows that have ended to samples that wait; without, whole batches begin and end together.
     """
 
     def __init__(
@@ -95,51 +99,55 @@ class Sampler:
         config: LlamaConfig,
         sharding: Sharding,
         seed: int,
-        slots: int = 512,
-        memory: float | None = None,
-        chunk: int = 16,
-        block: int = 32,
-        reuse: float = 0.0,
-        refill: bool = True,
+        max_num_seqs: int = 512,
+        kv_cache_gib: float | None = None,
+        num_scheduler_steps: int = 16,
+        block_size: int = 32,
+        prefix_cache_gib: float = 0.0,
+        continuous_batching: bool = True,
     ):
-        if min(slots, chunk, block) < 1:
-            raise AstroError("sampler: slots, chunk and block are at least 1")
+        if min(max_num_seqs, num_scheduler_steps, block_size) < 1:
+            raise AstroError("sampler: max_num_seqs, num_scheduler_steps and block_size are at least 1")
         smallest = sharding.batch_size
-        self.slots, self.memory = slots, memory
-        self.batches = {c: sorted({max(1, n // (c * block * smallest)) * smallest for n in PREFILL}) for c in CHUNKS}
-        self.config, self.sharding, self.seed, self.chunk, self.block = config, sharding, seed, chunk, block
-        self.reuse, self.refill = reuse, refill
-        self.stats = Stats()
+        self.max_num_seqs, self.kv_cache_gib = max_num_seqs, kv_cache_gib
+        self.batches = {
+            c: sorted({max(1, n // (c * block_size * smallest)) * smallest for n in PREFILL}) for c in CHUNKS
+        }
+        self.config, self.sharding, self.seed = config, sharding, seed
+        self.chunk, self.block = num_scheduler_steps, block_size
+        self.prefix_cache_gib, self.refill = prefix_cache_gib, continuous_batching
+        self.stats = EngineStats()
         self._reserved = (1, 1)  # blocks of the stores: they grow to the longest that was asked for
         self._kept: tuple[Library, KV] | None = None
         self._keeping = False
 
     @classmethod
-    def of(cls, c: cfg.Sampler, config: LlamaConfig, sharding: Sharding, seed: int) -> Sampler:
+    def from_config(cls, c: cfg.Sampler, config: LlamaConfig, sharding: Sharding, seed: int) -> Engine:
         """As a run's config says."""
-        return cls(config, sharding, seed, c.slots, c.memory, c.chunk, c.block, c.reuse)
+        return cls(
+            config,
+            sharding,
+            seed,
+            c.max_num_seqs,
+            c.kv_cache_gib,
+            c.num_scheduler_steps,
+            c.block_size,
+            c.prefix_cache_gib,
+        )
 
     def generate(
         self,
         params: Params,
         requests: Sequence[Request],
+        sampling: SamplingParams,
         *,
-        max_tokens: int,
-        stop: Sequence[int],
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        cut: Callable[[list[int]], int | None] | None = None,
+        stop_fn: Callable[[list[int]], int | None] | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> list[list[Sample]]:
+    ) -> list[list[Completion]]:
         """Draw all samples of all requests.
 
         Args:
-          max_tokens: of one sample, the stop token included.
-          stop: ids that end a sample.
-          temperature, top_k, top_p, min_p: see Sampling.
-          cut: tells of a sample's tokens how many there are up to the end of a stop string, if one came.
+          stop_fn: tells of a sample's tokens how many there are up to the end of a stop string, if one came.
           progress: called with the number of samples that have ended since.
 
         Returns:
@@ -150,25 +158,27 @@ class Sampler:
             numbers; the other requests are served before.
           AstroError: for settings that no request can be served with.
         """
-        if max_tokens < 1:
-            raise AstroError(f"sampler: max_tokens is {max_tokens}; it is at least 1")
-        how = Sampling(temperature, top_k, top_p, min_p)
+        max_tokens = sampling.max_tokens
         errors = {i: error for i, r in enumerate(requests) if (error := self._error(r, max_tokens))}
         served = [i for i, r in enumerate(requests) if i not in errors and r.n]
-        served.sort(key=lambda i: len(requests[i].prefix))  # neighbours of alike lengths pad little
-        samples: list[list[Sample]] = [[] for _ in requests]
-        if processes.count() > 1:
-            asked = repr((max_tokens, how, [(r.name, r.prefix, r.n, r.caps) for r in requests]))
-            processes.agree("sampling", hashlib.blake2b(asked.encode(), digest_size=8).hexdigest())
+        served.sort(key=lambda i: len(requests[i].prompt_token_ids))  # neighbours of alike lengths pad little
+        samples: list[list[Completion]] = [[] for _ in requests]
+        if distributed.process_count() > 1:
+            asked = repr((sampling, [(r.request_id, r.prompt_token_ids, r.n, r.max_tokens) for r in requests]))
+            distributed.assert_equal_across_processes(
+                "sampling", hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
+            )
         if served:
-            run = self._run(params, [requests[i] for i in served], max_tokens, stop, how, cut)
+            run = self._run(params, [requests[i] for i in served], sampling, stop_fn)
             run.go(progress)
             self._keep(run)
             for at, (i, outputs) in enumerate(zip(served, run.outputs, strict=True)):
                 if at in run.broken:
-                    errors[i] = f"the model's logits are not numbers ({requests[i].name}); its weights are damaged"
+                    errors[i] = (
+                        f"the model's logits are not numbers ({requests[i].request_id}); its weights are damaged"
+                    )
                 else:
-                    samples[i] = [_sample(o, stop) for o in outputs]
+                    samples[i] = [_sample(o, sampling.stop_token_ids or ()) for o in outputs]
         if errors:
             raise RequestError(errors, samples)
         return samples
@@ -177,43 +187,44 @@ class Sampler:
         self,
         params: Params,
         requests: Sequence[Request],
-        max_tokens: int,
-        stop: Sequence[int],
-        how: Sampling,
-        cut: Callable[[list[int]], int | None] | None,
+        sampling: SamplingParams,
+        stop_fn: Callable[[list[int]], int | None] | None,
     ) -> Run:
+        max_tokens = sampling.max_tokens
         tasks = [
             Task(
-                r.prefix,
-                np.stack([sample_key(self.seed, r.name, j) for j in range(r.n)]),
-                np.asarray([min((max_tokens, *r.caps[j : j + 1])) for j in range(r.n)]),
+                r.prompt_token_ids,
+                np.stack([sample_key(self.seed, r.request_id, j) for j in range(r.n)]),
+                np.asarray([min((max_tokens, *r.max_tokens[j : j + 1])) for j in range(r.n)]),
             )
             for r in requests
         ]
-        self.reserve(max(len(r.prefix) for r in requests), max_tokens)
+        self.reserve(max(len(r.prompt_token_ids) for r in requests), max_tokens)
         ends = np.zeros(self.config.vocab_size, bool)
-        ends[np.asarray(stop, np.int32)] = True
+        ends[np.asarray(sampling.stop_token_ids or (), np.int32)] = True
         dtype, total = params.embed.dtype, sum(r.n for r in requests)
-        shape, sizes = self.shape(total, len(requests), max(len(r.prefix) for r in requests), max_tokens, dtype)
+        shape, sizes = self.shape(
+            total, len(requests), max(len(r.prompt_token_ids) for r in requests), max_tokens, dtype
+        )
         return Run(
-            params, tasks, shape, self._programs(dtype, how.filtered), how=how, ends=ends,
-            chunk=self.chunk, sizes=sizes, batches=self.batches, kept=self._library(dtype), cut=cut,
+            params, tasks, shape, self._programs(dtype, sampling.filtered), how=sampling, ends=ends,
+            chunk=self.chunk, sizes=sizes, batches=self.batches, kept=self._library(dtype), stop_fn=stop_fn,
             refill=self.refill, stats=self.stats,
         )  # fmt: skip
 
     def _error(self, r: Request, max_tokens: int) -> str | None:
         room = self.config.max_positions - max_tokens
-        if 0 < len(r.prefix) <= room:
+        if 0 < len(r.prompt_token_ids) <= room:
             return None
         return (
-            f"a prefix of {len(r.prefix)} tokens ({r.name}) and {max_tokens} new ones do not fit the "
+            f"a prefix of {len(r.prompt_token_ids)} tokens ({r.request_id}) and {max_tokens} new ones do not fit the "
             f"model's {self.config.max_positions} positions; lower max_tokens"
         )
 
-    def without_refilling(self) -> Sampler:
+    def static_batching(self) -> Engine:
         """The same, but whole batches begin together and end with their last sample: what refilling is measured by."""
         plain = copy.copy(self)
-        plain.refill, plain.stats = False, Stats()
+        plain.refill, plain.stats = False, EngineStats()
         return plain
 
     # ---- Shapes and programs
@@ -238,14 +249,14 @@ class Sampler:
             }
         return list(found)
 
-    def warm_up(self, params: Params, prefix: int, new: int, filtered: bool = False) -> None:
+    def precompile(self, params: Params, prefix: int, new: int, filtered: bool = False) -> None:
         """Compile all programs of all shapes for prefixes and samples of so many tokens; nothing compiles after."""
         self.reserve(prefix, new)
         programs = self._programs(params.embed.dtype, filtered)
         ends = np.zeros(self.config.vocab_size, bool)
         for shape in self.shapes(params.embed.dtype):
             run = Run(
-                params, [], shape, programs, how=Sampling(), ends=ends, chunk=self.chunk,
+                params, [], shape, programs, how=SamplingParams(max_tokens=1), ends=ends, chunk=self.chunk,
                 sizes=self._sizes(shape.lane, params.embed.dtype), batches=self.batches,
                 kept=self._library(params.embed.dtype),
             )  # fmt: skip
@@ -261,12 +272,12 @@ class Sampler:
         Raises:
           AstroError: when it does not hold a single row either.
         """
-        slots, unit = self.slots, self.sharding.batch_size
-        if self.memory is not None:
+        slots, unit = self.max_num_seqs, self.sharding.batch_size
+        if self.kv_cache_gib is not None:
             prefix, new = (blocks * self.block for blocks in self._reserved)
             how = (prefix, new, lane, np.dtype(dtype).itemsize, self.sharding)
             try:
-                slots = min(slots, cache.rows_that_fit(int(self.memory * 2**30), self.config, *how))
+                slots = min(slots, cache.rows_that_fit(int(self.kv_cache_gib * 2**30), self.config, *how))
             except AstroError:
                 if lane == 1:
                     raise
@@ -303,7 +314,7 @@ class Sampler:
 
     @contextlib.contextmanager
     def keeping(self) -> Iterator[None]:
-        """Inside, prefixes are kept from one call to the next, for the same parameters, as far as `reuse` goes."""
+        """Inside, prefixes are kept from one call to the next, for the same parameters, as far as `prefix_cache_gib` goes."""
         self._keeping = True
         try:
             yield
@@ -322,7 +333,7 @@ class Sampler:
             blocks, c = self._reserved[0], self.config
             entry = cache.row_bytes(c, blocks * self.block, 0, 1, np.dtype(dtype).itemsize)
             devices = self.sharding.batch_size
-            entries = int(self.reuse * 2**30) * self.sharding.mesh.size // entry // devices * devices
+            entries = int(self.prefix_cache_gib * 2**30) * self.sharding.mesh.size // entry // devices * devices
             if entries:
                 shape = Shape(entries, 1, blocks, 1, self.block, devices)
                 shelf = decode.make_allocate(c, self.sharding, dtype)[0](shape)
@@ -346,8 +357,8 @@ def sample_key(seed: int, name: tuple[str | int, ...], sample: int) -> np.ndarra
     return np.frombuffer(digest, np.uint32)
 
 
-def _sample(output: Output, stop: Sequence[int]) -> Sample:
+def _sample(output: Output, stop: Sequence[int]) -> Completion:
     tokens, logprobs, drawn = (
-        np.concatenate(x)[: output.kept] for x in (output.tokens, output.logprobs, output.drawn_logprobs)
+        np.concatenate(x)[: output.kept] for x in (output.tokens, output.logprobs, output.sampling_logprobs)
     )
-    return Sample(tokens, logprobs, drawn, output.kept is not None or bool(tokens[-1] in stop))
+    return Completion(tokens, logprobs, drawn, "stop" if output.kept is not None or tokens[-1] in stop else "length")

@@ -12,15 +12,16 @@ from astro_jax.llama.params import Params
 from astro_jax.sampler import decode
 from astro_jax.sampler.cache import KV, Shape
 from astro_jax.sampler.decode import Rows, Span
-from astro_jax.sampler.draw import Filters, Sampling
+from astro_jax.sampler.draw import Filters
 from astro_jax.sampler.library import Library
+from astro_jax.sampler.sampling_params import SamplingParams
 from astro_jax.sampler.schedule import NONE, Load, Schedule
 
 CHUNKS = (4, 1)  # blocks of a prefix that are prefilled at once
 
 
 @dataclasses.dataclass
-class Stats:
+class EngineStats:
     """What the calls so far have cost.
 
     Attributes:
@@ -76,7 +77,7 @@ class Output:
 
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
     logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
-    drawn_logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    sampling_logprobs: list[np.ndarray] = dataclasses.field(default_factory=list)
     kept: int | None = None  # tokens up to a stop string, where one came
 
 
@@ -87,7 +88,7 @@ class Run:
       sizes: rows of smaller batches to go on with when few rows are left.
       batches: for each of CHUNKS the prefixes that can be prefilled at once.
       kept: the library and its store, or none.
-      cut: tells of a sample's tokens how many there are up to a stop string, if one came.
+      stop_fn: tells of a sample's tokens how many there are up to a stop string, if one came.
       refill: whether rows that end are given to waiting samples before all have ended.
     """
 
@@ -98,22 +99,22 @@ class Run:
         shape: Shape,
         programs: Programs,
         *,
-        how: Sampling,
+        how: SamplingParams,
         ends: np.ndarray,
         chunk: int,
         sizes: Sequence[int],
         batches: Mapping[int, Sequence[int]],
         kept: tuple[Library, KV] | None = None,
-        cut: Callable[[list[int]], int | None] | None = None,
+        stop_fn: Callable[[list[int]], int | None] | None = None,
         refill: bool = True,
-        stats: Stats | None = None,
+        stats: EngineStats | None = None,
     ):
         self.params, self.tasks, self.shape, self.programs = params, tasks, shape, programs
-        self.chunk, self.sizes, self.batches, self.cut, self.refill = chunk, sizes, batches, cut, refill
+        self.chunk, self.sizes, self.batches, self.stop_fn, self.refill = chunk, sizes, batches, stop_fn, refill
         self.library: Library | None
         self.shelf: KV | None
         self.library, self.shelf = kept or (None, None)
-        self.stats = stats or Stats()
+        self.stats = stats or EngineStats()
         self.how = Filters(
             *(np.float32(how.temperature), np.int32(how.top_k), np.float32(how.top_p), np.float32(how.min_p))
         )
@@ -301,12 +302,12 @@ class Run:
             output = self.outputs[request][self.schedule.sample[row]]
             output.tokens.append(tokens[:n, row])
             output.logprobs.append(logprobs[:n, row])
-            output.drawn_logprobs.append(drawn[:n, row])
+            output.sampling_logprobs.append(drawn[:n, row])
             self.stats.tokens += n
             self.rows.left[row] -= n
             self.rows.token[row] = tokens[n - 1, row]
-            if self.cut is not None:
-                output.kept = self.cut(np.concatenate(output.tokens).tolist())
+            if self.stop_fn is not None:
+                output.kept = self.stop_fn(np.concatenate(output.tokens).tolist())
             if self.ends[tokens[n - 1, row]] or not self.rows.left[row] or output.kept is not None:
                 self.rows.left[row] = 0
                 self.schedule.end(row)

@@ -10,10 +10,11 @@ from typing import TypeVar
 import numpy as np
 
 from astro_jax import config as cfg
-from astro_jax.problems import Problem
-from astro_jax.sampler import Policy, Request, Sample
+from astro_jax.policy import Policy
+from astro_jax.sampler import Completion, Request, SamplingParams
 from astro_jax.search.tree import Node, Step, Tree
-from astro_jax.verify import Response, Verdict, Verifier
+from astro_jax.types import Problem, Response, Verdict
+from astro_jax.verify import Verifier
 
 K = TypeVar("K", bound=Hashable)
 
@@ -22,7 +23,7 @@ def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy, verifier:
     """Grow one tree a problem, all at the same time, to their ends."""
     driver = Driver(c, policy, verifier, len(problems))
     trees = [driver.plant(p) for p in problems]
-    with policy.sampler.keeping():  # a child's prefix begins with its parent's
+    with policy.engine.keeping():  # a child's prefix begins with its parent's
         while growing := [tree for tree in trees if not tree.ended]:
             driver.grow(growing)
     return trees
@@ -46,7 +47,7 @@ class Driver:
         # A step ends with any token whose text ends so, or with an end token.
         self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.ends)
         self._cuts = frozenset(self.step_ends)
-        self.room = policy.sampler.config.max_positions - max(c.max_step_tokens, c.max_tokens)
+        self.room = policy.engine.config.max_positions - max(c.max_step_tokens, c.max_rollout_tokens)
         share = max(c.max_total_tokens // problems, 1) if c.max_total_tokens else math.inf
         self.budget = min(c.max_tree_tokens or math.inf, share)
         self.judged = self.right = 0
@@ -73,16 +74,16 @@ class Driver:
         self._iterate(trees)
         for tree in trees:
             tree.iterations += 1
-            if c.enough and tree.enough(c.enough.correct, c.enough.wrong):
+            if c.early_stop and tree.enough(c.early_stop.correct, c.early_stop.wrong):
                 tree.ended = "enough"
             elif tree.sampled >= self.budget:
                 tree.ended = "tokens"
-            elif tree.iterations == c.iterations:
+            elif tree.iterations == c.num_simulations:
                 tree.ended = "iterations"
 
     def _iterate(self, trees: Sequence[Tree]) -> None:
         """One round of selection, expansion, evaluation and backup in each tree."""
-        selected = [(tree, tree.select(self.c.c_puct)) for tree in trees for _ in range(self.c.leaves)]
+        selected = [(tree, tree.select(self.c.c_puct)) for tree in trees for _ in range(self.c.num_parallel_leaves)]
         leaves = list({(id(tree), node): (tree, node) for tree, node in selected}.values())
         children = self._expand([(t, n) for t, n in leaves if not t.nodes[n].terminal])
         self._evaluate(children)
@@ -96,10 +97,10 @@ class Driver:
 
     def _expand(self, leaves: Sequence[tuple[Tree, int]]) -> list[tuple[Tree, Node]]:
         """Propose k next steps for each leaf; equal ones become one child."""
-        samples = self._sample(leaves, self.c.proposals, "propose", self._next_steps)
+        samples = self._sample(leaves, self.c.num_proposals, "propose", self._next_steps)
         children = []
         for (tree, leaf), proposed in zip(leaves, samples, strict=True):
-            scores = {tuple(s.tokens.tolist()): self._score(s.logprobs) for s in proposed if s.stopped}
+            scores = {tuple(s.token_ids.tolist()): self._score(s.logprobs) for s in proposed if s.stopped}
             for tokens, prior in _normalized(scores).items():
                 child = tree.add(leaf, tokens, self.policy.tokenizer.decode(tokens), prior)
                 children.append((tree, child))
@@ -113,30 +114,30 @@ class Driver:
         ended, open_nodes = [], []
         for tree, node in children:
             stopped = node.tokens[-1] in self.policy.tokenizer.ends
-            if stopped or len(tree.path(node.id)) >= self.c.depth or not self.fits(tree.tokens(node.id)):
+            if stopped or len(tree.path(node.id)) >= self.c.max_depth or not self.fits(tree.tokens(node.id)):
                 ended.append((node, Response(tree.problem, tree.text(node.id), stopped)))
             else:
                 open_nodes.append((tree, node))
         for (node, _), verdict in zip(ended, self._judge([r for _, r in ended]), strict=True):
             node.terminal, node.correct = True, verdict.correct
             node.answer, node.reward = verdict.answer, float(verdict.correct)
-        samples, verdicts = self._solve([(t, n.id) for t, n in open_nodes], self.c.rollouts, "rollout")
+        samples, verdicts = self._solve([(t, n.id) for t, n in open_nodes], self.c.num_rollouts, "rollout")
         for (tree, node), rollouts, mine in zip(open_nodes, samples, verdicts, strict=True):
             node.reward = sum(v.correct for v in mine) / len(mine)
             if self.c.keep_rollouts:
                 self._keep(tree, node, rollouts, mine)
 
-    def _keep(self, tree: Tree, node: Node, rollouts: Sequence[Sample], verdicts: Sequence[Verdict]) -> None:
+    def _keep(self, tree: Tree, node: Node, rollouts: Sequence[Completion], verdicts: Sequence[Verdict]) -> None:
         """Add the rollouts that came to an end within the depth limit below the node that they began at."""
         depth = len(tree.path(node.id))
         for rollout, verdict in zip(rollouts, verdicts, strict=True):
             steps = self._steps(rollout)
-            if rollout.stopped and depth + len(steps) <= self.c.depth:
+            if rollout.stopped and depth + len(steps) <= self.c.max_depth:
                 tree.solution(node.id, steps, verdict.correct, verdict.answer, visit=False)
 
     def _best_of_n(self, trees: Sequence[Tree]) -> None:
         """N independent solutions a problem, merged where they begin alike; the depth limit is the search's alone."""
-        samples, verdicts = self._solve([(tree, 0) for tree in trees], self.c.samples, "sample")
+        samples, verdicts = self._solve([(tree, 0) for tree in trees], self.c.num_samples, "sample")
         for tree, solutions, mine in zip(trees, samples, verdicts, strict=True):
             scores: dict[int, dict[int, float]] = {}  # of the children of each node
             for s, verdict in zip(solutions, mine, strict=True):
@@ -150,10 +151,10 @@ class Driver:
                     tree.nodes[i].prior = prior
             tree.ended = "samples"
 
-    def _steps(self, sample: Sample) -> list[Step]:
+    def _steps(self, sample: Completion) -> list[Step]:
         """A sample cut after each token that ends a step. Of one that was cut off the last step is what there is of it,
         if need be nothing, so that it is never the same as a step that goes on."""
-        tokens = sample.tokens.tolist()
+        tokens = sample.token_ids.tolist()
         ends = [i + 1 for i, t in enumerate(tokens) if t in self._cuts]
         if not sample.stopped:
             ends.append(len(tokens))
@@ -167,7 +168,7 @@ class Driver:
 
     def _solve(
         self, nodes: Sequence[tuple[Tree, int]], n: int, purpose: str
-    ) -> tuple[list[list[Sample]], list[list[Verdict]]]:
+    ) -> tuple[list[list[Completion]], list[list[Verdict]]]:
         """n continuations to the end after each node, judged."""
         samples = self._sample(nodes, n, purpose, self._to_the_end)
         responses = [
@@ -189,8 +190,8 @@ class Driver:
         nodes: Sequence[tuple[Tree, int]],
         n: int,
         purpose: str,
-        generate: Callable[[list[Request]], list[list[Sample]]],
-    ) -> list[list[Sample]]:
+        generate: Callable[[list[Request]], list[list[Completion]]],
+    ) -> list[list[Completion]]:
         requests = [
             Request(tree.tokens(node), n, ("search", tree.problem.id, purpose, *(s.number for s in tree.path(node))))
             for tree, node in nodes
@@ -199,19 +200,18 @@ class Driver:
         samples = generate(requests) if requests else []
         self.sampling += time.monotonic() - start
         for (tree, _), each in zip(nodes, samples, strict=True):
-            tree.sampled += sum(len(s.tokens) for s in each)
+            tree.sampled += sum(len(s.token_ids) for s in each)
         return samples
 
-    def _next_steps(self, requests: list[Request]) -> list[list[Sample]]:
+    def _next_steps(self, requests: list[Request]) -> list[list[Completion]]:
         """Up to the end of the line, or of the text."""
         c = self.c
-        return self.policy.generate(
-            requests, max_tokens=c.max_step_tokens, stop=self.step_ends, temperature=c.temperature
-        )
+        sampling = SamplingParams(c.max_step_tokens, c.temperature, stop_token_ids=self.step_ends)
+        return self.policy.generate(requests, sampling)
 
-    def _to_the_end(self, requests: list[Request]) -> list[list[Sample]]:
+    def _to_the_end(self, requests: list[Request]) -> list[list[Completion]]:
         c = self.c
-        return self.policy.generate(requests, max_tokens=c.max_tokens, temperature=c.temperature)
+        return self.policy.generate(requests, SamplingParams(c.max_rollout_tokens, c.temperature))
 
 
 def _normalized(scores: Mapping[K, float]) -> dict[K, float]:

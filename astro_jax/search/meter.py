@@ -10,11 +10,11 @@ from typing import Any
 from etils import epath
 
 from astro_jax import storage
-from astro_jax.sampler.run import Stats
+from astro_jax.sampler.run import EngineStats
 from astro_jax.search.mcts import Driver
 
 # Sums, of which `shares` makes what people read. Work that a kill has lost is in none of them.
-NAMES = ("seconds", "sampler_seconds", "nodes", "verdicts", "right", "torn", *Stats.__dataclass_fields__)
+NAMES = ("seconds", "sampler_seconds", "nodes", "verdicts", "right", "torn", *EngineStats.__dataclass_fields__)
 
 
 class Meter:
@@ -28,12 +28,12 @@ class Meter:
         self.path, self.driver = path, driver
         self.nodes = self.torn = 0
         self._before = storage.read_json(path) if path.exists() else {}
-        self._stats = dataclasses.replace(driver.policy.sampler.stats)
+        self._stats = dataclasses.replace(driver.policy.engine.stats)
         self._start = time.monotonic()
 
     def here(self) -> dict[str, float]:
         """The sums of this process since it started."""
-        driver, stats = self.driver, self.driver.policy.sampler.stats
+        driver, stats = self.driver, self.driver.policy.engine.stats
         return {
             "seconds": time.monotonic() - self._start, "sampler_seconds": driver.sampling, "nodes": self.nodes,
             "verdicts": driver.judged, "right": driver.right, "torn": self.torn,
@@ -58,7 +58,7 @@ def shares(sums: dict[str, float]) -> dict[str, float]:
       rollouts included; host, the share of the time that is not spent in the sampler (choosing, judging, writing).
     """
     seconds = max(sums["seconds"], 1e-9)
-    stats = Stats(**{name: int(sums[name]) for name in Stats.__dataclass_fields__})
+    stats = EngineStats(**{name: int(sums[name]) for name in EngineStats.__dataclass_fields__})
     return {
         "nodes/s": sums["nodes"] / seconds,
         "tokens/s": sums["tokens"] / seconds,

@@ -12,13 +12,13 @@ from etils import epath
 from astro_jax import config as cfg
 from astro_jax import storage
 from astro_jax.errors import AstroError
-from astro_jax.problems import Problem
-from astro_jax.progress import Bar, say
-from astro_jax.sampler import Policy
+from astro_jax.policy import Policy
+from astro_jax.progress import ProgressBar, log
 from astro_jax.search import meter as meters
 from astro_jax.search.mcts import Driver
 from astro_jax.search.meter import Meter
 from astro_jax.search.store import Part, Store
+from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
 SAVE_SECONDS = 15.0  # between two looks at the trees under way: what a kill may cost
@@ -33,7 +33,7 @@ def run(
     digest: str = "",
     part: Part = (0, 1),
 ) -> dict[str, Any]:
-    """Search the problems of one part, `c.wave` at a time, into the tree store `folder` (store.Store).
+    """Search the problems of one part, `c.max_concurrent_trees` at a time, into the tree store `folder` (store.Store).
 
     A problem whose prompt leaves no room in the model's context is named and skipped.
 
@@ -47,10 +47,12 @@ def run(
     short = [p for p in problems if driver.fits(policy.tokenizer.prompt(p.prompt))]
     skipped = sorted({p.id for p in problems} - {p.id for p in short})
     if skipped:
-        say(f"search: too long for the model's context, skipped: {', '.join(skipped)}")
+        log(f"search: too long for the model's context, skipped: {', '.join(skipped)}")
     if not short:
-        raise AstroError("search: no problem fits the model's context; lower search.max_tokens or max_step_tokens")
-    store = Store(folder, short, c.wave, digest, part)
+        raise AstroError(
+            "search: no problem fits the model's context; lower search.max_rollout_tokens or max_step_tokens"
+        )
+    store = Store(folder, short, c.shard_size, digest, part)
     meter = Meter(folder / f"cost-{part[0]}-of-{part[1]}.json", driver)
     meter.torn = store.torn
     _grow(store, meter, driver)
@@ -64,9 +66,15 @@ def _grow(store: Store, meter: Meter, driver: Driver) -> None:
     ended = valid = 0
     begun = sum(tree.iterations for tree in flight)
     saved = time.monotonic()
-    with Bar("search", store.total, "problems", store.total - store.left) as bar, driver.policy.sampler.keeping():
+    with (
+        ProgressBar("search", store.total, "problems", store.total - store.left) as bar,
+        driver.policy.engine.keeping(),
+    ):
         while flight or queue:
-            flight += [driver.plant(queue.popleft()) for _ in range(min(driver.c.wave - len(flight), len(queue)))]
+            flight += [
+                driver.plant(queue.popleft())
+                for _ in range(min(driver.c.max_concurrent_trees - len(flight), len(queue)))
+            ]
             meter.nodes -= sum(len(tree.nodes) for tree in flight)
             driver.grow(flight)
             meter.nodes += sum(len(tree.nodes) for tree in flight)
@@ -80,7 +88,7 @@ def _grow(store: Store, meter: Meter, driver: Driver) -> None:
                 meter.save()
                 saved = time.monotonic()
             bar.advance(
-                len(done), (sum(tree.iterations for tree in flight) - begun) / driver.c.iterations,
+                len(done), (sum(tree.iterations for tree in flight) - begun) / driver.c.num_simulations,
                 **{"yield": valid / max(ended, 1)}, **meters.shares(meter.here()),
             )  # fmt: skip
     if ended or meter.torn:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
 
-from astro_jax import processes, storage
+from astro_jax import distributed, storage
 from astro_jax.errors import AstroError
-from astro_jax.problems import Problem
-from astro_jax.progress import say
+from astro_jax.progress import log
 from astro_jax.search.tree import Tree
 from astro_jax.storage import Json, Shards
+from astro_jax.types import Problem
 
 Part = tuple[int, int]  # (i, n): the i-th of n processes
 
@@ -40,7 +40,7 @@ class Store:
         blocks = [problems[i : i + size] for i in range(0, len(problems), size)]
         if part[1] > len(blocks):
             raise AstroError(
-                f"--shard {part[0]}/{part[1]}: search.wave={size} cuts the problems into {len(blocks)} parts"
+                f"--shard {part[0]}/{part[1]}: search.shard_size={size} cuts the problems into {len(blocks)} parts"
             )
         self.folder, self.digest, self.torn = folder, digest, 0
         self.total = sum(map(len, blocks[part[0] :: part[1]]))
@@ -60,7 +60,7 @@ class Store:
                 self.under_way.append(tree)
         begun = self._ended.keys() | {tree.problem.id for tree in self.under_way}
         self.waiting = [p for block in self._missing.values() for p in block if p.id not in begun]
-        processes.agree("the trees so far", [sorted(begun), sorted(self._missing)])
+        distributed.assert_equal_across_processes("the trees so far", [sorted(begun), sorted(self._missing)])
         for b in list(self._missing):
             self._write(b)
 
@@ -82,7 +82,7 @@ class Store:
     def close(self) -> None:
         """Remove what was under way: all trees of this process are in their blocks."""
         for path in list(self.folder.glob("underway-*.jsonl")):
-            if processes.leader() and (self._alone or path == self._mine):
+            if distributed.is_main_process() and (self._alone or path == self._mine):
                 path.unlink()
 
     def read(self) -> Iterator[Tree]:
@@ -110,7 +110,7 @@ class Store:
                 f"{path}: holds trees of other problems; nothing was changed, remove it or choose another out"
             )
         if lost := len(block) - len(trees):
-            say(f"{path}: cut short, {lost} of its {len(block)} trees are grown again")
+            log(f"{path}: cut short, {lost} of its {len(block)} trees are grown again")
             self.torn += lost
             self._missing[b] = block
             self._ended |= {tree.problem.id: tree for tree in trees}

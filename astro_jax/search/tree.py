@@ -12,8 +12,8 @@ import json
 import math
 from collections.abc import Sequence
 
-from astro_jax.problems import Problem
 from astro_jax.storage import Json
+from astro_jax.types import Problem
 
 
 @dataclasses.dataclass

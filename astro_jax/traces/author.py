@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from astro_jax.errors import AstroError
 from astro_jax.llama.tokenizer import Tokenizer
+from astro_jax.policy import Policy
 from astro_jax.prompts import Prompt
-from astro_jax.sampler import Policy, Request
+from astro_jax.sampler import Request, SamplingParams
 from astro_jax.verify import Verifier
 
 
@@ -43,17 +44,17 @@ class Author:
         Raises:
           AstroError: when the model's context cannot hold max_tokens at all.
         """
-        room = self.policy.sampler.config.max_positions - max_tokens
+        room = self.policy.engine.config.max_positions - max_tokens
         if room < 1:
             raise AstroError(f"traces: the model has no room for {max_tokens} new tokens; lower traces.*_tokens")
         requests = [Request(tuple(self._tokenizer.prompt(q.text)), q.n, q.name) for q in questions]
-        fit = [i for i, request in enumerate(requests) if len(request.prefix) <= room]
+        fit = [i for i, request in enumerate(requests) if len(request.prompt_token_ids) <= room]
         samples = self.policy.generate(
-            [requests[i] for i in fit], max_tokens=max_tokens, temperature=temperature, stop_strings=stop_strings
+            [requests[i] for i in fit], SamplingParams(max_tokens, temperature, stop=tuple(stop_strings))
         )
         found: list[list[str | None]] = [[] for _ in questions]
         for i, each in zip(fit, samples, strict=True):
-            found[i] = [self.policy.tokenizer.decode(s.tokens.tolist()) if s.stopped else None for s in each]
+            found[i] = [self.policy.tokenizer.decode(s.token_ids.tolist()) if s.stopped else None for s in each]
         return found
 
     @functools.cached_property

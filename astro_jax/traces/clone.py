@@ -11,8 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from astro_jax import phrases
-from astro_jax.problems import countdown
+from astro_jax import countdown, phrases
 from astro_jax.search.tree import Tree
 
 

@@ -16,8 +16,7 @@ from astro_jax import config as cfg
 from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.llama.tokenizer import Tokenizer
-from astro_jax.problems import Problem
-from astro_jax.progress import Bar
+from astro_jax.progress import ProgressBar
 from astro_jax.search.tree import Tree
 from astro_jax.storage import Json, Shards
 from astro_jax.traces import rewrite
@@ -27,6 +26,7 @@ from astro_jax.traces.direct import best_of_n, by_turns, matched
 from astro_jax.traces.linearize import backtracks, sample, wrong_answers
 from astro_jax.traces.rewrite import Draft
 from astro_jax.traces.self_evaluation import evaluate
+from astro_jax.types import Problem
 
 
 def needs_model(c: cfg.Traces) -> bool:
@@ -36,10 +36,10 @@ def needs_model(c: cfg.Traces) -> bool:
 
 def check(c: cfg.Traces, problems: Sequence[Problem]) -> None:
     """Refuse, before any search, what cannot be made of these problems."""
-    if c.backtracks and (len(c.backtracks) != c.max_backtracks or not any(c.backtracks)):
+    if c.backtrack_weights and (len(c.backtrack_weights) != c.max_backtracks or not any(c.backtrack_weights)):
         raise AstroError(
-            f"traces.backtracks: a weight for each k from 1 to traces.max_backtracks={c.max_backtracks} is wanted, "
-            f"not all of them 0; got {list(c.backtracks)}"
+            f"traces.backtrack_weights: a weight for each k from 1 to traces.max_backtracks={c.max_backtracks} is wanted, "
+            f"not all of them 0; got {list(c.backtrack_weights)}"
         )
     if (c.self_evaluation or rewrite.kinds(c)) and any(p.task == "countdown" for p in problems):
         raise AstroError(
@@ -91,9 +91,9 @@ def _waves(folder: epath.Path, trees: Shards, c: cfg.Traces, seed: int, author: 
     if author is None:
         yield from (_make([tree], c, seed, None) for tree in stream)
         return
-    with Bar("traces", sum(1 for _ in trees.read()), "trees") as bar:
+    with ProgressBar("traces", sum(1 for _ in trees.read()), "trees") as bar:
         for i in itertools.count():
-            if not (wave := list(itertools.islice(stream, c.wave))):
+            if not (wave := list(itertools.islice(stream, c.shard_size))):
                 return
             if not store.has(i):
 
@@ -140,7 +140,7 @@ def _drafts(tree: Tree, c: cfg.Traces, seed: int, evaluation: Json | None) -> tu
         pieces = clone(tree, sequence, c.min_value_reflect, reflect)
         return Draft(tree, ("traces", kind, tree.problem.id, i), sequence, pieces)
 
-    drawn = (sample(tree, k, rng, c.leave, c.merge, passed) for k in _draw_ks(tree, c, rng))
+    drawn = (sample(tree, k, rng, c.leave_at, c.merge_at, passed) for k in _draw_ks(tree, c, rng))
     astro = [draft("astro", i, s, c.phrases != "none") for i, s in enumerate(drawn) if s is not None]
     plain = (sample(tree, 0, rng, passed=passed) for _ in astro if c.direct == "trees")
     direct = [draft("direct", i, s, False) for i, s in enumerate(plain) if s is not None]
@@ -152,7 +152,7 @@ def _draw_ks(tree: Tree, c: cfg.Traces, rng: random.Random) -> list[int]:
     1..max_backtracks, as far as the tree has that many different wrong answers; without any, there are none."""
     ks = [0] * c.direct_examples
     possible = range(1, min(c.max_backtracks, len(wrong_answers(tree))) + 1)
-    weights = c.backtracks[: len(possible)]
+    weights = c.backtrack_weights[: len(possible)]
     if weights:
         return ks + (rng.choices(possible, weights, k=c.search_examples) if any(weights) else [])
     return ks + [rng.randint(1, possible[-1]) for _ in range(c.search_examples) if possible]

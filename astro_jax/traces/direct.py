@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
-from astro_jax.problems import Problem
+from astro_jax.sampler import SamplingParams
 from astro_jax.storage import Json
 from astro_jax.traces.author import Author
+from astro_jax.types import Problem
 
 
 def best_of_n(problems: Sequence[Problem], c: cfg.Traces, author: Author) -> list[list[str]]:
     """The different right answers among N independent samples of each problem: what needs no tree (asked for by the
     paper's reviewers)."""
     requests = [author.policy.request(p.prompt, c.direct_samples, "traces", "best-of-n", p.id) for p in problems]
-    samples = author.policy.generate(requests, max_tokens=c.direct_tokens, temperature=1.0)
+    samples = author.policy.generate(requests, SamplingParams(c.direct_tokens))
     responses = [[author.policy.response(p, s) for s in each] for p, each in zip(problems, samples, strict=True)]
     verdicts = iter(author.verifier.judge([r for each in responses for r in each]))
     return [list(dict.fromkeys(r.text for r in each if next(verdicts).correct)) for each in responses]

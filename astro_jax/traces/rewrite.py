@@ -17,7 +17,7 @@ from astro_jax.search.tree import Tree
 from astro_jax.traces import check
 from astro_jax.traces.author import Author, Question
 from astro_jax.traces.clone import Piece
-from astro_jax.verify import Response
+from astro_jax.types import Response
 
 PROMPTS = {"step": "rewrite", "backtrack": "go_back", "reflect": "reflect"}
 

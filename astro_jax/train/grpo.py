@@ -16,12 +16,13 @@ from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import Sharding
-from astro_jax.problems import Problem
-from astro_jax.sampler import Policy, Sampler
+from astro_jax.policy import Policy
+from astro_jax.sampler import Engine, SamplingParams
 from astro_jax.train import data, losses
 from astro_jax.train.losses import RolloutBatch
 from astro_jax.train.state import Loss, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
-from astro_jax.verify import Verdict, Verifier
+from astro_jax.types import Problem, Verdict
+from astro_jax.verify import Verifier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Rollout:
         return 1.0 if self.verdict.correct else -1.0
 
 
-def advantages(rewards: np.ndarray, normalize_std: bool) -> np.ndarray:
+def advantages(rewards: np.ndarray, scale_rewards: bool) -> np.ndarray:
     """A_i = (r_i - mean) / std over each group (arXiv 2402.03300, section 4.1.2); rewards float [prompts, group].
 
     A group whose rewards are all alike has advantages of 0.
     """
     centered = rewards - rewards.mean(axis=1, keepdims=True)
-    if not normalize_std:
+    if not scale_rewards:
         return centered
     return centered / (rewards.std(axis=1, keepdims=True) + 1e-6)
 
@@ -55,8 +56,10 @@ def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Loss:
 
     def loss(params: Params, rollouts: RolloutBatch) -> tuple[jax.Array, Metrics]:
         batch = rollouts.batch
-        logp, entropy = losses.token_logprobs(losses.cast(params, c.dtype), batch, config, sharding, c.remat)
-        value, clipped = losses.policy_loss(logp, rollouts.old_logprobs, rollouts.advantages, batch.weights, c.clip)
+        logp, entropy = losses.token_logprobs(
+            losses.cast(params, c.dtype), batch, config, sharding, c.remat_policy == "full"
+        )
+        value, clipped = losses.policy_loss(logp, rollouts.old_logprobs, rollouts.advantages, batch.weights, c.epsilon)
         gap = jax.numpy.abs(logp - rollouts.old_logprobs)
         share = batch.weights.sum()
         sums = {"loss": value, "weight": share, "clip_fraction": clipped * share}
@@ -82,7 +85,7 @@ class Trainer:
         c: cfg.Grpo,
         name: str,
         problems: Sequence[Problem],
-        sampler: Sampler,
+        engine: Engine,
         tokenizer: Tokenizer,
         verifier: Verifier,
         tx: Any,
@@ -90,51 +93,52 @@ class Trainer:
         train_sharding: Sharding,
     ):
         longest = max(len(tokenizer.prompt(p.prompt)) for p in problems)
-        if longest + c.max_tokens > c.length:
+        if longest + c.max_completion_length > c.max_length:
             raise AstroError(
-                f"grpo.length={c.length}: a row must hold a prompt ({longest} tokens here) and grpo.max_tokens="
-                f"{c.max_tokens}; raise it to {longest + c.max_tokens} or more"
+                f"grpo.max_length={c.max_length}: a row must hold a prompt ({longest} tokens here) and grpo.max_completion_length="
+                f"{c.max_completion_length}; raise it to {longest + c.max_completion_length} or more"
             )
-        self.c, self.name, self.problems, self.sampler, self.tokenizer = c, name, problems, sampler, tokenizer
+        self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
         self.verifier = verifier
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
         self._apply = make_apply(tx, config, train_sharding)
-        self._reshard = make_reshard(c, config, sampler.sharding)
+        self._reshard = make_reshard(c, config, engine.sharding)
 
     def step(self, state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
-        """Sample, score, update."""
+        """Completion, score, update."""
         groups = self.rollouts(self._reshard(state.params), i)
         rewards = np.asarray([[r.reward for r in group] for group in groups])
         every = [r for group in groups for r in group]
-        scores = advantages(rewards, self.c.normalize_std).reshape(-1)
+        scores = advantages(rewards, self.c.scale_rewards).reshape(-1)
         metrics: dict[str, Any] = {}
-        for part in np.array_split(np.arange(len(every)), self.c.updates):
+        for part in np.array_split(np.arange(len(every)), self.c.steps_per_generation):
             state, metrics = self._update(state, [every[j] for j in part], scores[part])
         return state, metrics | rollout_metrics(every)
 
     def rollouts(self, params: Params, i: int) -> list[list[Rollout]]:
         """One group of scored responses for each prompt of step i."""
-        c, policy = self.c, Policy(self.sampler, params, self.tokenizer)
+        c, policy = self.c, Policy(self.engine, params, self.tokenizer)
         chosen = [self.problems[j] for j in self._order(i)]
         # The place is part of the name: where few problems make many prompts, one may come twice in a step.
         requests = [
-            policy.request(p.prompt, c.group, "grpo", self.name, i, place, p.id) for place, p in enumerate(chosen)
+            policy.request(p.prompt, c.num_generations, "grpo", self.name, i, place, p.id)
+            for place, p in enumerate(chosen)
         ]
         # Temperature 1 and no truncation of the distribution: the samples' log-probabilities are the policy's.
-        samples = policy.generate(requests, max_tokens=c.max_tokens)
+        samples = policy.generate(requests, SamplingParams(c.max_completion_length))
         responses = [policy.response(problem, s) for problem, group in zip(chosen, samples, strict=True) for s in group]
         verdicts = iter(self.verifier.judge(responses))
         return [
-            [Rollout(request.prefix, s.tokens, s.logprobs, next(verdicts), s.stopped) for s in group]
+            [Rollout(request.prompt_token_ids, s.token_ids, s.logprobs, next(verdicts), s.stopped) for s in group]
             for request, group in zip(requests, samples, strict=True)
         ]
 
     def _order(self, i: int) -> list[int]:
         """The problems of step i: one shuffled pass over all of them after another."""
         n = len(self.problems)
-        places = range(i * self.c.prompts, (i + 1) * self.c.prompts)
-        passes = {place // n: np.random.default_rng((self.sampler.seed, place // n)).permutation(n) for place in places}
+        places = range(i * self.c.prompts_per_step, (i + 1) * self.c.prompts_per_step)
+        passes = {place // n: np.random.default_rng((self.engine.seed, place // n)).permutation(n) for place in places}
         return [int(passes[place // n][place % n]) for place in places]
 
     def _update(
@@ -160,7 +164,7 @@ class Trainer:
         documents = [_document(r, a, 1.0 / total) for r, a in zip(rollouts, scores, strict=True) if a != 0]
         if not documents:
             return []
-        batch, extras = data.pack(documents, self.c.length)
+        batch, extras = data.pack(documents, self.c.max_length)
         micro = micro_rows(self.c, self.sharding)
         rows = -(-len(batch.tokens) // micro) * micro
         every = RolloutBatch(batch, extras["advantages"], extras["old_logprobs"])
@@ -171,7 +175,7 @@ class Trainer:
 def micro_rows(c: cfg.Grpo, sharding: Sharding) -> int:
     """Rows of a micro-batch: those of the config, rounded up to what divides over the devices."""
     n = sharding.batch_size
-    return -(-c.micro_batch // n) * n
+    return -(-c.micro_batch_size // n) * n
 
 
 def _document(r: Rollout, advantage: float, weight: float) -> data.Document:

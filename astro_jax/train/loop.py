@@ -9,8 +9,8 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from astro_jax import processes, storage
-from astro_jax.progress import Bar
+from astro_jax import distributed, storage
+from astro_jax.progress import ProgressBar
 from astro_jax.train.state import Metrics, TrainState
 
 # Metrics are fetched this many steps at a time, so that the host does not wait for each step.
@@ -54,14 +54,14 @@ def run(
             if data is not None:
                 data.set_state(loaded["data"])
         log.cut(first)
-        with Bar(label, steps, "steps", done=first) as bar:
+        with ProgressBar(label, steps, "steps", done=first) as bar:
             for i in range(first, steps):
                 state, metrics = advance(state, i)
                 log.add(i + 1, metrics)
                 bar.advance(1, **log.last)
                 if (i + 1) % save_every == 0 or i + 1 == steps:
                     log.flush()
-                    processes.agree(f"{label}, step {i + 1}", log.last)
+                    distributed.assert_equal_across_processes(f"{label}, step {i + 1}", log.last)
                     # Not the iterator itself: Orbax would write a file a process, and the batches are the same in all.
                     saved = {"state": state} | ({"data": data.get_state()} if data is not None else {})
                     checkpointer.save_checkpointables(i + 1, saved)

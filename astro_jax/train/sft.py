@@ -17,7 +17,7 @@ def make_loss(c: cfg.Sft, config: LlamaConfig, sharding: Sharding) -> Loss:
     """Mean cross entropy of the weighted tokens of a Batch."""
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        logp, _ = losses.token_logprobs(losses.cast(params, c.dtype), batch, config, sharding, c.remat)
+        logp, _ = losses.token_logprobs(losses.cast(params, c.dtype), batch, config, sharding, c.remat_policy == "full")
         value = losses.cross_entropy(logp, batch.weights)
         return value, {"loss": value}
 

@@ -31,18 +31,18 @@ class TrainState:
 
 
 def make_optimizer(c: cfg.Sft | cfg.Grpo, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; warm-up, then a cosine to final_lr x the peak over `steps`."""
-    warmup = round(c.warmup * steps)
+    """AdamW after clipping by the global norm; warm-up, then a cosine to min_lr_rate x the peak over `steps`."""
+    warmup = round(c.warmup_ratio * steps)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=c.learning_rate / (warmup + 1),
         peak_value=c.learning_rate,
         warmup_steps=warmup,
         decay_steps=max(steps, warmup + 1),
-        end_value=c.learning_rate * c.final_lr,
+        end_value=c.learning_rate * c.min_lr_rate,
     )
     b1, b2 = c.betas
     return optax.chain(
-        optax.clip_by_global_norm(c.clip_norm),
+        optax.clip_by_global_norm(c.max_grad_norm),
         optax.inject_hyperparams(optax.adamw, static_args=("mask",))(
             schedule, b1=b1, b2=b2, weight_decay=c.weight_decay, mask=_decayed
         ),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from astro_jax import config as cfg
-from astro_jax import phrases, processes
+from astro_jax import distributed
 from astro_jax.errors import AstroError
-from astro_jax.problems import Problem
+from astro_jax.phrases import count_backtracks
+from astro_jax.types import Problem, Response, Verdict
 from astro_jax.verify.answer import Rule
 from astro_jax.verify.math import Graded
 from astro_jax.verify.pool import Outcome, Pool, Question, Timeout
@@ -18,45 +18,6 @@ from astro_jax.verify.tally import Tally
 
 IN_WORKERS = ("math", "gym")  # tasks whose answers are parsed by libraries
 ENOUGH = 200  # verdicts before a run is stopped for those that failed
-
-# "unparsed": no answer could be read; "timeout" and "error": the verifier gave up, which says nothing of the answer.
-Status = Literal["correct", "wrong", "unparsed", "timeout", "error"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What a verifier says of one response.
-
-    Attributes:
-      correct: the response ends with a right answer.
-      valid: every step of it, also of branches that were given up, is true and allowed.
-      answer: the final answer as text; None where none was given or what leads to it is not valid.
-      backtracks: how often it went back.
-      expression: for Countdown, the arithmetic expression that the answer stands for.
-      failure: why there is no verdict; then the response does not count as correct.
-    """
-
-    correct: bool
-    valid: bool
-    answer: str | None
-    backtracks: int
-    expression: str | None = None
-    failure: Literal["timeout", "error"] | None = None
-
-    @property
-    def status(self) -> Status:
-        """One word for the report."""
-        if self.failure is not None:
-            return self.failure
-        return "correct" if self.correct else "unparsed" if self.answer is None else "wrong"
-
-
-class Response(NamedTuple):
-    """What is judged: the text after the problem's prompt, without the end token, and whether an end token ended it."""
-
-    problem: Problem
-    text: str
-    stopped: bool
 
 
 class Verifier:
@@ -80,12 +41,12 @@ class Verifier:
           use: which rule of the config answers of mathematics are judged by.
 
         Raises:
-          AstroError: when too large a share of what was judged so far has no verdict (verify.max_failed).
+          AstroError: when too large a share of what was judged so far has no verdict (verify.max_failed_share).
         """
         remote = [i for i, r in enumerate(responses) if r.problem.task in IN_WORKERS and r.stopped]
         if any(responses[i].problem.task == "gym" for i in remote):
             self._load("reasoning_gym")
-        asked = self._ask([_question(responses[i], getattr(self.c, use)) for i in remote])
+        asked = self._ask([_question(responses[i], getattr(self.c, f"{use}_rule")) for i in remote])
         found = dict(zip(remote, asked, strict=True))
         verdicts = [self._verdict(r, found[i]) if i in found else verify(*r) for i, r in enumerate(responses)]
         self.tally.add(v.status for v in verdicts)
@@ -100,17 +61,19 @@ class Verifier:
     def pool(self) -> Pool:
         """The workers."""
         if self._pool is None:
-            self._pool = Pool(self.c.workers or os.cpu_count() or 1, self.c.seconds, int(self.c.memory * 2**30))
+            self._pool = Pool(
+                self.c.num_workers or os.cpu_count() or 1, self.c.timeout_seconds, int(self.c.memory_gib * 2**30)
+            )
         return self._pool
 
     def _ask(self, questions: Sequence[Question]) -> list[Outcome]:
         """The outcomes, in order; of several processes each asks its own workers a part, and all have all of them."""
-        n = processes.count()
+        n = distributed.process_count()
         if n == 1:
             return self.pool.ask(questions)
-        mine = self.pool.ask(questions[processes.index() :: n])
+        mine = self.pool.ask(questions[distributed.process_index() :: n])
         found: list[Outcome] = [Outcome(None, 0.0)] * len(questions)
-        for i, theirs in enumerate(processes.exchange("verdicts", [_packed(outcome) for outcome in mine])):
+        for i, theirs in enumerate(distributed.all_gather("verdicts", [_packed(outcome) for outcome in mine])):
             found[i::n] = map(_unpacked, theirs)
         return found
 
@@ -136,10 +99,10 @@ class Verifier:
             return  # a toy that learns the format gives no valid answer for a while
         counts = self.tally.counts
         total, failed = sum(counts.values()), sum(counts[s] for s in ("unparsed", "timeout", "error"))
-        if total >= ENOUGH and failed > self.c.max_failed * total:
+        if total >= ENOUGH and failed > self.c.max_failed_share * total:
             told = ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
             raise AstroError(
-                f"verify: {failed} of {total} responses have no verdict ({told}), over verify.max_failed: are they "
+                f"verify: {failed} of {total} responses have no verdict ({told}), over verify.max_failed_share: are they "
                 "cut off (max_tokens), without an end token (chat.template), or without the \\boxed that is asked for?"
             )
 
@@ -173,11 +136,6 @@ def _question(response: Response, rule: Rule) -> Question:
     if problem.task == "gym":
         return "gym", (problem.meta["task"], problem.meta["entry"], text, rule)
     return "math", (problem.answer, text, rule)
-
-
-def count_backtracks(response: str) -> int:
-    """How often a text goes back, by the fixed phrases."""
-    return sum(response.count(phrase.strip()) for phrase in phrases.BACKTRACKS)
 
 
 def verify(problem: Problem, response: str, stopped: bool) -> Verdict:

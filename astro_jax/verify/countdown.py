@@ -13,9 +13,8 @@ import dataclasses
 import re
 
 from astro_jax import phrases
-from astro_jax.problems import Problem
-from astro_jax.problems.countdown import HIT, MISS, Numbers, apply, remove
-from astro_jax.verify import Verdict
+from astro_jax.countdown import HIT, MISS, Numbers, apply, remove
+from astro_jax.types import Problem, Verdict
 
 # A number is written in one way, and has at most 9 digits, so that no response can make the arithmetic slow.
 _N = r"(?:0|-?[1-9][0-9]{0,8})"

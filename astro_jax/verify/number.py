@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from astro_jax.problems import Problem
-from astro_jax.verify import Verdict, count_backtracks
+from astro_jax.phrases import count_backtracks
+from astro_jax.types import Problem, Verdict
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,20})(?:\.\d{1,8})?"
 _NUMBER = rf"[-−]?{_DIGITS}"

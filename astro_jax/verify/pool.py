@@ -143,7 +143,7 @@ class Pool:
         """Stop a worker: what it was at ends so, what it had not begun goes to others."""
         if not w.ready:
             raise AstroError(
-                f"verify: a worker did not start ({str(why) or 'no answer'}); try again with verify.workers=1"
+                f"verify: a worker did not start ({str(why) or 'no answer'}); try again with verify.num_workers=1"
             )
         if w.queue:
             finish(w, w.queue.popleft(), why)

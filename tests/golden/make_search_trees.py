@@ -84,7 +84,7 @@ def search(problem):
             steps = {}
             for s in draw(leaf, SEARCH["proposals"], "propose"):
                 if s.stopped:
-                    steps[tuple(s.tokens.tolist())] = float(np.sum(s.logprobs))
+                    steps[tuple(s.token_ids.tolist())] = float(np.sum(s.logprobs))
             if not steps:
                 leaf["verdict"], leaf["reward"] = verify(problem, "", False), 0.0
                 leaf["evaluations"] += 1
@@ -98,7 +98,7 @@ def search(problem):
                     child["reward"] = float(child["verdict"].correct)
                 else:
                     rollouts = draw(child, SEARCH["rollouts"], "rollout")
-                    verdicts = [judge(child, s.tokens.tolist(), s.stopped) for s in rollouts]
+                    verdicts = [judge(child, s.token_ids.tolist(), s.stopped) for s in rollouts]
                     child["reward"] = sum(v.correct for v in verdicts) / len(verdicts)
                 child["evaluations"] = 1
         done += 1

@@ -1,0 +1,69 @@
+"""A policy: the parameters of a model, with the engine and the tokenizer that belong to it."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from astro_jax import config as cfg
+from astro_jax.llama import checkpoint
+from astro_jax.llama import tokenizer as tokenizers
+from astro_jax.llama.params import Params
+from astro_jax.llama.tokenizer import Tokenizer
+from astro_jax.mesh import decode_sharding, make_mesh
+from astro_jax.sampler import Completion, Engine, Request, SamplingParams
+from astro_jax.types import Problem, Response
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """The model that search, traces, GRPO and evaluation sample from."""
+
+    engine: Engine
+    params: Params
+    tokenizer: Tokenizer
+
+    @classmethod
+    def load(cls, path: str, seed: int = 0, chat: cfg.Chat | None = None, **engine_options: Any) -> Policy:
+        """Load a checkpoint, a Hugging Face folder, or a model that ships with the package, onto one device.
+
+        Args:
+          engine_options: arguments of the Engine, for example max_num_seqs=64.
+
+        Raises:
+          AstroError: if there is no model or no tokenizer, or if they are damaged.
+        """
+        sharding = decode_sharding(make_mesh())
+        config, params = checkpoint.load(path, sharding)
+        return cls(Engine(config, sharding, seed, **engine_options), params, tokenizers.load(path, chat))
+
+    def request(self, prompt: str, n: int, *request_id: str | int) -> Request:
+        """Make a request for n completions of a problem's prompt."""
+        return Request(tuple(self.tokenizer.prompt(prompt)), n, request_id)
+
+    def response(self, problem: Problem, completion: Completion, before: str = "") -> Response:
+        """Turn a completion into a response. `before` is the text between the prompt and the completion."""
+        return Response(problem, before + self.tokenizer.decode(completion.token_ids.tolist()), completion.stopped)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingParams, progress: Callable[[int], None] | None = None
+    ) -> list[list[Completion]]:
+        """Sample all completions of all requests: `Engine.generate` with the stop tokens and strings of `sampling`."""
+        if sampling.stop_token_ids is None:
+            sampling = dataclasses.replace(sampling, stop_token_ids=self.tokenizer.ends)
+        stop_fn = functools.partial(self._stop_length, sampling.stop) if sampling.stop else None
+        return self.engine.generate(self.params, requests, sampling, stop_fn=stop_fn, progress=progress)
+
+    def _stop_length(self, strings: tuple[str, ...], token_ids: list[int]) -> int | None:
+        """The number of tokens up to the end of the first stop string; None if the text holds none."""
+
+        def has_stop(n: int) -> bool:
+            text = self.tokenizer.decode(token_ids[:n])
+            return any(s in text for s in strings)
+
+        if not has_stop(len(token_ids)):
+            return None
+        return bisect.bisect_left(range(len(token_ids)), True, key=has_stop)

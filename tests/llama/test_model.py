@@ -1,0 +1,362 @@
+"""The model against NumPy, against golden logits of transformers, and against transformers itself where torch is."""
+
+import functools
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from etils import epath
+from helpers import LLAMA3, assert_trees_close, countdown_tokenizer, tiny_config, tiny_params
+
+from astro_jax import llama
+from astro_jax.errors import AstroError
+from astro_jax.llama import attention, hf, model
+from astro_jax.llama import params as llama_params
+from astro_jax.llama.config import LlamaConfig, from_hf, llama3_8b, to_hf
+from astro_jax.train.losses import cast
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "llama.npz"
+GOLDEN_NAMES = [
+    "every-head-its-own", "grouped-llama3", "one-shared-tied", "wide-heads", "llama-2", "llama-3", "llama-3.1",
+    "llama-3.2-tied", "mistral",
+]  # fmt: skip
+VARIANTS = {
+    "all": {"n_kv_heads": 4},
+    "grouped": {"n_kv_heads": 2, "tie_embeddings": True},
+    "one": {"n_kv_heads": 1, "head_dim": 8},
+    "llama3": {"rope_scaling": LLAMA3, "rope_theta": 500.0},
+    "three-layers": {"n_layers": 3, "norm_eps": 1e-2},
+}
+CONFIG = tiny_config()
+PARAMS = tiny_params(CONFIG)
+SHALLOW = tiny_config(n_layers=1)
+SHALLOW_PARAMS = tiny_params(SHALLOW)
+forward = jax.jit(llama.forward, static_argnums=2)
+
+
+def random_tokens(*shape, seed=0, vocab=20):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, vocab, shape), jnp.int32)
+
+
+# ---- An independent forward pass: one token, one head at a time, in float64
+
+
+def numpy_angles(config):
+    """Angle per position of each pair, as Llama 3.1's reference code says it: by wavelengths."""
+    s, found = config.rope_scaling, []
+    for i in range(config.head_dim // 2):
+        freq = config.rope_theta ** (-2 * i / config.head_dim)
+        wavelength = 2 * np.pi / freq
+        if s and wavelength > s.original_max_positions / s.low_freq_factor:
+            freq /= s.factor
+        elif s and wavelength > s.original_max_positions / s.high_freq_factor:
+            ramp = s.original_max_positions / wavelength - s.low_freq_factor
+            ramp /= s.high_freq_factor - s.low_freq_factor
+            freq = (1 - ramp) * freq / s.factor + ramp * freq
+        found.append(freq)
+    return np.array(found)
+
+
+def numpy_forward(params, tokens, config):
+    """Logits [S, V] of tokens [S]."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+    def norm(x, weight):
+        return x / np.sqrt(np.mean(x**2) + config.norm_eps) * weight
+
+    def rotate(x, position):
+        half = config.head_dim // 2
+        z = (x[:half] + 1j * x[half:]) * np.exp(1j * position * numpy_angles(config))
+        return np.concatenate([z.real, z.imag])
+
+    xs = [p.embed[t] for t in tokens]
+    for i in range(config.n_layers):
+        layer = jax.tree.map(lambda x: x[i], p.layers)  # noqa: B023
+        ys = [norm(x, layer.attn_norm) for x in xs]
+        for head in range(config.n_heads):
+            kv = head * config.n_kv_heads // config.n_heads
+            qs = [rotate(y @ layer.wq[:, head], t) for t, y in enumerate(ys)]
+            ks = [rotate(y @ layer.wk[:, kv], t) for t, y in enumerate(ys)]
+            vs = [y @ layer.wv[:, kv] for y in ys]
+            for t in range(len(tokens)):
+                e = np.exp([qs[t] @ k / np.sqrt(config.head_dim) for k in ks[: t + 1]])
+                xs[t] = xs[t] + (e / e.sum()) @ np.array(vs[: t + 1]) @ layer.wo[head]
+        for t, x in enumerate(xs):
+            y = norm(x, layer.mlp_norm)
+            gate = y @ layer.w_gate
+            xs[t] = x + (gate / (1 + np.exp(-gate)) * (y @ layer.w_up)) @ layer.w_down
+    head = p.embed.T if config.tie_embeddings else p.lm_head
+    return np.array([norm(x, p.final_norm) @ head for x in xs])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_forward_equals_numpy(name):
+    config = tiny_config(**VARIANTS[name])
+    params = tiny_params(config)
+    tokens = random_tokens(2, 24)  # longer than the 16 positions that the scaling of RoPE starts from
+    expected = [numpy_forward(params, row, config) for row in np.asarray(tokens)]
+    np.testing.assert_allclose(forward(params, tokens, config), expected, atol=1e-4)
+
+
+# ---- transformers
+
+
+def read_transformers(folder, config, tensors):
+    """(config, params) of a folder that holds these."""
+    (folder / "config.json").write_text(config)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    return hf.read(epath.Path(folder))
+
+
+def read_golden(name, folder):
+    """(config, params, tokens, positions, logits), read from a folder made of the golden data."""
+    data = np.load(GOLDEN)
+    prefix = f"{name}/weights/"
+    tensors = {key.removeprefix(prefix): data[key].astype(np.float32) for key in data if key.startswith(prefix)}
+    read = read_transformers(folder, str(data[f"{name}/config"]), tensors)
+    return *read, *(data[f"{name}/{what}"] for what in ("tokens", "positions", "logits"))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def forward_at(params, tokens, positions, config):
+    """Logits of tokens that stand at these positions."""
+    return model.lm_head(params, model.hidden(params, tokens, config, positions=positions))
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_forward_equals_golden_logits_of_transformers(name, tmp_path):
+    config, params, tokens, positions, logits = read_golden(name, tmp_path)
+    np.testing.assert_allclose(forward_at(params, tokens, positions, config), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_a_folder_of_transformers_is_written_back_bit_for_bit(name, tmp_path):
+    config, params, *_ = read_golden(name, tmp_path)
+    hf.write(epath.Path(tmp_path / "again"), config, params, countdown_tokenizer(9))
+    before, after = (safetensors.numpy.load_file(f / "model.safetensors") for f in (tmp_path, tmp_path / "again"))
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        np.testing.assert_array_equal(after[key], value, err_msg=key)
+
+
+def make_llama():
+    """The script that made the golden data."""
+    pytest.importorskip("torch")
+    spec = importlib.util.spec_from_file_location("make_llama", GOLDEN.with_name("make_llama.py"))
+    maker = sys.modules["make_llama"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    return maker
+
+
+def check_against_transformers(changes, seed, folder):
+    config, tensors, tokens, positions, logits = make_llama().make(changes, seed)
+    config, params = read_transformers(folder, config, tensors)
+    np.testing.assert_allclose(forward_at(params, tokens, positions, config), logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
+def test_forward_equals_transformers(name, tmp_path):
+    check_against_transformers(make_llama().VARIANTS[name], 100, tmp_path)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("rope", ["llama-2", "llama-3", "llama-3.1", "llama-3.2"])
+@pytest.mark.parametrize("kv_heads", [8, 4, 2, 1])
+def test_forward_equals_transformers_with_every_grouping_and_rope(kv_heads, rope, tied, tmp_path):
+    changes = {
+        "num_attention_heads": 8, "num_key_value_heads": kv_heads, "rope_parameters": make_llama().ROPES[rope],
+        "tie_word_embeddings": tied, "head_dim": 8,
+    }  # fmt: skip
+    check_against_transformers(changes, kv_heads, tmp_path)
+
+
+def test_far_positions_have_the_published_codes_angles_inside_jit_too():
+    # Inside jit XLA once rounded the last bit of a frequency otherwise: logits 7e-4 off at position 24000.
+    for theta in (1e4, 5e5, 1e6):
+        config = tiny_config(head_dim=64, rope_theta=theta)
+        power = np.array([np.float32(theta ** (i / 64)) for i in range(0, 64, 2)])
+        inside = jax.jit(lambda c=config: jnp.asarray(model.rope_frequencies(c)))()
+        np.testing.assert_array_equal(inside, np.float32(1) / power)
+
+
+def test_transformers_reads_what_is_written(tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaForCausalLM
+
+    for name, changes in VARIANTS.items():
+        config = tiny_config(**changes)
+        params = tiny_params(config)
+        hf.write(epath.Path(tmp_path / name), config, params, countdown_tokenizer(9))
+        tokens = random_tokens(2, 24)
+        with torch.no_grad():
+            theirs = LlamaForCausalLM.from_pretrained(tmp_path / name)(torch.tensor(np.asarray(tokens)).long()).logits
+        np.testing.assert_allclose(forward(params, tokens, config), theirs.numpy(), atol=1e-4)
+
+
+# ---- Packing
+
+
+def packed():
+    """Three documents of 5, 7 and 3 tokens and 5 of padding in one row; token 19 is in the padding alone."""
+    documents = [random_tokens(n, seed=n, vocab=19) for n in (5, 7, 3)]
+    tokens = jnp.concatenate([*documents, jnp.full(5, 19)])[None]
+    segments = jnp.asarray([[1] * 5 + [2] * 7 + [3] * 3 + [0] * 5])
+    positions = jnp.asarray([[*range(5), *range(7), *range(3), *range(5)]])
+    return documents, tokens, dict(segments=segments, positions=positions)
+
+
+@jax.jit
+def packed_hidden(params, tokens):
+    return model.hidden(params, tokens, CONFIG, **packed()[2])
+
+
+def test_packed_documents_equal_each_alone():
+    documents, tokens, _ = packed()
+    logits = model.lm_head(PARAMS, packed_hidden(PARAMS, tokens))
+    alone = [forward(PARAMS, d[None], CONFIG)[0] for d in documents]
+    np.testing.assert_allclose(logits[0, :15], np.concatenate(alone), atol=1e-5)
+    assert np.isfinite(logits).all()
+
+
+def test_no_gradient_flows_from_a_document_to_padding_or_to_another_document():
+    @jax.jit
+    @jax.grad
+    def gradient(embedded):
+        # Each position has an embedding of its own, so that gradients are seen by position.
+        x = packed_hidden(PARAMS.replace(embed=embedded), jnp.arange(20)[None])
+        return jnp.sum(x[0, 5:12] ** 3)
+
+    size = np.linalg.norm(gradient(PARAMS.embed[packed()[1][0]]), axis=-1)
+    assert (size[5:12] > 0).all() and (size[:5] == 0).all() and (size[12:] == 0).all()
+
+
+def test_what_stands_in_the_padding_does_not_matter():
+    tokens = packed()[1]
+    x, other = packed_hidden(PARAMS, tokens), packed_hidden(PARAMS, tokens.at[0, 15:].set(0))
+    np.testing.assert_array_equal(x[:, :15], other[:, :15])
+
+
+# ---- Variants of one computation
+
+
+def test_attention_in_chunks_equals_attention_at_once(monkeypatch):
+    _, tokens, layout = packed()
+
+    def run(params):
+        x = model.hidden(params, tokens, SHALLOW, **layout)
+        return jnp.mean(x[:, :15] ** 3)
+
+    at_once = jax.jit(jax.value_and_grad(run)).trace(SHALLOW_PARAMS)
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 5)
+    in_chunks = jax.jit(jax.value_and_grad(run)).trace(SHALLOW_PARAMS)
+    scores = "[1,2,2,20,20]"  # of all queries: [B, K, G, S, S]
+    assert scores in str(at_once.jaxpr) and scores not in str(in_chunks.jaxpr)
+    a, b = (traced.lower().compile()(SHALLOW_PARAMS) for traced in (at_once, in_chunks))
+    assert_trees_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_rolled_layers_equal_unrolled_ones(monkeypatch):
+    tokens = random_tokens(2, 9)
+    unrolled = forward(PARAMS, tokens, CONFIG)
+    monkeypatch.setattr(model, "UNROLLED_LAYERS", 0)
+    rolled = jax.jit(lambda p: llama.forward(p, tokens, CONFIG))(PARAMS)
+    np.testing.assert_allclose(rolled, unrolled, atol=1e-5)
+
+
+def test_remat_changes_neither_values_nor_gradients():
+    tokens = random_tokens(2, 9)
+
+    def run(params, remat):
+        return jnp.sum(model.hidden(params, tokens, SHALLOW, remat=remat) ** 3)
+
+    both = jax.jit(jax.value_and_grad(run), static_argnums=1)
+    plain, remat = (both(SHALLOW_PARAMS, r) for r in (False, True))
+    assert_trees_close(remat, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_bfloat16_is_close_and_stays_bfloat16():
+    tokens = random_tokens(2, 12)
+    exact = forward(PARAMS, tokens, CONFIG)
+    half = cast(PARAMS, "bfloat16")
+    logits = forward(half, tokens, CONFIG)
+    x = jax.eval_shape(lambda p: model.hidden(p, tokens, CONFIG), half)
+    assert x.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
+    assert 1e-4 < jnp.abs(logits - exact).max() < 0.1 * jnp.abs(exact).max()
+
+
+def test_tokens_whose_past_is_held_elsewhere_equal_the_forward_pass():
+    tokens = random_tokens(2, 11)
+    past = jnp.zeros((2, CONFIG.n_layers, 2, 11, CONFIG.n_kv_heads, CONFIG.head_dim))  # keys and values so far
+
+    def attend(layer, q, k, v, at):
+        k, v = (x[layer].at[:, at].set(y[:, 0]) for x, y in zip(past, (k, v), strict=True))
+        segments = jnp.broadcast_to(jnp.arange(11) <= at, (2, 11)).astype(jnp.int32)
+        return attention.xla(jnp.broadcast_to(q, (2, 11, *q.shape[2:])), k, v, segments)[:, at : at + 1]
+
+    for at in range(11):
+        x, *new = model.cached(
+            PARAMS, tokens[:, at : at + 1], jnp.full((2, 1), at), functools.partial(attend, at=at), CONFIG
+        )
+        past = jnp.stack([x.at[:, :, at].set(y[:, :, 0]) for x, y in zip(past, new, strict=True)])
+    logits = model.lm_head(PARAMS, x)[:, 0]
+    np.testing.assert_allclose(logits, forward(PARAMS, tokens, CONFIG)[:, -1], atol=1e-5)
+
+
+# ---- The declaration and the config
+
+
+def test_init_follows_the_declaration():
+    config = tiny_config(d_model=64, d_ff=128, vocab_size=64, init_std=0.05)
+    params = jax.tree.map(np.asarray, jax.jit(llama_params.init, static_argnums=1)(jax.random.key(0), config))
+    specs = llama_params.declare(config)
+
+    def check(spec, value):
+        assert value.shape == spec.shape
+        if spec.std == 0:
+            assert (value == 1).all()
+        else:
+            assert abs(float(value.std()) - spec.std) < 0.15 * spec.std
+
+    jax.tree.map(check, specs, params)
+    assert specs.layers.wo.std == specs.layers.w_down.std == pytest.approx(0.05 / 2)  # / sqrt(2 L), L = 2
+    assert specs.layers.wq.std == specs.embed.std == 0.05
+    assert llama_params.count(config) == sum(x.size for x in jax.tree.leaves(params))
+    assert len({float(x.ravel()[0]) for x in jax.tree.leaves(params) if x.ravel()[0] != 1}) == 9  # 9 separate draws
+
+
+def test_llama_8b_has_its_published_size():
+    assert llama_params.count(llama3_8b()) == 8_030_261_248
+    # 2 FLOPs a parameter that multiplies: all but the embedding table and the norms
+    assert llama3_8b().flops_per_token() == 2 * (8_030_261_248 - 128256 * 4096 - 65 * 4096)
+    assert llama3_8b().groups == 4
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_config_survives_hugging_faces_form(name):
+    config = tiny_config(**VARIANTS[name])
+    assert from_hf(json.loads(json.dumps(to_hf(config, "float32")))) == config
+
+
+def test_configs_of_older_transformers_are_read():
+    old = {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072, "rope_theta": 500000.0, "hidden_act": "silu", "attention_bias": False,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    }  # fmt: skip
+    assert from_hf(old) == llama3_8b()
+    assert from_hf(old | {"rope_scaling": None, "rope_theta": 1e4}).rope_scaling is None
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(AstroError, match="4 query heads do not divide into 3"):
+        LlamaConfig(vocab_size=8, d_model=8, d_ff=8, n_layers=1, n_heads=4, n_kv_heads=3, head_dim=2)
