@@ -1,0 +1,60 @@
+"""The stages of a run, declared once: names, order, parents, titles and the models that they make.
+
+The pipeline, the command line and the report read this table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+      name: as a config's `stages` names it; also its folder in a run.
+      command: the `astro` command that runs it.
+      title: its name in tables and on pages.
+      purpose: what it does, in one line.
+      parents: the stages that must have finished before it starts.
+      initial_model: the stage whose model it trains; None for a stage that trains none.
+      makes_model: whether its folder holds a model that evaluation measures.
+    """
+
+    name: str
+    command: str
+    title: str
+    purpose: str
+    parents: tuple[str, ...] = ()
+    initial_model: str | None = None
+    makes_model: bool = False
+
+
+def _training(name: str, command: str, title: str, purpose: str, initial: str, *data: str) -> Stage:
+    return Stage(name, command, title, purpose, data or (initial,), initial, makes_model=True)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("base", "base", "Base", "import the base model, or train it from scratch", makes_model=True),
+        Stage("search", "search", "Search", "grow a search tree for each problem", ("base",)),
+        Stage("traces", "traces", "Traces", "turn trees into chains of thought", ("search",)),
+        _training("direct-sft", "sft", "Direct-SFT", "fine-tune the base on direct solutions", "base", "traces"),
+        _training("astro-sft", "sft", "ASTRO-SFT", "fine-tune the base on ASTRO's traces", "base", "traces"),
+        Stage("difficulty", "difficulty", "Difficulty", "measure how often the base solves each RL prompt", ("base",)),
+        _training("direct-rl", "grpo", "Direct-RL", "train Direct-SFT by GRPO", "direct-sft"),
+        _training("astro-rl", "grpo", "ASTRO-RL", "train ASTRO-SFT by GRPO", "astro-sft"),
+        Stage("eval", "eval", "Evaluation", "evaluate all models on held-out problems"),  # parents: the models of the run
+        Stage("report", "report", "Report", "write results.json and report.html", ("eval",)),
+    )
+}
+MODELS: tuple[str, ...] = tuple(name for name, stage in STAGES.items() if stage.makes_model)
+# The stages of a run whose config names none: all but difficulty, which runs where problems.difficulty_samples asks.
+DEFAULT_STAGES: tuple[str, ...] = tuple(name for name in STAGES if name != "difficulty")
+
+
+def title(name: str) -> str:
+    """The title of a stage; a name that is no stage stands for itself."""
+    return STAGES[name].title if name in STAGES else name
