@@ -23,9 +23,8 @@ def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy, verifier:
     """Grow one tree a problem, all at the same time, to their ends."""
     driver = Driver(c, policy, verifier, len(problems))
     trees = [driver.plant(p) for p in problems]
-    with policy.engine.keeping():  # a child's prefix begins with its parent's
-        while growing := [tree for tree in trees if not tree.ended]:
-            driver.grow(growing)
+    while growing := [tree for tree in trees if not tree.ended]:
+        driver.grow(growing)
     return trees
 
 
@@ -44,6 +43,7 @@ class Driver:
 
     def __init__(self, c: cfg.Search, policy: Policy, verifier: Verifier, problems: int):
         self.c, self.policy, self.verifier = c, policy, verifier
+        self.prefix_cache = policy.engine.new_prefix_cache()  # a child's prompt starts with its parent's
         # A step ends with any token whose text ends so, or with an end token.
         self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.ends)
         self._cuts = frozenset(self.step_ends)
@@ -207,11 +207,12 @@ class Driver:
         """Up to the end of the line, or of the text."""
         c = self.c
         sampling = SamplingParams(c.max_step_tokens, c.temperature, stop_token_ids=self.step_ends)
-        return self.policy.generate(requests, sampling)
+        return self.policy.generate(requests, sampling, prefix_cache=self.prefix_cache)
 
     def _to_the_end(self, requests: list[Request]) -> list[list[Completion]]:
         c = self.c
-        return self.policy.generate(requests, SamplingParams(c.max_rollout_tokens, c.temperature))
+        sampling = SamplingParams(c.max_rollout_tokens, c.temperature)
+        return self.policy.generate(requests, sampling, prefix_cache=self.prefix_cache)
 
 
 def _normalized(scores: Mapping[K, float]) -> dict[K, float]:

@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from astro_jax import storage
-from astro_jax.sampler.run import EngineStats
+from astro_jax.sampler import EngineStats
 from astro_jax.search.mcts import Driver
 
 # Sums, of which `shares` makes what people read. Work that a kill has lost is in none of them.

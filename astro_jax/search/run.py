@@ -66,10 +66,7 @@ def _grow(store: Store, meter: Meter, driver: Driver) -> None:
     ended = valid = 0
     begun = sum(tree.iterations for tree in flight)
     saved = time.monotonic()
-    with (
-        ProgressBar("search", store.total, "problems", store.total - store.left) as bar,
-        driver.policy.engine.keeping(),
-    ):
+    with ProgressBar("search", store.total, "problems", store.total - store.left) as bar:
         while flight or queue:
             flight += [
                 driver.plant(queue.popleft())
