@@ -18,14 +18,15 @@ A reader of nano-vllm finds the same parts:
 | prefix_cache | `PrefixCache`: prompts that are kept from one call to the next |
 | sample | from logits to tokens |
 
-Example: two requests of n=2 completions each, prompts of 5 and 3 tokens, `block_size=4`, `max_num_seqs=4`, at most 8
-new tokens. The layout has B=4 rows in G=2 prefix groups of M=2 rows, each with 2 prefix slots.
+Example: requests A and B with 2 completions each, prompts of 5 and 3 tokens, and C with 1 completion and a prompt of 5
+tokens; `block_size=4`, `max_num_seqs=4`, `max_tokens=8`. The layout has B=4 rows in G=2 prefix groups of M=2 rows, and
+each group has 2 prefix slots.
 
-- prefill: tokens `[N=64, 4]`, one block of each prompt without its last token, into prefix slots 0 and 2 of
-  `prefix.k [L, 1, 4, K, h, C=4]`.
-- decode: tokens `[B=4]` at positions `[4, 4, 2, 2]`; each step writes one column of
-  `completion.k [L, 2, 4, 1, K, h, C=4]`, and returns one token for each row.
-- a row that ends is given to the next waiting sequence; no key or value moves.
+- prefill: tokens `[N=64, 4]`, the prompts of B and A without their last tokens, into prefix slots 0 and 2 of
+  `prefix.k [L, prefix_blocks=1, num_prefixes=4, K, h, C=4]`.
+- decode: tokens `[B=4]` at positions `2, 2, 4, 4`. Each step writes one column of
+  `completion.k [L, completion_blocks=2, row_groups=4, 1, K, h, C=4]`, and samples one token of each row.
+- row 1 ends after 2 steps. C is prefilled into the unused prefix slot 1 and starts in row 1. No key or value moves.
 
 docs/sampler.md follows this example array by array.
 """

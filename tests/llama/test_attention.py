@@ -13,8 +13,8 @@ from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama import attention
 from astro_jax.mesh import Sharding, decode_sharding, make_mesh, train_sharding
-from astro_jax.sampler import decode
-from astro_jax.sampler.cache import Shape
+from astro_jax.sampler import kv_cache, programs
+from astro_jax.sampler.kv_cache import CacheLayout
 from astro_jax.train import grpo, sft
 from astro_jax.train.losses import Batch, RolloutBatch
 
@@ -100,14 +100,14 @@ def test_prefill_by_splash_attention_stores_what_xla_does(interpreted):
     """Two chunks of two prefixes: the second chunk also sees the first, which is in the store."""
     config = tiny_config(head_dim=64)
     params, tokens = tiny_params(config), jax.random.randint(jax.random.key(0), (2, 256), 0, 20)
-    shape = Shape(rows=2, lane=1, prefix_blocks=2, suffix_blocks=1, block=128, devices=1)
+    layout = CacheLayout(num_seqs=2, group_size=1, prefix_blocks=2, completion_blocks=1, block_size=128)
 
     def run(kernel):
         sharding = decode_sharding(make_mesh(tp=2), kernel)
-        store = decode.make_allocate(config, sharding, jnp.dtype("float32"))[0](shape)
+        store = kv_cache.make_allocate(config, sharding, jnp.dtype("float32"))[0](layout)
         for block in range(2):
             chunk, at = tokens[:, block * 128 :][:, :128], jnp.full(2, block)
-            store, sound = decode.make_prefill(config, sharding)(params, store, chunk, at, jnp.arange(2))
+            store, sound = programs.make_prefill(config, sharding)(params, store, chunk, at, jnp.arange(2))
             assert sound.all()
         return jax.device_get(store)
 

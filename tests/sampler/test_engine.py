@@ -145,8 +145,8 @@ def test_shared_prefixes_or_not_give_the_same_completions(monkeypatch, group_siz
 def test_continuous_and_static_batching_give_the_same_completions():
     continuous = engine(max_num_seqs=4)
     static = continuous.static_batching()
-    for each in (continuous, static):
-        assert_same(each.generate(PARAMS, REQUESTS, sampling()), expected())
+    for batching in (continuous, static):
+        assert_same(batching.generate(PARAMS, REQUESTS, sampling()), expected())
     assert continuous.stats.row_steps < static.stats.row_steps and continuous.stats.tokens == static.stats.tokens
 
 

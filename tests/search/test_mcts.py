@@ -1,6 +1,5 @@
 """The search driver with a scripted sampler in the model's place: golden trees, worked by hand."""
 
-import contextlib
 
 import pytest
 from helpers import tiny_config
@@ -24,7 +23,7 @@ GONE = " 7 + 2 = 9" + MISS
 class Scripted:
     """A sampler that answers from a table: text so far -> (next steps, rollouts)."""
 
-    keeping = contextlib.nullcontext
+    new_prefix_cache = staticmethod(lambda: None)
     config = tiny_config(max_positions=1024)
 
     def __init__(self, script):
