@@ -12,8 +12,8 @@ import numpy as np
 from astro_jax import config as cfg
 from astro_jax.policy import Policy
 from astro_jax.sampler import Completion
-from astro_jax.search.sampling import TreeSampler, priors
 from astro_jax.search.tree import Node, Step, Tree
+from astro_jax.search.tree_sampler import TreeSampler, priors
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
 

@@ -10,7 +10,7 @@ from etils import epath
 
 from astro_jax import storage
 from astro_jax.sampler import EngineStats
-from astro_jax.search.sampling import TreeSampler
+from astro_jax.search.tree_sampler import TreeSampler
 
 _ENGINE_FIELDS = tuple(field.name for field in dataclasses.fields(EngineStats))
 # The sums of a cost file. Work that a kill has lost is in none of them.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from astro_jax.sampler import Completion
-from astro_jax.search.sampling import TreeSampler
 from astro_jax.search.tree import Node, Step, Tree
+from astro_jax.search.tree_sampler import TreeSampler
 from astro_jax.types import Verdict
 
 

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from astro_jax import config as cfg
 from astro_jax.policy import Policy
 from astro_jax.search import kept_rollouts
-from astro_jax.search.sampling import TreeSampler, priors
 from astro_jax.search.tree import Node, Tree
+from astro_jax.search.tree_sampler import TreeSampler, priors
 from astro_jax.types import Problem, Response
 from astro_jax.verify import Verifier
 
@@ -115,8 +115,8 @@ def evaluate(children: Sequence[tuple[Tree, Node]], sampler: TreeSampler) -> Non
 def backup(tree: Tree, node: Node) -> None:
     """Backup: count one evaluation of `node`, and update N and Q from the node up to the root (Eq. 3 and 4).
 
-        N(S) += 1
-        Q(S, a) = (sum_i Q(S', a_i) N(S', a_i) + R(S')) / (sum_i N(S', a_i) + 1), where a leads from S to S'
+    N(S) += 1
+    Q(S, a) = (sum_i Q(S', a_i) N(S', a_i) + R(S')) / (sum_i N(S', a_i) + 1), where a leads from S to S'
     """
     for ancestor in (*tree.path(node.id)[::-1], tree.nodes[0]):
         ancestor.visits += 1

@@ -235,9 +235,9 @@ def _evaluation_counts(evaluations: Sequence[Sequence[Json]]) -> Json:
     passed = sum(terminal["passed"] for terminal in judged)
     return {
         "judged": len(judged), "passed": passed, "share passed": _share(passed, len(judged)),
-        **{f"judgements {key}": sum(terminal[key] for terminal in judged) for key in ("approved", "rejected", "unread")},
+        **{f"judgements {key}": sum(t[key] for t in judged) for key in ("approved", "rejected", "unread")},
         "trees without any left": sum(
-            bool(terminals) and not any(terminal["passed"] for terminal in terminals) for terminals in evaluations
+            bool(terminals) and not any(t["passed"] for t in terminals) for terminals in evaluations
         ),
     }  # fmt: skip
 

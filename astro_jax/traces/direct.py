@@ -23,8 +23,7 @@ def sample_solutions(problems: Sequence[Problem], c: cfg.Traces, writer: TraceWr
     requests = [policy.request(p.prompt, c.direct_samples, "traces", "best-of-n", p.id) for p in problems]
     completions = policy.generate(requests, SamplingParams(c.direct_tokens))
     responses = [
-        [policy.response(p, completion) for completion in group]
-        for p, group in zip(problems, completions, strict=True)
+        [policy.response(p, completion) for completion in group] for p, group in zip(problems, completions, strict=True)
     ]
     verdicts = iter(writer.verifier.judge([r for group in responses for r in group]))
     return [list(dict.fromkeys(r.text for r in group if next(verdicts).correct)) for group in responses]

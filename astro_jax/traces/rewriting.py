@@ -71,7 +71,10 @@ def rewrite(
         assert writer is not None, "the model writes segments of these kinds"
         prompts = [_prompt(trace, writer) for trace in active]
         completions = writer.complete(prompts, c.clone_tokens, c.clone_temperature, ["\n\n"])
-        texts = [_clean(t.pending[0], group[0]) if group else None for t, group in zip(active, completions, strict=True)]
+        texts = [
+            _clean(trace.pending[0], group[0]) if group else None
+            for trace, group in zip(active, completions, strict=True)
+        ]
         reasons = [
             _rejection(trace, text, bool(group), writer)
             for trace, text, group in zip(active, texts, completions, strict=True)
