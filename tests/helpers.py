@@ -12,9 +12,9 @@ import numpy as np
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
+from astro_jax.countdown.tokenizer import countdown_tokenizer as _countdown_tokenizer
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, RopeScaling
-from astro_jax.llama.tokenizer import countdown_tokenizer as _countdown_tokenizer
 from astro_jax.mesh import decode_sharding, make_mesh, train_sharding
 
 LLAMA3 = RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16)
@@ -35,7 +35,7 @@ def tiny_params(config, seed=0, scale=0.3):
         noise = scale * rng.standard_normal(spec.shape)
         return jnp.asarray(noise + (spec.std == 0), jnp.float32)
 
-    return jax.tree.map(leaf, llama_params.declare(config))
+    return jax.tree.map(leaf, llama_params.param_specs(config))
 
 
 def one_device():

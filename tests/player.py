@@ -25,7 +25,7 @@ from astro_jax.search import run as searching
 from astro_jax.verify import Verifier
 
 TOKENIZER = countdown_tokenizer(99)
-EOS = TOKENIZER.end
+EOS = TOKENIZER.eos_token_id
 
 
 def sample(text, probability=1.0, ended=False, stopped=True):

@@ -39,7 +39,7 @@ def test_every_parameter_lies_as_the_table_says(which, make):
 @pytest.mark.parametrize("make", [train_sharding, decode_sharding])
 def test_no_mesh_axis_serves_twice(make):
     sharding = make(make_mesh(2, 2, 2))
-    for spec in jax.tree.leaves(llama_params.declare(tiny_config())):
+    for spec in jax.tree.leaves(llama_params.param_specs(tiny_config())):
         used = [axis for axis in sharding.spec(spec.axes) if axis is not None]
         assert len(used) == len(set(used))
 

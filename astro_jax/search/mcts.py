@@ -45,7 +45,7 @@ class Driver:
     def __init__(self, c: cfg.Search, policy: Policy, verifier: Verifier, problems: int):
         self.c, self.policy, self.verifier = c, policy, verifier
         # A step ends with any token whose text ends so, or with an end token.
-        self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.ends)
+        self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.stop_token_ids)
         self._cuts = frozenset(self.step_ends)
         self.room = policy.engine.config.max_positions - max(c.max_step_tokens, c.max_rollout_tokens)
         share = max(c.max_total_tokens // problems, 1) if c.max_total_tokens else math.inf
@@ -113,7 +113,7 @@ class Driver:
         """Set R(S') of new nodes: a terminal's verdict, else the mean verdict of M rollouts (Eq. 2)."""
         ended, open_nodes = [], []
         for tree, node in children:
-            stopped = node.tokens[-1] in self.policy.tokenizer.ends
+            stopped = node.tokens[-1] in self.policy.tokenizer.stop_token_ids
             if stopped or len(tree.path(node.id)) >= self.c.max_depth or not self.fits(tree.tokens(node.id)):
                 ended.append((node, Response(tree.problem, tree.text(node.id), stopped)))
             else:

@@ -121,7 +121,7 @@ def test_prefill_by_splash_attention_stores_what_xla_does(interpreted):
 
 
 def chosen(asked="auto", length=8192, head_dim=128):
-    return attention.kernel(train_sharding(make_mesh(), asked), length, head_dim)
+    return attention.choose_kernel(train_sharding(make_mesh(), asked), length, head_dim)
 
 
 def test_a_cpu_has_xla_attention():
@@ -157,5 +157,5 @@ def test_splash_attention_takes_the_largest_block_that_divides_a_row(length, blo
 
 def test_splash_attention_leaves_out_the_blocks_above_the_diagonal():
     # 8192 tokens are 8 blocks a side: of 64 squares 36 are computed; XLA computes every score
-    assert attention.computed("splash", 8192) == 36 / 64
-    assert attention.computed("splash", 1024) == attention.computed("xla", 8192) == 1
+    assert attention.computed_share("splash", 8192) == 36 / 64
+    assert attention.computed_share("splash", 1024) == attention.computed_share("xla", 8192) == 1

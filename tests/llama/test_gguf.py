@@ -151,7 +151,7 @@ def test_the_tokenizer_inside_reads_any_text_byte_for_byte(tmp_path):
     found = tokenizer.load(str(path))
     text = TEXT.removesuffix("<|im_end|>")
     assert found.encode(text) == bpe.encode(text).ids and found.decode(found.encode(text)) == text
-    assert found.encode(TEXT) == [*bpe.encode(text).ids, found.end] and found.hf.eos_token == "<|im_end|>"
+    assert found.encode(TEXT) == [*bpe.encode(text).ids, found.eos_token_id] and found.hf.eos_token == "<|im_end|>"
     assert found.hf.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
     endless = write(
         tmp_path / "endless.gguf", config, tensors_of(config, tiny_params(config)), tokenizer_model="gpt2",
@@ -173,9 +173,9 @@ def test_the_ends_of_a_turn_and_of_a_message_end_answers_too(tmp_path):
         eos_token_id=end, eot_token_id=turn, eom_token_id=message,
     )  # fmt: skip
     found = tokenizer.load(str(path))
-    assert found.ends == (end, turn, message) and found.end == end
+    assert found.stop_token_ids == (end, turn, message) and found.eos_token_id == end
     checkpoint.save(epath.Path(tmp_path / "ours"), config, params, found)
-    assert tokenizer.load(str(tmp_path / "ours")).ends == found.ends
+    assert tokenizer.load(str(tmp_path / "ours")).ends == found.stop_token_ids
 
 
 def test_without_the_package_it_is_one_line(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def test_tensors_have_the_names_and_shapes_of_hugging_face(folder):
 
 def test_the_config_names_the_tokenizers_end_token(folder):
     config = json.loads((folder / "config.json").read_text())
-    assert config["eos_token_id"] == TOKENIZER.end
+    assert config["eos_token_id"] == TOKENIZER.eos_token_id
     assert tokenizer.load(str(folder)).hf.get_vocab() == TOKENIZER.hf.get_vocab()
 
 

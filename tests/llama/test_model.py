@@ -126,7 +126,7 @@ def read_golden(name, folder):
 @functools.partial(jax.jit, static_argnums=3)
 def forward_at(params, tokens, positions, config):
     """Logits of tokens that stand at these positions."""
-    return model.lm_head(params, model.hidden(params, tokens, config, positions=positions))
+    return model.lm_head(params, model.hidden_states(params, tokens, config, positions=positions))
 
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
@@ -213,7 +213,7 @@ def packed():
 
 @jax.jit
 def packed_hidden(params, tokens):
-    return model.hidden(params, tokens, CONFIG, **packed()[2])
+    return model.hidden_states(params, tokens, CONFIG, **packed()[2])
 
 
 def test_packed_documents_equal_each_alone():
@@ -249,7 +249,7 @@ def test_attention_in_chunks_equals_attention_at_once(monkeypatch):
     _, tokens, layout = packed()
 
     def run(params):
-        x = model.hidden(params, tokens, SHALLOW, **layout)
+        x = model.hidden_states(params, tokens, SHALLOW, **layout)
         return jnp.mean(x[:, :15] ** 3)
 
     at_once = jax.jit(jax.value_and_grad(run)).trace(SHALLOW_PARAMS)
@@ -273,7 +273,7 @@ def test_remat_changes_neither_values_nor_gradients():
     tokens = random_tokens(2, 9)
 
     def run(params, remat):
-        return jnp.sum(model.hidden(params, tokens, SHALLOW, remat=remat) ** 3)
+        return jnp.sum(model.hidden_states(params, tokens, SHALLOW, remat=remat) ** 3)
 
     both = jax.jit(jax.value_and_grad(run), static_argnums=1)
     plain, remat = (both(SHALLOW_PARAMS, r) for r in (False, True))
@@ -285,7 +285,7 @@ def test_bfloat16_is_close_and_stays_bfloat16():
     exact = forward(PARAMS, tokens, CONFIG)
     half = cast(PARAMS, "bfloat16")
     logits = forward(half, tokens, CONFIG)
-    x = jax.eval_shape(lambda p: model.hidden(p, tokens, CONFIG), half)
+    x = jax.eval_shape(lambda p: model.hidden_states(p, tokens, CONFIG), half)
     assert x.dtype == jnp.bfloat16 and logits.dtype == jnp.float32
     assert 1e-4 < jnp.abs(logits - exact).max() < 0.1 * jnp.abs(exact).max()
 
@@ -300,7 +300,7 @@ def test_tokens_whose_past_is_held_elsewhere_equal_the_forward_pass():
         return attention.xla(jnp.broadcast_to(q, (2, 11, *q.shape[2:])), k, v, segments)[:, at : at + 1]
 
     for at in range(11):
-        x, *new = model.cached(
+        x, *new = model.forward_with_cache(
             PARAMS, tokens[:, at : at + 1], jnp.full((2, 1), at), functools.partial(attend, at=at), CONFIG
         )
         past = jnp.stack([x.at[:, :, at].set(y[:, :, 0]) for x, y in zip(past, new, strict=True)])
@@ -314,7 +314,7 @@ def test_tokens_whose_past_is_held_elsewhere_equal_the_forward_pass():
 def test_init_follows_the_declaration():
     config = tiny_config(d_model=64, d_ff=128, vocab_size=64, init_std=0.05)
     params = jax.tree.map(np.asarray, jax.jit(llama_params.init, static_argnums=1)(jax.random.key(0), config))
-    specs = llama_params.declare(config)
+    specs = llama_params.param_specs(config)
 
     def check(spec, value):
         assert value.shape == spec.shape

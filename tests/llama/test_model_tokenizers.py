@@ -134,7 +134,7 @@ def test_it_is_the_same_once_saved_and_loaded(found, tmp_path):
     found.save(epath.Path(tmp_path))
     again = tokenizer.load(str(tmp_path))
     assert again.encode(TEXT) == found.encode(TEXT) and again.encode_after(" x") == found.encode_after(" x")
-    assert again.ends == found.ends and len(again) == len(found)
+    assert again.stop_token_ids == found.stop_token_ids and len(again) == len(found)
 
 
 # ---- tokenizer.model
@@ -146,7 +146,7 @@ def test_sentence_pieces_have_the_librarys_ids_with_leading_spaces_too(tmp_path)
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     for text in (TEXT, *SCRIPTS, "the License", " lead", "   more", " "):
         assert found.encode(text) == [theirs.bos_id(), *theirs.encode(text)]
-    assert found.ends == (theirs.eos_id(),) and len(found) == theirs.vocab_size()
+    assert found.stop_token_ids == (theirs.eos_id(),) and len(found) == theirs.vocab_size()
 
 
 def ranks_of(folder):
@@ -188,7 +188,7 @@ def test_llama_3s_special_tokens_have_their_published_ids(tmp_path):
         "<|python_tag|>": 128010, "<|reserved_special_token_247|>": 128255,
     }  # fmt: skip
     assert {t: found.hf.convert_tokens_to_ids(t) for t in published} == published
-    assert len(found) == 128256 and found.end == 128001
+    assert len(found) == 128256 and found.eos_token_id == 128001
     assert found.encode("Hello world<|eot_id|>") == [128000, 9906, 1917, 128009]
 
 
@@ -232,13 +232,13 @@ def test_end_tokens_come_from_the_configs_and_survive_every_folder(tmp_path, fil
     source = sentence_pieces(tmp_path / "source")
     (source / file).write_text(json.dumps({"eos_token_id": given}))
     found = tokenizer.load(str(source))
-    assert found.ends == ends and found.end == 2
+    assert found.stop_token_ids == ends and found.eos_token_id == 2
     config = tiny_config(vocab_size=700)
     params = tiny_params(config)
     checkpoint.save(epath.Path(tmp_path / "ours"), config, params, found)
     hf.write(epath.Path(tmp_path / "theirs"), config, params, tokenizer.load(str(tmp_path / "ours")))
     again = tokenizer.load(str(tmp_path / "theirs"))
-    assert again.ends == ends
+    assert again.stop_token_ids == ends
     written = json.loads((tmp_path / "theirs" / "generation_config.json").read_text())["eos_token_id"]
     assert written == (list(ends) if len(ends) > 1 else ends[0])
 

@@ -58,7 +58,7 @@ class Scripted:
     def one(self, request, j, cut):
         text = self.answer(request.name, TOKENIZER.decode(request.prefix), j)
         tokens = TOKENIZER.encode_after(text.removeprefix("…"))
-        tokens = tokens[: cut(tokens)] if cut is not None and cut(tokens) is not None else tokens + [TOKENIZER.end]
+        tokens = tokens[: cut(tokens)] if cut is not None and cut(tokens) is not None else tokens + [TOKENIZER.eos_token_id]
         nothing = np.zeros(len(tokens), np.float32)
         return Completion(np.asarray(tokens, np.int32), nothing, nothing, not text.startswith("…"))
 
