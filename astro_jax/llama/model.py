@@ -160,8 +160,8 @@ def forward_with_cache(
     """Compute the final hidden states of tokens that attend to a KV cache, for prefill and decode.
 
     The caller owns the cache. `attend` only reads the cache, so that the scan over layers needs no second copy; after
-    the scan the caller writes the new keys and values once. The scan is never unrolled: XLA on a CPU would then copy the
-    whole cache before the write.
+    the scan the caller writes the new keys and values once. The scan is never unrolled: XLA on a CPU would then copy
+    the whole cache before the write.
 
     Args:
       tokens: int32 [B, S].
@@ -221,7 +221,7 @@ def _embed(params: Params, tokens: jax.Array, sharding: Sharding | None) -> jax.
     """Look up the embeddings [B, S, D] of tokens int32 [B, S].
 
     With a mesh, each device looks up the tokens of its own shard of the table, and an all-reduce over tp adds the
-    results. `shard_map` fixes this plan: XLA alone would split the gradient's scatter along D, and move all activations.
+    results. `shard_map` fixes this plan: XLA alone would split the gradient's scatter along D and move all activations.
     """
     if sharding is None:
         return jnp.take(params.embed, tokens, axis=0)

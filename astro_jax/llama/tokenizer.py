@@ -167,6 +167,6 @@ def _read_generation_config(folder: epath.Path) -> dict[str, Any]:
     ids = content.get("eos_token_id")
     if not all(isinstance(t, int) for t in (ids if isinstance(ids, list) else [ids or 0])):
         raise AstroError(
-            f"{folder / GENERATION_CONFIG}: eos_token_id={ids!r} is neither a token id nor a list of token ids; correct it"
+            f"{folder / GENERATION_CONFIG}: eos_token_id={ids!r} is not a token id or a list of token ids; correct it"
         )
     return content

@@ -56,10 +56,8 @@ def token_logprobs(
         # Gathered once, and spelled out for each device: in XLA's hands every chunk would gather the head and what the
         # blocks give, and scatter the head's gradient.
         there = [axis if axis == "vocab" else None for axis in axes]
-        matrix, x = (
-            sharding.reshard(matrix, axes, there),
-            sharding.reshard(x, ("batch", "seq", None), ("batch", None, None)),
-        )
+        matrix = sharding.reshard(matrix, axes, there)
+        x = sharding.reshard(x, ("batch", "seq", None), ("batch", None, None))
         rows = sharding.spec(("batch", None))
         predict = jax.shard_map(
             functools.partial(predict, vocab=sharding.mesh_axes("vocab")), mesh=sharding.mesh,
