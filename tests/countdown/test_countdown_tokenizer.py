@@ -70,5 +70,5 @@ def test_it_is_saved_and_loaded(tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(AstroError, match="no tokenizer can be read there"):
+    with pytest.raises(AstroError, match="no tokenizer can be read from this folder"):
         tokenizer.load(str(tmp_path))

@@ -13,8 +13,7 @@ from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama import attention
 from astro_jax.mesh import Sharding, decode_sharding, make_mesh, train_sharding
-from astro_jax.sampler import decode
-from astro_jax.sampler.cache import Shape
+from astro_jax.sampler import Engine, Request, SamplingParams
 from astro_jax.train import grpo, sft
 from astro_jax.train.losses import Batch, RolloutBatch
 
@@ -102,24 +101,35 @@ def test_loss_and_gradient_with_splash_attention_equal_xla(stage, interpreted):
 
 
 def test_prefill_with_splash_attention_equals_xla(interpreted):
-    """Two chunks of two prefixes: the second chunk attends to the first chunk, which is in the cache."""
-    config = tiny_config(head_dim=64)
-    params, tokens = tiny_params(config), jax.random.randint(jax.random.key(0), (2, 256), 0, 20)
-    shape = Shape(rows=2, lane=1, prefix_blocks=2, suffix_blocks=1, block=128, devices=1)
+    """Prompts of three blocks: the later blocks also attend to the earlier blocks, which are in the cache."""
+    config = tiny_config(n_layers=1, head_dim=64, max_positions=512)
+    prompts = np.random.default_rng(0).integers(0, 20, (2, 300)).tolist()
+    requests = [Request(tuple(prompt), 1, (i,)) for i, prompt in enumerate(prompts)]
 
-    def run(kernel):
-        sharding = decode_sharding(make_mesh(tp=2), kernel)
-        store = decode.make_allocate(config, sharding, jnp.dtype("float32"))[0](shape)
-        for block in range(2):
-            chunk, at = tokens[:, block * 128 :][:, :128], jnp.full(2, block)
-            store, sound = decode.make_prefill(config, sharding)(params, store, chunk, at, jnp.arange(2))
-            assert sound.all()
-        return jax.device_get(store)
+    def generate(kernel):
+        engine = Engine(config, decode_sharding(make_mesh(tp=2), kernel), 0, max_num_seqs=2, block_size=128)
+        sampling_params = SamplingParams(max_tokens=2, temperature=0.0, stop_token_ids=())
+        completions = engine.generate(tiny_params(config), requests, sampling_params)
+        return [(c.token_ids, c.logprobs) for (c,) in completions]
 
-    xla = run("xla")
+    xla = generate("xla")
     assert interpreted == []
-    assert_trees_close(run("auto"), xla, atol=1e-5, rtol=1e-5)
-    assert set(interpreted) == {((2, 128, 4, 64), (2, 128, 2, 64))}
+    assert_trees_close(generate("auto"), xla, atol=1e-5, rtol=1e-5)
+    # keys and values of the 2 key-value heads are not repeated for the 4 query heads
+    assert {(q[1:], k[1:]) for q, k in interpreted} == {((128, 4, 64), (128, 2, 64))}
+
+
+def test_splash_attention_returns_the_logsumexp_of_the_scores(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_SIZES", (128,))
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 128, n, 8)), jnp.float32) for n in (4, 2, 2))
+    segment_ids, _ = packed(2, 50, 70, 8)
+    out, logsumexp = attention.splash_with_logsumexp(q, k, v, segment_ids, decode_sharding(make_mesh()), interpret=True)
+    scores = np.einsum("bsnh,btnh->bsnt", q, np.repeat(k, 2, axis=2)) / np.sqrt(8)
+    allowed = (segment_ids[:, :, None] == segment_ids[:, None, :]) & np.tri(128, dtype=bool)
+    exponentials = np.where(np.asarray(allowed)[:, :, None], np.exp(scores), 0)
+    np.testing.assert_allclose(logsumexp, np.log(exponentials.sum(-1)), atol=1e-5)
+    np.testing.assert_allclose(out, attention.xla(q, k, v, segment_ids), atol=1e-5)
 
 
 # ---- The choice of the kernel
