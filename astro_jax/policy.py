@@ -79,7 +79,7 @@ class Policy:
           RequestError: if some requests could not be served.
         """
         if sampling.stop_token_ids is None:
-            sampling = dataclasses.replace(sampling, stop_token_ids=self.tokenizer.ends)
+            sampling = dataclasses.replace(sampling, stop_token_ids=self.tokenizer.stop_token_ids)
         stop_fn = functools.partial(self._stop_length, sampling.stop) if sampling.stop else None
         return self.engine.generate(
             self.params, requests, sampling, prefix_cache=prefix_cache, stop_fn=stop_fn, progress=progress

@@ -213,9 +213,9 @@ def attend_chunk(
         return x.reshape(n, kv, heads * columns, -1)
 
     queries = heads_first(q) * h**-0.5
-    if attention.kernel(sharding, columns, h) == "splash":
+    if attention.choose_kernel(sharding, columns, h) == "splash":
         ones = jnp.ones((n, columns), jnp.int32)
-        out, sums = map(heads_first, attention.splash(q, k, v, ones, sharding, with_sums=True))
+        out, sums = map(heads_first, attention.splash_with_logsumexp(q, k, v, ones, sharding))
         softmax = _Softmax(sums, jnp.ones_like(sums), out.astype(jnp.float32))
     else:
         zero = jnp.zeros((*queries.shape[:3], 1), jnp.float32)

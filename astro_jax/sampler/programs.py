@@ -125,7 +125,7 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Prefill:
             return attention.attend_chunk(q, k, v, causal, block, load_block, sharding)
 
         positions = block[:, None] * block_size + column[None, :]
-        x, k, v = model.cached(params, token, positions, attend, config, sharding)
+        x, k, v = model.forward_with_cache(params, token, positions, attend, config, sharding)
         finite = jnp.all(jnp.isfinite(x), axis=(1, 2))
         # [L, N, c, C, K, h]
         k, v = (kv_cache.finite(x).reshape(*x.shape[:2], -1, block_size, *x.shape[3:]) for x in (k, v))
@@ -251,7 +251,7 @@ def decode_step(
         view = CacheView(cache, visible, age, step, inputs.prefix_blocks, inputs.oldest, layer)
         return attention.attend(view, q, k, v)
 
-    x, k, v = model.cached(params, carry.token[:, None], position[:, None], attend, config, sharding)
+    x, k, v = model.forward_with_cache(params, carry.token[:, None], position[:, None], attend, config, sharding)
     sampled = sample(model.lm_head(params, x)[:, 0], inputs.key, position, sampling, filtered)
     alive, broken = carry.left > 0, sampled.token < 0
     token = jnp.maximum(sampled.token, 0)
