@@ -192,7 +192,7 @@ class ScriptedEngine:
     def __init__(self, script):
         self.script, self.calls = script, []
 
-    def generate(self, params, requests, sampling, *, stop_fn=None, progress=None):
+    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
         self.calls.append((sampling, requests))
         to_the_end = tuple(sampling.stop_token_ids) == (EOS,)
         completions = []
