@@ -22,10 +22,11 @@ from etils import epath
 from astro_jax import config as cfg
 from astro_jax import countdown, distributed, prompts, report, storage
 from astro_jax import mesh as meshes
+from astro_jax.countdown.tokenizer import countdown_tokenizer
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
 from astro_jax.evaluate import run as evaluation
-from astro_jax.llama import attention, checkpoint
+from astro_jax.llama import attention, checkpoint, paths
 from astro_jax.llama import params as llama_params
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
@@ -65,13 +66,13 @@ class Run:
         self.prompts = prompts.load(c.prompts)
         self.digest = self._digest()
         self._check()
-        meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
+        meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
         self.train_sharding = meshes.train_sharding(mesh, c.attention)
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
         names = ("pretrain", "sft") if c.model == "scratch" else ("sft",)
         for length in (*(getattr(c, name).max_length for name in (*names, "grpo")), c.sampler.block_size):
-            attention.kernel(self.train_sharding, length)
+            attention.choose_kernel(self.train_sharding, length)
         for name in names:
             if (batch := getattr(c, name).batch_size) % self.train_sharding.batch_size:
                 devices = self.train_sharding.batch_size
@@ -113,7 +114,7 @@ class Run:
         distributed.assert_equal_across_processes("the run's configuration", self.digest)
         if not path.exists():
             if self.c.model != "scratch":
-                checkpoint.resolve(self.c.model)
+                paths.resolve(self.c.model)
             mine = {"hash": self.digest, "command": self.command, "config": self.c.model_dump(mode="json")}
             storage.write_json(path, mine)
         distributed.assert_equal_across_processes("the run's folder")
@@ -193,7 +194,7 @@ def base(run: Run) -> None:
     folder = run.folder / "base"
     if run.c.model == "scratch":
         return _pretrain(run, folder)
-    source = checkpoint.resolve(run.c.model)
+    source = paths.resolve(run.c.model)
     tokenizer = tokenizers.load(str(source), run.c.chat)
     if run.c.base_sft is not None:
         config, params = checkpoint.load(source, run.train_sharding)
@@ -215,7 +216,7 @@ def _worked_solutions(run: Run, tokenizer: Tokenizer) -> list[list[int]]:
 
 def _pretrain(run: Run, folder: epath.Path) -> None:
     c, a = run.c, run.c.architecture
-    tokenizer = tokenizers.countdown_tokenizer(run.game.max_value)
+    tokenizer = countdown_tokenizer(run.game.max_value)
     config = LlamaConfig(
         vocab_size=len(tokenizer), d_model=a.d_model, d_ff=a.d_ff, n_layers=a.n_layers, n_heads=a.n_heads,
         n_kv_heads=a.n_kv_heads, head_dim=a.d_model // a.n_heads, max_positions=a.max_positions, tie_embeddings=True,
@@ -276,7 +277,7 @@ def _train_sft(
 ) -> None:  # fmt: skip
     """Train on texts as tokens; an end token is appended to each."""
     folder, sharding = run.folder / name, run.train_sharding
-    documents = [data.document([*tokens, tokenizer.end], c.max_length) for tokens in texts]
+    documents = [data.document([*tokens, tokenizer.eos_token_id], c.max_length) for tokens in texts]
     tokens = sum(len(d.tokens) for d in documents)
     steps = max(1, round(c.num_train_epochs * tokens / (c.batch_size * c.max_length)))
     batches = data.batches(documents, c.batch_size, c.max_length, run.c.seed, c.packing_strategy == "wrapped")
@@ -286,7 +287,8 @@ def _train_sft(
     with contextlib.closing(batches):
         state = loop.run(
             folder, name, place(new_state(params, tx), like), like,
-            lambda state, _: step(state, sharding.put(next(batches), "batch")), steps, c.save_steps, data=batches,
+            lambda state, _: step(state, sharding.device_put(next(batches), "batch")), steps, c.save_steps,
+            data=batches,
         )  # fmt: skip
     checkpoint.save(folder / "model", config, state.params, tokenizer)
 

@@ -24,7 +24,7 @@ from astro_jax.search import run as searching
 from astro_jax.verify import Verifier
 
 TOKENIZER = countdown_tokenizer(99)
-EOS = TOKENIZER.end
+EOS = TOKENIZER.eos_token_id
 SMALL_SEARCH = {"num_proposals": 4, "num_rollouts": 3, "num_simulations": 8, "max_concurrent_trees": 2, "shard_size": 2}
 
 

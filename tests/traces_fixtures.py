@@ -159,7 +159,7 @@ class ScriptedEngine:
         text = self.answer(request.request_id, TOKENIZER.decode(request.prompt_token_ids), j)
         tokens = TOKENIZER.encode_after(text.removeprefix("…"))
         length = stop_fn(tokens) if stop_fn else None
-        tokens = tokens + [TOKENIZER.end] if length is None else tokens[:length]
+        tokens = tokens + [TOKENIZER.eos_token_id] if length is None else tokens[:length]
         logprobs = np.zeros(len(tokens), np.float32)
         reason = "length" if text.startswith("…") else "stop"
         return Completion(np.asarray(tokens, np.int32), logprobs, logprobs, reason)

@@ -37,7 +37,7 @@ class TreeSampler:
     def __init__(self, c: cfg.Search, policy: Policy, verifier: Verifier):
         self.c, self.policy, self.verifier = c, policy, verifier
         # A step ends with any token whose text ends with `c.step_end`, or with an end token.
-        self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.ends)
+        self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.stop_token_ids)
         self._step_end_set = frozenset(self.step_ends)
         self._max_prefix = policy.engine.config.max_positions - max(c.max_step_tokens, c.max_rollout_tokens)
         self.verdicts = self.correct_verdicts = 0
@@ -83,7 +83,7 @@ class TreeSampler:
 
     def ends_solution(self, tokens: Sequence[int]) -> bool:
         """Whether the last token is an end token of the model."""
-        return tokens[-1] in self.policy.tokenizer.ends
+        return tokens[-1] in self.policy.tokenizer.stop_token_ids
 
     def split_into_steps(self, completion: Completion) -> list[Step]:
         """Cut a completion after each token that ends a step.
