@@ -180,7 +180,7 @@ def test_end_of_turn_and_end_of_message_are_end_tokens(tmp_path):
     tokenizer = load_tokenizer(str(path))
     assert tokenizer.stop_token_ids == (end, turn, message) and tokenizer.eos_token_id == end
     checkpoint.save(epath.Path(tmp_path / "checkpoint"), config, params, tokenizer)
-    assert load_tokenizer(str(tmp_path / "checkpoint")).ends == tokenizer.stop_token_ids
+    assert load_tokenizer(str(tmp_path / "checkpoint")).stop_token_ids == tokenizer.stop_token_ids
 
 
 def test_missing_gguf_package_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
