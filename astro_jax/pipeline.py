@@ -37,10 +37,10 @@ from astro_jax.problems import source, words
 from astro_jax.progress import log
 from astro_jax.sampler import Engine
 from astro_jax.search import run as searching
-from astro_jax.search.store import Part
+from astro_jax.search.store import Shard
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
-from astro_jax.traces.author import Author
+from astro_jax.traces.writer import TraceWriter
 from astro_jax.train import data, grpo, loop, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.types import Problem
@@ -55,7 +55,7 @@ MODELS = ("base", *PARENT)
 class Run:
     """One run's folder, devices and configuration."""
 
-    def __init__(self, c: cfg.Config, command: str = "", part: Part = (0, 1)):
+    def __init__(self, c: cfg.Config, command: str = "", part: Shard = (0, 1)):
         p = c.problems
         self.part = part
         if source.given(p) and c.traces.replay:
@@ -243,9 +243,9 @@ def search(run: Run) -> dict[str, Any]:
 def traces(run: Run) -> dict[str, Any]:
     """Linearize the trees and write them out in language, with a data card. A model is loaded only if one is asked."""
     c, folder, trees = run.c, run.folder / "traces", Shards(run.folder / "search", "trees")
-    author = Author(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
+    writer = TraceWriter(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
     tokenizer = tokenizers.load(str(run.folder / "base" / "model"), c.chat)
-    counts = dataset.run(folder, trees, c.traces, c.seed, author, tokenizer)
+    counts = dataset.run(folder, trees, c.traces, c.seed, writer, tokenizer)
     distributed.assert_equal_across_processes("the traces", counts)
     origin = {"model": c.model, "seed": c.seed, "config": run.digest}
     card.write(folder, counts, trees, tokenizer, origin, run.problem_counts or None)
@@ -374,7 +374,7 @@ STAGES: dict[str, tuple[Callable[[Run], Any], tuple[str, ...]]] = {
 }
 
 
-def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = (), part: Part = (0, 1)) -> Run:
+def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = (), part: Shard = (0, 1)) -> Run:
     """Run a config's stages in order, or only some of them; what is finished is skipped.
 
     Args:

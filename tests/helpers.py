@@ -10,16 +10,36 @@ import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from astro_jax.countdown.tokenizer import countdown_tokenizer as _countdown_tokenizer
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, RopeScaling
+from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import decode_sharding, make_mesh, train_sharding
 
 LLAMA3 = RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16)
+CHAT_TEMPLATE = "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '<end>' }}{% endfor %}<assistant>"
 countdown_tokenizer = functools.cache(_countdown_tokenizer)
+
+
+@functools.cache
+def chat_tokenizer():
+    """A tokenizer of single characters with a chat template."""
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<end>", "<unk>", "<system>", "<user>", "<assistant>"]
+    letters = sorted({chr(i) for i in range(32, 127)} | {"\n"})
+    vocab = {c: i for i, c in enumerate([*special, *letters])}
+    chars = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    chars.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("[\\s\\S]"), behavior="isolated")
+    chars.decoder = tokenizers.decoders.Fuse()
+    chars.add_special_tokens(special)
+    return Tokenizer(PreTrainedTokenizerFast(
+        tokenizer_object=chars, eos_token="<end>", unk_token="<unk>", pad_token="<pad>", chat_template=CHAT_TEMPLATE,
+    ))  # fmt: skip
 
 
 def tiny_config(**changes):
