@@ -1,6 +1,5 @@
 """MCTS: its functions by hand and as properties, and whole trees with a scripted engine in the model's place."""
 
-import contextlib
 import json
 import random
 
