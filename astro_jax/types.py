@@ -9,8 +9,8 @@ import dataclasses
 from typing import Any, Literal, NamedTuple
 
 Task = Literal["countdown", "number", "math", "gym"]
-# "unparsed": the response has no answer that can be read. "timeout", "error": the verifier failed, and the answer may be
-# right or wrong.
+# "unparsed": the response has no answer that can be read. "timeout", "error": the verifier failed, and the answer may
+# be right or wrong.
 Status = Literal["correct", "wrong", "unparsed", "timeout", "error"]
 
 

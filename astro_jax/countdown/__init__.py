@@ -5,7 +5,7 @@ Example: make 29 from 11, 6 and 3. `6 * 3 = 18` leaves 11 and 18; `18 + 11 = 29`
 Modules:
   game: the rules, the moves, the brute-force solver, and the split into training and evaluation.
   language: how states and steps are written.
-  sampling: problems drawn from one side of the split.
+  problem_set: problems drawn from one side of the split.
   corpus: the documents that a base model learns the rules from.
 
 The import is light: no module of this list imports JAX.
@@ -14,7 +14,7 @@ The import is light: no module of this list imports JAX.
 from astro_jax.countdown.corpus import corpus
 from astro_jax.countdown.game import Game, Move, Numbers, after, apply, is_held_out, moves, multisets, reachable, remove
 from astro_jax.countdown.language import HIT, MISS, attempt_text, numbers_left, prompt, restate, step_text
-from astro_jax.countdown.sampling import make_problem, problems
+from astro_jax.countdown.problem_set import make_problem, problems
 
 __all__ = [
     "HIT",

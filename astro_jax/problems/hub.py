@@ -129,8 +129,9 @@ def problem_texts(name: str, split: str) -> list[str]:
     """
     spec = DATASETS.get(name, DatasetSpec())
     column = spec.fields["problem"]
-    texts = [record.get(column) or record.get("question") for record in _load(name, spec.subsets, split)]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    values = [record.get(column) or record.get("question") for record in _load(name, spec.subsets, split)]
+    texts = [value for value in values if isinstance(value, str)]
+    if not texts or len(texts) < len(values):
         raise AstroError(f"{name}, split {split}: no column `{column}` or `question` of texts")
     return texts
 

@@ -115,7 +115,7 @@ def load(c: cfg.Problems, seed: int) -> ProblemSet:
 
 
 def _texts(name: str) -> Sequence[str]:
-    """Read the problem texts of an evaluation set: a JSONL file, or a data set as NAME or NAME:SPLIT (default: test)."""
+    """Read the problem texts of an evaluation set: a JSONL file, or a data set as NAME or NAME:SPLIT (default test)."""
     if not name.endswith(".jsonl"):
         name, _, split_name = name.partition(":")
         return hub.problem_texts(name, split_name or "test")

@@ -97,7 +97,7 @@ def _rounded(a: str, b: str) -> bool:
 
 
 def _kind(text: str) -> str:
-    """Return the kind of brackets around an answer: "set", the brackets of a pair or interval such as "[)", or "none"."""
+    """Return the brackets around an answer: "set", those of a pair or interval such as "[)", or "none"."""
     text = normalize(re.sub(r"^[a-zA-Z]\s*(=|\\in)", "", strip_delimiters(text)))
     if text.startswith("\\{"):
         return "set"

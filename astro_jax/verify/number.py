@@ -1,6 +1,7 @@
 """The reader of numbers: one number as people or LaTeX write it, and the numbers of a text.
 
-Values are exact fractions. Nothing is evaluated: a pattern matches a number, and plain numbers have at most 30 characters.
+Values are exact fractions. A pattern matches a number, nothing is evaluated, and a plain number has at most 30
+characters.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class VerdictCounts:
       path: the JSON file. None: the counts are only in memory.
       by_status: the number of verdicts of each status.
       disagreed: the number of answers of mathematics on which math-verify and the second grader disagree.
-      disagreements: the first of them, as {"gold", "answer", "correct"}. "correct" is math-verify's verdict, which counts.
+      disagreements: the first disagreements, as {"gold", "answer", "correct"}. "correct" is math-verify's verdict, and
+        the verdict that counts.
     """
 
     def __init__(self, path: epath.Path | None = None):
