@@ -305,7 +305,7 @@ def _prompts(run: Run) -> tuple[list[Problem], dict[str, int]]:
     p, problems, left_out = run.c.problems, run.problems("rl"), dict[str, int]()
     if p.difficulty_samples:
         asked = (*p.rl_pass_rate, run.c.grpo.prompts_per_step)
-        problems, left_out = difficulty.moderate(run.folder / "difficulty", problems, *asked)
+        problems, left_out = difficulty.filter_by_pass_rate(run.folder / "difficulty", problems, *asked)
     return problems, {"prompts": len(problems)} | left_out
 
 
@@ -337,7 +337,7 @@ def evaluate(run: Run) -> None:
     for direct, astro in (("direct-sft", "astro-sft"), ("direct-rl", "astro-rl")):
         if direct in entries and astro in entries:
             k = max(1, round(entries[astro]["mean_tokens"] / entries[direct]["mean_tokens"]))
-            entries[direct]["maj"] = evaluation.vote(direct, problems, c, run.policy(direct), run.verifier, k)
+            entries[direct]["maj"] = evaluation.majority_vote(direct, problems, c, run.policy(direct), run.verifier, k)
     storage.write_json(folder / "models.json", entries)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from etils import epath
-from test_evaluate import EVAL, PROBLEMS, TOKENIZER, Scripted
+from scripted import EVAL, PROBLEMS, TOKENIZER, Scripted
 
 from astro_jax import cli, pipeline
 from astro_jax import config as cfg
@@ -322,12 +322,12 @@ def test_prompts_for_rl_are_those_that_are_solved_now_and_then(tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     middle = [p for p in problems if 0.25 <= rates[p.id] <= 0.75]
     easy, hard = (sum(rates[p.id] > 0.75 for p in problems), sum(rates[p.id] < 0.25 for p in problems))
-    kept, left_out = difficulty.moderate(folder, problems, 0.25, 0.75, len(middle))
+    kept, left_out = difficulty.filter_by_pass_rate(folder, problems, 0.25, 0.75, len(middle))
     assert kept == middle and left_out == {"too easy": easy, "too hard": hard}
     with pytest.raises(
         AstroError, match=rf"{len(middle)} of \d+ prompts .* takes grpo.prompts_per_step={len(middle) + 1}; "
     ):
-        difficulty.moderate(folder, problems, 0.25, 0.75, len(middle) + 1)
+        difficulty.filter_by_pass_rate(folder, problems, 0.25, 0.75, len(middle) + 1)
 
 
 def test_difficulty_is_a_stage_before_rl_only_where_it_is_asked_for():
