@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 from helpers import tiny_config, tiny_params
-from test_words import chatting
+from test_word_problem_run import chatting
 
 from astro_jax import config as cfg
 from astro_jax import countdown, llama, pipeline, prompts, storage
