@@ -1,6 +1,6 @@
 """The problems of a run: read from the source that the config names, split in two, and decontaminated.
 
-SOURCES is the table of sources. docs/problems-and-model.md says how to add a source.
+SOURCES is the table of sources. docs/problems.md says how to add a source.
 """
 
 from __future__ import annotations
