@@ -223,7 +223,7 @@ def _problems(args: argparse.Namespace, command: str) -> int:
     from astro_jax.problems import source
 
     found = source.describe(config.load(args.config, args.overrides))
-    print(json.dumps(found, ensure_ascii=False) if args.json else source.shown(found))
+    print(json.dumps(found, ensure_ascii=False) if args.json else source.format_description(found))
     return 0
 
 
@@ -344,7 +344,7 @@ def _verify(args: argparse.Namespace, command: str) -> int:
     if args.seconds <= 0 or args.memory <= 0 or args.workers < 0:
         raise AstroError("verify: --seconds and --memory are above 0, --workers at least 0")
     with contextlib.ExitStack() as stack:
-        lines = sys.stdin if args.file == "-" else stack.enter_context(stream.opened(args.file))
+        lines = sys.stdin if args.file == "-" else stack.enter_context(stream.open_lines(args.file))
         for line in stream.verdicts(lines, args.rule, args.seconds, args.memory, args.workers):
             print(line, flush=True)
     return 0

@@ -33,7 +33,7 @@ from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.policy import Policy
-from astro_jax.problems import source, words
+from astro_jax.problems import solutions, source
 from astro_jax.progress import log
 from astro_jax.sampler import Engine
 from astro_jax.search import run as searching
@@ -44,8 +44,8 @@ from astro_jax.traces.writer import TraceWriter
 from astro_jax.train import data, grpo, loop, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.types import Problem
-from astro_jax.verify import Verifier, tally
-from astro_jax.verify.tally import Tally
+from astro_jax.verify import Verifier, verdict_counts
+from astro_jax.verify.verdict_counts import VerdictCounts
 
 # Which model each training stage starts from.
 PARENT = {"direct-sft": "base", "astro-sft": "base", "direct-rl": "direct-sft", "astro-rl": "astro-sft"}
@@ -58,9 +58,9 @@ class Run:
     def __init__(self, c: cfg.Config, command: str = "", part: Shard = (0, 1)):
         p = c.problems
         self.part = part
-        if source.given(p) and c.traces.replay:
+        if source.has_source(p) and c.traces.replay:
             raise AstroError("traces.replay: only Countdown has a corpus to replay; set it to 0")
-        if c.base_sft is not None and not source.given(p):
+        if c.base_sft is not None and not source.has_source(p):
             raise AstroError("base_sft: only problems from a source have worked solutions; set problems.path")
         self.c, self.folder, self.command = c, storage.absolute(c.out), command
         self.prompts = prompts.load(c.prompts)
@@ -88,9 +88,9 @@ class Run:
         digest = self.c.digest()
         if self.c.prompts:
             digest = hashlib.sha256(repr((digest, self.prompts)).encode()).hexdigest()[:16]
-        if not source.given(self.c.problems):
+        if not source.has_source(self.c.problems):
             return digest
-        return hashlib.sha256(repr((digest, self.source.every)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((digest, self.source.problems)).encode()).hexdigest()[:16]
 
     def _check(self) -> None:
         """Check that the folder is new or belongs to the same configuration."""
@@ -139,12 +139,12 @@ class Run:
                 raise AstroError(f"{self.folder}: {stage} rests on {parent}, which has not finished: run that first")
         self._claim()
         start = time.monotonic()
-        self.verifier.tally = Tally(folder / "verdicts-{}-of-{}.json".format(*self.part))
+        self.verifier.counts = VerdictCounts(folder / "verdicts-{}-of-{}.json".format(*self.part))
         counts = function(self) or {}
-        self.verifier.tally.save()
+        self.verifier.counts.save()
         if self.part[1] > 1:  # the run without --shard, which finds all parts done, finishes the stage
             return
-        counts |= tally.summary(folder) if distributed.is_main_process() else {}
+        counts |= verdict_counts.summary(folder) if distributed.is_main_process() else {}
         storage.finish(folder, stage, self.digest, list(parents), time.monotonic() - start, **counts)
 
     def models(self) -> list[str]:
@@ -170,12 +170,12 @@ class Run:
     def problems(self, use: str) -> list[Problem]:
         """The problems of one use; search and RL draw from one side of the split, evaluation from the other."""
         p, n, held_out = self.c.problems, getattr(self.c.problems, use), use == "eval"
-        if source.given(p):
+        if source.has_source(p):
             return self.source.draw(n, self.c.seed, evaluation=held_out)
         return countdown.problems(self.game, n, self.c.seed, held_out=held_out)
 
     @functools.cached_property
-    def source(self) -> source.Source:
+    def source(self) -> source.ProblemSet:
         """Where problems come from, when they are not Countdown's."""
         found = source.load(self.c.problems, self.c.seed)
         left_out = found.counts["skipped"] | found.counts["dropped"]
@@ -186,7 +186,7 @@ class Run:
     @property
     def problem_counts(self) -> dict[str, Any]:
         """What was read, skipped and dropped on the way to the problems."""
-        return self.source.counts if source.given(self.c.problems) else {}
+        return self.source.counts if source.has_source(self.c.problems) else {}
 
 
 def base(run: Run) -> None:
@@ -207,7 +207,7 @@ def base(run: Run) -> None:
 
 def _worked_solutions(run: Run, tokenizer: Tokenizer) -> list[list[int]]:
     """The problems that search or RL will draw from, with their worked solutions; all models start from these."""
-    pairs = {p.id: (p.prompt, words.worked(p)) for use in ("search", "rl") for p in run.problems(use)}
+    pairs = {p.id: (p.prompt, solutions.worked_solution(p)) for use in ("search", "rl") for p in run.problems(use)}
     found = [tokenizer.prompt(prompt) + tokenizer.encode_after(text) for prompt, text in pairs.values() if text]
     if not found:
         raise AstroError("base_sft: no problem has a worked solution; give the file a field `solution`")
@@ -307,7 +307,7 @@ def _prompts(run: Run) -> tuple[list[Problem], dict[str, int]]:
     p, problems, left_out = run.c.problems, run.problems("rl"), dict[str, int]()
     if p.difficulty_samples:
         asked = (*p.rl_pass_rate, run.c.grpo.prompts_per_step)
-        problems, left_out = difficulty.moderate(run.folder / "difficulty", problems, *asked)
+        problems, left_out = difficulty.filter_by_pass_rate(run.folder / "difficulty", problems, *asked)
     return problems, {"prompts": len(problems)} | left_out
 
 
@@ -339,7 +339,7 @@ def evaluate(run: Run) -> None:
     for direct, astro in (("direct-sft", "astro-sft"), ("direct-rl", "astro-rl")):
         if direct in entries and astro in entries:
             k = max(1, round(entries[astro]["mean_tokens"] / entries[direct]["mean_tokens"]))
-            entries[direct]["maj"] = evaluation.vote(direct, problems, c, run.policy(direct), run.verifier, k)
+            entries[direct]["maj"] = evaluation.majority_vote(direct, problems, c, run.policy(direct), run.verifier, k)
     storage.write_json(folder / "models.json", entries)
 
 

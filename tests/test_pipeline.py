@@ -351,13 +351,13 @@ def test_a_stage_counts_the_verdicts_of_the_processes_before_a_kill_too(tmp_path
     """Three verdicts and a disagreement by a process that was killed, two verdicts by the one that went on."""
 
     def killed(run):
-        run.verifier.tally.add(["correct", "correct", "wrong"])
-        run.verifier.tally.disagree("50", "50%", True)
-        run.verifier.tally.save()
+        run.verifier.counts.add(["correct", "correct", "wrong"])
+        run.verifier.counts.add_disagreement("50", "50%", True)
+        run.verifier.counts.save()
         raise KeyboardInterrupt
 
     def goes_on(run):
-        run.verifier.tally.add(["correct", "timeout"])
+        run.verifier.counts.add(["correct", "timeout"])
 
     monkeypatch.setitem(pipeline.STAGES, "base", (killed, ()))
     with pytest.raises(KeyboardInterrupt):

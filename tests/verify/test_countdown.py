@@ -1,4 +1,4 @@
-"""Countdown's verifier: every rule by hand, against reasoning-gym's, and against an independent replay under fuzz."""
+"""Countdown's verifier: each rule by hand, against reasoning-gym's scorer, and against an independent replay."""
 
 import itertools
 import random
@@ -40,14 +40,14 @@ CASES = {
     "a reflection that the steps are right": (STEP + DOUBT + CORRECT + HITS + DOUBT + CORRECT, RIGHT),
     "a negative result": (" 2 - 3 = -1, left 4 -1.\n 4 + -1 = 3" + MISS, (False, True, "3")),
     "a number used twice": (" 3 * 3 = 9, left 2 9.\n 9 + 2 = 11" + MISS, NOTHING),
-    "a number that is not there": (" 5 * 2 = 10, left 3 4.\n", NOTHING),
+    "a number that is no current number": (" 5 * 2 = 10, left 3 4.\n", NOTHING),
     "a wrong sum": (" 3 * 2 = 7, left 4 7.\n 7 + 4 = 11" + MISS, NOTHING),
     "a wrong sum that hits": (STEP + " 6 - 4 = 10" + HIT, NOTHING),
     "a number forgotten in what is left": (" 3 * 2 = 6, left 6.\n", NOTHING),
     "a number kept in what is left": (" 3 * 2 = 6, left 3 4 6.\n", NOTHING),
     "a division that does not come out": (" 3 / 2 = 1, left 4 1.\n", NOTHING),
-    "a hit that is none": (" 4 - 3 = 1, left 2 1.\n 2 + 1 = 3" + HIT, NOTHING),
-    "a miss that is a hit": (STEP + " 6 + 4 = 10" + MISS, NOTHING),
+    "a false hit": (" 4 - 3 = 1, left 2 1.\n 2 + 1 = 3" + HIT, NOTHING),
+    "a false miss": (STEP + " 6 + 4 = 10" + MISS, NOTHING),
     "a hit with numbers left over": (" 3 * 2 = 6" + HIT, NOTHING),
     "left at the last step": (STEP + " 6 + 4 = 10, left 10.\n", NOTHING),
     "back with another target": (WRONG + BACK + " make 6 from 2 3 4.\n" + STEP + HITS, NOTHING),
@@ -83,17 +83,17 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_cases(name):
+def test_rule(name):
     response, expected = CASES[name]
     assert judge(response) == expected
 
 
-def test_a_response_that_was_cut_off_is_neither_correct_nor_valid():
+def test_truncated_response_is_neither_correct_nor_valid():
     assert judge(STEP + HITS, stopped=False) == (False, False, None)
     assert verify(PROBLEM, STEP + HITS, False).expression is None
 
 
-def test_each_of_two_equal_numbers_may_be_used_once():
+def test_equal_numbers_may_be_used_once_each():
     problem = countdown.make_problem((5, 5, 3), 13)
     assert judge(" 5 + 5 = 10, left 3 10.\n 10 + 3 = 13" + HIT, problem) == (True, True, "13")
     assert judge(" 5 + 3 = 8, left 5 8.\n 8 + 5 = 13" + HIT, problem) == (True, True, "13")
@@ -143,7 +143,7 @@ def random_problems(n, seed=0, **rules):
             yield problem, countdown.attempt_text(numbers, rng.choice(ends[target]), target), rng
 
 
-def test_reasoning_gym_gives_full_marks_to_the_expressions_of_correct_responses_and_to_no_other():
+def test_reasoning_gym_gives_full_marks_to_correct_expressions_only():
     gym = pytest.importorskip("reasoning_gym").create_dataset("countdown", size=1, seed=0)
 
     def score(expression, problem):
@@ -153,7 +153,7 @@ def test_reasoning_gym_gives_full_marks_to_the_expressions_of_correct_responses_
         verdict = verify(problem, response, True)
         assert verdict.correct and verdict.valid
         assert score(verdict.expression, problem) == 1.0
-        # A number used twice: there too it scores less, and here the same first step is refused.
+        # A number used twice: reasoning-gym gives fewer marks, and this verifier refuses the same first step.
         numbers = problem.meta["numbers"]
         twice, once = max(numbers), min(numbers)
         if numbers.count(twice) == 1:
@@ -167,7 +167,7 @@ def test_reasoning_gym_gives_full_marks_to_the_expressions_of_correct_responses_
         assert judge(response, other) == NOTHING
 
 
-def test_a_response_with_backtracks_gives_the_expression_of_its_last_branch():
+def test_expression_after_backtracks_is_that_of_the_last_branch():
     gym = pytest.importorskip("reasoning_gym").create_dataset("countdown", size=1, seed=0)
     for problem, response, rng in random_problems(20, seed=1, count=3):
         numbers, target = tuple(problem.meta["numbers"]), problem.meta["target"]
@@ -185,7 +185,7 @@ def test_a_response_with_backtracks_gives_the_expression_of_its_last_branch():
 
 
 def next_lines(numbers, target):
-    """All lines that may follow a state, written out, with the state that each leads to (None: the end)."""
+    """All lines that may follow a state, with the next state of each line (None: the end)."""
     for i, j in itertools.permutations(range(len(numbers)), 2):
         a, b = numbers[i], numbers[j]
         rest = [n for k, n in enumerate(numbers) if k not in (i, j)]
@@ -199,7 +199,7 @@ def next_lines(numbers, target):
 
 
 def replay(problem, response):
-    """(correct, valid) by membership in what may be written, not by reading it."""
+    """(correct, valid), by membership in the set of all allowed lines. The replay reads no line."""
     root, target = tuple(sorted(problem.meta["numbers"])), problem.meta["target"]
     reached, at, correct, valid = {root}, root, False, True
     *whole, last = response.split("\n")
@@ -221,7 +221,7 @@ def replay(problem, response):
 
 
 def mutate(response, rng):
-    """A small damage: to a character, a number, or the order of lines."""
+    """Change one character, one number, or the order of lines."""
     lines = response.splitlines(keepends=True)
     kind = rng.randrange(7)
     if kind == 0:  # another character
@@ -246,7 +246,7 @@ def mutate(response, rng):
     return "".join(lines)
 
 
-def test_fuzzed_responses_are_judged_as_an_independent_replay_does():
+def test_fuzzed_responses_are_judged_like_an_independent_replay():
     game = Game(count=3, max_value=100, ops="+-*/")
     seen = {True: 0, False: 0}
     for problem, response, rng in random_problems(60, seed=2, count=3):
@@ -260,4 +260,4 @@ def test_fuzzed_responses_are_judged_as_an_independent_replay_does():
             correct, valid, _ = judge(mutant, problem)
             assert (correct, valid) == replay(problem, mutant), mutant
             seen[correct] += 1
-    assert min(seen.values()) > 100  # both verdicts were tried
+    assert min(seen.values()) > 100  # both verdicts occur often
