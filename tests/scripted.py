@@ -56,10 +56,7 @@ class Scripted:
         by_prompt = {p.prompt: p for p in PROBLEMS}
         prompts = [TOKENIZER.decode(r.prompt_token_ids) for r in requests]
         return [
-            [
-                completion(*answer(by_prompt[prompt], kind(r.request_id, j, sampling.temperature)))
-                for j in range(r.n)
-            ]
+            [completion(*answer(by_prompt[prompt], kind(r.request_id, j, sampling.temperature))) for j in range(r.n)]
             for r, prompt in zip(requests, prompts, strict=True)
         ]
 

@@ -82,7 +82,7 @@ def test_training_by_splash_attention_has_the_loss_and_gradient_of_xla(stage, in
     batch = Batch(jnp.asarray(rng.integers(0, 20, (2, 128)), jnp.int32), segments, positions, weights)
     if stage == "grpo":
         some = jnp.asarray(rng.standard_normal((2, 128)), jnp.float32)
-        batch = RolloutBatch(batch.replace(weights=weights / weights.sum()), advantages=some, old_logprobs=some - 3)
+        batch = RolloutBatch(batch.replace(loss_weights=weights / weights.sum()), advantages=some, old_logprobs=some - 3)
     module, c = (sft, cfg.Sft(remat_policy="full")) if stage == "sft" else (grpo, cfg.Grpo(remat_policy="full"))
 
     def run(kernel):
