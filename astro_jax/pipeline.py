@@ -286,7 +286,7 @@ def _train_sft(
     with contextlib.closing(batches):
         state = loop.run(
             folder, name, place(new_state(params, tx), like), like,
-            lambda state, _: step(state, sharding.put(next(batches), "batch")), steps, c.save_steps, data_iterator=batches,
+            lambda state, _: step(state, sharding.put(next(batches), "batch")), steps, c.save_steps, batches,
         )  # fmt: skip
     checkpoint.save(folder / "model", config, state.params, tokenizer)
 

@@ -140,7 +140,10 @@ def missing(run: RunFolder) -> list[str]:
 
 
 def read_lines(path: epath.Path) -> Iterator[Json]:
-    """The objects of a JSONL file; none when the file does not exist. A torn last line is left out: the stage may run."""
+    """The objects of a JSONL file; none when the file does not exist.
+
+    A torn last line is left out: the stage may still be writing.
+    """
     return storage.read_jsonl(path, torn=True) if path.exists() else iter(())
 
 

@@ -132,7 +132,7 @@ def test_cross_entropy_by_hand():
 
 
 def random_rollouts(n=40):
-    """logprobs, old_logprobs, advantages, weights [2, n]: some weights are 0, ratios lie on both sides of the bounds."""
+    """logprobs, old_logprobs, advantages, weights [2, n]: some weights are 0, ratios lie beyond both bounds."""
     rng = np.random.default_rng(0)
     logprobs = rng.uniform(-3, -0.1, (2, n))
     old_logprobs = logprobs + rng.normal(0, 0.3, (2, n))
