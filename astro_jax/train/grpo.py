@@ -143,7 +143,8 @@ class GRPOTrainer:
         if longest + c.max_completion_length > c.max_length:
             raise AstroError(
                 f"grpo.max_length={c.max_length}: a row must hold a prompt ({longest} tokens here) and "
-                f"grpo.max_completion_length={c.max_completion_length}; raise it to {longest + c.max_completion_length} or more"
+                f"grpo.max_completion_length={c.max_completion_length}; raise it to "
+                f"{longest + c.max_completion_length} or more"
             )
         self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
         self.verifier = verifier

@@ -79,7 +79,7 @@ def assert_event_file_equals_metrics(folder):
     assert rows == [{k: v if k == "step" else float(np.float32(v)) for k, v in r.items()} for r in records]
 
 
-# Saved after steps 3, 6 and 7. Killed before step 3, a run starts again from nothing; killed at step 3, it loses nothing.
+# Saved after steps 3, 6 and 7. Killed before step 3, a run starts from nothing; killed at step 3, it loses nothing.
 @pytest.mark.parametrize("kill_at, resumes_from", [(2, 0), (3, 3), (5, 3)])
 def test_killed_run_ends_bitwise_equal(kill_at, resumes_from, uninterrupted, tmp_path):
     folder, expected, tokens = uninterrupted
