@@ -41,13 +41,13 @@ def run(tmp_path):
 def test_card_holds_recipe_data_results_and_lineage(run, tmp_path):
     assert main(["export", str(run / "astro-sft" / "model"), str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
-    for part in (
+    for expected in (
         "# ASTRO-SFT of my-run", "started from `llama-x`", "200 held-out problems",
         "| **ASTRO-SFT** | 60.0% (50.0 to 70.0%) | 70.0% (60.0 to 80.0%) | 80 |", "| Base | 20.0% (10.0 to 30.0%) |",
         "| valid trees | 31 |", "| ASTRO | 99 examples, 1.5 mean k |", "astro run x.yaml seed=7", "batch_size: 4",
         "| astro-sft | traces | abc | 12.5 |", "jax 0.",
     ):  # fmt: skip
-        assert part in text
+        assert expected in text
     for folder in (run / "astro-sft" / "model", tmp_path / "out"):
         assert f"{llama.load(folder)[1].embed.shape[0]} tokens" in text
 
