@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import tensorboardX
 from etils import epath
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from astro_jax.storage import Json
 
@@ -21,15 +23,15 @@ class EventWriter:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("events.out.tfevents.*"):
             path.unlink()
-        # purge_step=0: a TensorBoard that watches the folder drops the curves of the removed file.
-        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=0, flush_secs=10)
+        self._writer = tensorboardX.FileWriter(str(folder), flush_secs=10)
+        # START at step 0: a TensorBoard that watches the folder drops the curves of the removed file.
+        self._writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=0)
 
     def write(self, records: Sequence[Json]) -> None:
         """Add the values of records of metrics.jsonl; the tag of a curve is the name of the metric."""
         for record in records:
-            for name, value in record.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, record["step"])
+            values = [Summary.Value(tag=name, simple_value=x) for name, x in record.items() if name != "step"]
+            self._writer.add_summary(Summary(value=values), record["step"])
 
     def close(self) -> None:
         """Write what is still in the queue, and close the file."""
