@@ -50,8 +50,8 @@ class Scripted:
     def __init__(self):
         self.problem_ids = []
 
-    def generate(self, params, requests, sampling, *, stop_fn=None, progress=None):
-        assert sampling.max_tokens == EVAL.max_tokens and sampling.stop_token_ids == (TOKENIZER.end,)
+    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
+        assert sampling.max_tokens == EVAL.max_tokens and sampling.stop_token_ids == (TOKENIZER.eos_token_id,)
         self.problem_ids += [r.request_id[-1] for r in requests]
         by_prompt = {p.prompt: p for p in PROBLEMS}
         prompts = [TOKENIZER.decode(r.prompt_token_ids) for r in requests]
@@ -63,7 +63,7 @@ class Scripted:
 
 def completion(text, stopped):
     """The completion that holds a text, with log-probabilities of 0."""
-    ids = np.asarray(TOKENIZER.encode(text) + [TOKENIZER.end] * stopped, np.int32)
+    ids = np.asarray(TOKENIZER.encode(text) + [TOKENIZER.eos_token_id] * stopped, np.int32)
     return Completion(ids, *2 * [np.zeros(len(ids), np.float32)], "stop" if stopped else "length")
 
 

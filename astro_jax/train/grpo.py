@@ -203,7 +203,7 @@ class GRPOTrainer:
         grads = zero_gradients(self.config, self.sharding)
         sums = []
         for micro_batch in self._micro_batches(rollouts, advantages):
-            grads, metrics = self._accumulate(state.params, grads, self.sharding.put(micro_batch, "batch"))
+            grads, metrics = self._accumulate(state.params, grads, self.sharding.device_put(micro_batch, "batch"))
             sums.append(metrics)
         state, metrics = self._apply(state, grads)
         total = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in (sums[0] if sums else {})}

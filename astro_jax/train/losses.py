@@ -6,7 +6,6 @@ No array of [B, S, V] is ever live: the LM head runs over chunks of positions.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import chex
 import jax
@@ -15,10 +14,8 @@ from flax import struct
 
 from astro_jax.llama import model
 from astro_jax.llama.config import LlamaConfig
-from astro_jax.llama.params import Params
+from astro_jax.llama.params import Array, Params
 from astro_jax.mesh import Sharding
-
-Array = Any  # jax.Array or np.ndarray; its ShapeDtypeStruct where a program is only lowered
 
 # Positions of each row whose logits are live at once.
 LOGITS_CHUNK = 1024
@@ -72,24 +69,22 @@ def token_logprobs(
     """
     chex.assert_rank(batch.tokens, 2)
     chex.assert_equal_shape([batch.tokens, batch.segment_ids, batch.positions, batch.loss_weights])
-    x = model.hidden(
+    x = model.hidden_states(
         params, batch.tokens, config,
-        positions=batch.positions, segments=batch.segment_ids, sharding=sharding, remat=remat,
+        positions=batch.positions, segment_ids=batch.segment_ids, sharding=sharding, remat=remat,
     )  # fmt: skip
     targets = jnp.roll(batch.tokens, -1, axis=1)
-    matrix, axes = model.head(params)
+    matrix, axes = model.lm_head_weight(params)
     predict = functools.partial(_predictions, axes=axes)
     if sharding is not None:
         # Gather the LM head and the hidden states once, and write the collectives by hand. XLA alone would gather both
         # in every chunk, and would scatter the gradient of the head in every chunk.
         gathered = [axis if axis == "vocab" else None for axis in axes]
-        matrix, x = (
-            sharding.move(matrix, axes, gathered),
-            sharding.move(x, ("batch", "seq", None), ("batch", None, None)),
-        )
+        matrix = sharding.reshard(matrix, axes, gathered)
+        x = sharding.reshard(x, ("batch", "seq", None), ("batch", None, None))
         rows = sharding.spec(("batch", None))
         predict = jax.shard_map(
-            functools.partial(predict, vocab=sharding.axes("vocab")), mesh=sharding.mesh,
+            functools.partial(predict, vocab=sharding.mesh_axes("vocab")), mesh=sharding.mesh,
             in_specs=(sharding.spec(gathered), sharding.spec(("batch", None, None)), rows), out_specs=rows,
         )  # fmt: skip
     logprobs, entropy = predict(matrix, x, targets)

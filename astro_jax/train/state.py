@@ -14,9 +14,8 @@ from flax import struct
 from astro_jax import config as cfg
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
-from astro_jax.llama.params import Params
-from astro_jax.mesh import Sharding, spread
-from astro_jax.train.losses import Array
+from astro_jax.llama.params import Array, Params
+from astro_jax.mesh import Sharding, device_put_global
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]  # (params, batch) -> (loss, metrics)
@@ -99,7 +98,7 @@ def abstract_state(config: LlamaConfig, tx: optax.GradientTransformation, shardi
 
 def place(state: TrainState, abstract: TrainState) -> TrainState:
     """Put a state onto the shardings of its `abstract_state`."""
-    return jax.tree.map(lambda x, s: spread(x, s.sharding), state, abstract)
+    return jax.tree.map(lambda x, s: device_put_global(x, s.sharding), state, abstract)
 
 
 def make_step(

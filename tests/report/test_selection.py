@@ -52,7 +52,7 @@ def test_long_text_loses_its_middle():
 
 def test_record_of_search_is_read_back():
     tree = Tree(countdown.make_problem((2, 3, 4), 10))
-    tree.add(0, (1,), " 4 - 3 = 1, left 2 1.\n", 1.0)
+    tree.add_child(0, (1,), " 4 - 3 = 1, left 2 1.\n", 1.0)
     nodes = selection.prune(tree.record()["nodes"], set())
     assert selection.label(tree.record()["problem"]) == "10 from 2 3 4"
     assert [n["answer"] for n in nodes] == [None, None] and nodes[1]["text"] == " 4 - 3 = 1, left 2 1.\n"

@@ -37,7 +37,7 @@ EOS = 0
 class Letters:
     """A tokenizer of 20 tokens, one letter each."""
 
-    end, ends = EOS, (EOS,)
+    eos_token_id, stop_token_ids = EOS, (EOS,)
 
     def prompt(self, text):
         return [ord(c) - 97 for c in text]
@@ -320,7 +320,7 @@ class FixedEngine:
     def __init__(self, *completions):
         self.completions, self.requests = completions, []
 
-    def generate(self, params, requests, sampling, *, stop_fn=None, progress=None):
+    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
         self.requests += requests
         return [list(self.completions) for _ in requests]
 
@@ -351,7 +351,7 @@ def test_truncated_response_is_wrong():
     tokenizer = countdown_tokenizer(9)
     (path, *_) = countdown.reachable(tuple(problem.meta["numbers"]), game)[problem.meta["target"]]
     solution = tokenizer.encode(countdown.attempt_text(tuple(problem.meta["numbers"]), path, problem.meta["target"]))
-    end = [tokenizer.end]
+    end = [tokenizer.eos_token_id]
     engine = FixedEngine(completion(solution + end, True), completion(solution, False),
                          completion(solution[:-1] + end, True), completion(end, True))  # fmt: skip
     fixed = make([problem], engine=engine, tokenizer=tokenizer, verifier=Verifier(), prompts_per_step=1)
