@@ -275,7 +275,7 @@ def _export(args: argparse.Namespace, command: str) -> int:
     from etils import epath
 
     from astro_jax.llama import checkpoint, hf, reference, tokenizer
-    from astro_jax.report import card
+    from astro_jax.report import model_card
 
     def check(folder: epath.Path) -> None:
         print(f"transformers agrees: logits differ by {reference.compare(folder, config, params):.1g} at most")
@@ -285,7 +285,7 @@ def _export(args: argparse.Namespace, command: str) -> int:
     config, params = checkpoint.load(args.checkpoint, dtype=None)
     hf.write(
         epath.Path(args.destination), config, params, tokenizer.load(args.checkpoint),
-        card=card.text(args.checkpoint, config), check=check if args.verify else None,
+        card=model_card.render(args.checkpoint, config), check=check if args.verify else None,
     )  # fmt: skip
     print(f"written: {args.destination}")
     return 0

@@ -277,10 +277,10 @@ def _train_sft(
 ) -> None:  # fmt: skip
     """Train on texts as tokens; an end token is appended to each."""
     folder, sharding = run.folder / name, run.train_sharding
-    documents = [data.document([*tokens, tokenizer.eos_token_id], c.max_length) for tokens in texts]
+    documents = [data.make_document([*tokens, tokenizer.eos_token_id], c.max_length) for tokens in texts]
     tokens = sum(len(d.tokens) for d in documents)
     steps = max(1, round(c.num_train_epochs * tokens / (c.batch_size * c.max_length)))
-    batches = data.batches(documents, c.batch_size, c.max_length, run.c.seed, c.packing_strategy == "wrapped")
+    batches = data.batches(documents, c.batch_size, c.max_length, run.c.seed, c.packing_strategy)
     tx = make_optimizer(c, steps)
     like = abstract_state(config, tx, sharding)
     step = make_step(sft.make_loss(c, config, sharding), tx, config, sharding)
@@ -288,7 +288,7 @@ def _train_sft(
         state = loop.run(
             folder, name, place(new_state(params, tx), like), like,
             lambda state, _: step(state, sharding.device_put(next(batches), "batch")), steps, c.save_steps,
-            data=batches,
+            data_iterator=batches,
         )  # fmt: skip
     checkpoint.save(folder / "model", config, state.params, tokenizer)
 
@@ -320,7 +320,7 @@ def reinforce(kind: str) -> Callable[[Run], dict[str, Any]]:
         tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
         like = abstract_state(config, tx, sharding)
         problems, counts = _prompts(run)
-        trainer = grpo.Trainer(c, name, problems, run.engine(config), tokenizer, run.verifier, tx, config, sharding)
+        trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, run.verifier, tx, config, sharding)
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
         )
