@@ -190,9 +190,9 @@ def test_a_line_in_is_a_line_out_in_order(monkeypatch, capsys):
 def test_options_of_the_command(monkeypatch, capsys):
     line = json.dumps({"gold": "1/3", "response": "The answer is 0.33"})
     assert run(monkeypatch, capsys, [line])[1][0]["verdict"] == "unparsed"
-    assert run(monkeypatch, capsys, [line], "--rule", "lenient", "--workers", "1")[1][0]["verdict"] == "correct"
+    assert run(monkeypatch, capsys, [line], "--rule", "lenient", "--num-workers", "1")[1][0]["verdict"] == "correct"
     slow = json.dumps({"gold": "1", "response": SLOW})
-    assert run(monkeypatch, capsys, [slow], "--seconds", "0.5")[1][0] | {"seconds": 0} == {
+    assert run(monkeypatch, capsys, [slow], "--timeout-seconds", "0.5")[1][0] | {"seconds": 0} == {
         "verdict": "timeout", "extracted": None, "seconds": 0
     }  # fmt: skip
 
