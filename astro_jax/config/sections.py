@@ -349,11 +349,11 @@ class Config(Section):
     sampler: Sampler = key(Sampler(), "Inference engine.")
     search: Search = key(Search(), "Tree search.")
     traces: Traces = key(Traces(), "From trees to training examples.")
+    sft: Sft = key(Sft(), "Supervised fine-tuning on traces.")
     pretrain: Sft = key(Sft(), "Training of `model: scratch` on the corpus. Keys as in `sft`.")
     base_sft: Sft | None = key(
         None, "SFT of a base model that is too weak to be searched, on worked solutions. Null: none. Keys as in `sft`."
     )
-    sft: Sft = key(Sft(), "Supervised fine-tuning on traces.")
     grpo: Grpo = key(Grpo(), "Reinforcement learning.")
     eval: Eval = key(Eval(), "Evaluation.")
 
