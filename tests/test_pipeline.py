@@ -14,7 +14,7 @@ import pytest
 import yaml
 from etils import epath
 from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
-from micro_run import MICRO, compilation_cache_in, files, micro, products
+from micro_run import MICRO, files, micro, products
 
 from astro_jax import config as cfg
 from astro_jax import llama, pipeline, storage
@@ -30,16 +30,8 @@ from astro_jax.train import loop
 jax.devices()  # all eight are there before a run asks for one
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """The folder in which all runs, here and in other processes, share their compiled programs."""
-    folder = tmp_path_factory.mktemp("compiled")
-    with compilation_cache_in(folder):
-        yield str(folder)
-
-
 @pytest.fixture(scope="module")
-def finished(compiled, tmp_path_factory):
+def finished(tmp_path_factory):
     """(folder, the names of the config's fields that were read) of a run that nothing disturbed."""
     read = set()
 
@@ -196,16 +188,13 @@ def test_resume_after_a_failed_write_is_bitwise_equal(finished, tmp_path, monkey
         assert_trees_equal(a, b)
 
 
-def test_resume_after_sigkill_is_bitwise_equal(finished, compiled, tmp_path):
+def test_resume_after_sigkill_is_bitwise_equal(finished, tmp_path):
     config, out = tmp_path / "micro.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(MICRO))
     # As many devices as here, so that what was compiled here is found there.
     start = "import sys, conftest, jax; jax.devices(); from astro_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", start, "run", str(config), f"out={out}"]
-    env = os.environ | {
-        "PYTHONPATH": os.path.dirname(__file__), "JAX_COMPILATION_CACHE_DIR": compiled,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
+    env = os.environ | {"PYTHONPATH": f"{os.path.dirname(__file__)}:{os.environ.get('PYTHONPATH', '')}"}
     for moment in ("base/checkpoints/100", "direct-rl/checkpoints/1"):
         process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None and not (out / moment).exists():

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from etils import epath
 from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
-from micro_run import compilation_cache_in
 
 from astro_jax import __version__, cli, llama, pipeline
 from astro_jax.cli import commands
@@ -22,13 +21,6 @@ jax.devices()  # all eight are there before a run asks for one
 TOKENIZER = countdown_tokenizer(9)
 CONFIG = tiny_config(vocab_size=len(TOKENIZER), n_layers=1, max_positions=64)
 PARAMS = tiny_params(CONFIG)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """The commands of all tests share their compiled programs."""
-    with compilation_cache_in(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")
