@@ -16,9 +16,11 @@ from itertools import islice
 from typing import Any
 
 import jax
+from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax import countdown, distributed, report, storage
+from astro_jax import mesh as meshes
 from astro_jax import stages as registry
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
@@ -115,7 +117,9 @@ def base(run: RunContext) -> None:
     tokenizer = tokenizers.load(str(source), run.c.chat)
     if run.c.base_sft is not None:
         config, params = checkpoint.load(source, run.train_sharding)
-        _train_sft(run, "base", run.c.base_sft, config, params, tokenizer, _worked_solutions(run, tokenizer))
+        documents = _worked_solutions(run, tokenizer)
+        folder = run.folder / "base"
+        train_sft(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
         return
     config, params = checkpoint.load(source, run.decode_sharding)
     checkpoint.save(run.folder / "base" / "model", config, params, tokenizer)
@@ -140,7 +144,7 @@ def _pretrain(run: RunContext) -> None:
     )  # fmt: skip
     params = llama_params.init(jax.random.key(c.seed), config)
     documents = map(tokenizer.encode, islice(_corpus(run, c.seed), c.corpus.documents))
-    _train_sft(run, "base", c.pretrain, config, params, tokenizer, documents)
+    train_sft(run.folder / "base", c.pretrain, config, params, tokenizer, documents, run.train_sharding, c.seed)
 
 
 def _corpus(run: RunContext, seed: int) -> Iterator[str]:
@@ -183,25 +187,29 @@ def fine_tune(run: RunContext, name: str) -> None:
     replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(examples)))
     documents = [tokenizer.prompt(e["prompt"]) + tokenizer.encode_after(e["response"]) for e in examples]
     documents += map(tokenizer.encode, replay)
-    _train_sft(run, name, run.c.sft, config, params, tokenizer, documents)
+    train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 
-def _train_sft(
-    run: RunContext, name: str, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Tokenizer,
-    texts: Iterable[list[int]],
+def train_sft(
+    folder: epath.Path, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Tokenizer,
+    texts: Iterable[list[int]], sharding: meshes.Sharding, seed: int,
 ) -> None:  # fmt: skip
-    """Train on tokenized texts, each with an end token appended, and save the model of the stage `name`."""
-    folder, sharding = run.folder / name, run.train_sharding
+    """Train on tokenized texts, and write checkpoints, metrics.jsonl and the model to `folder`.
+
+    Args:
+      texts: token ids of each text; an end token is appended to each.
+      seed: of the order of the texts.
+    """
     documents = [data.document([*tokens, tokenizer.end], c.max_length) for tokens in texts]
     tokens = sum(len(d.tokens) for d in documents)
     steps = max(1, round(c.num_train_epochs * tokens / (c.batch_size * c.max_length)))
-    batches = data.batches(documents, c.batch_size, c.max_length, run.c.seed, c.packing_strategy == "wrapped")
+    batches = data.batches(documents, c.batch_size, c.max_length, seed, c.packing_strategy == "wrapped")
     tx = make_optimizer(c, steps)
     like = abstract_state(config, tx, sharding)
     step = make_step(sft.make_loss(c, config, sharding), tx, config, sharding)
     with contextlib.closing(batches):
         state = loop.run(
-            folder, name, place(new_state(params, tx), like), like,
+            folder, folder.name, place(new_state(params, tx), like), like,
             lambda state, _: step(state, sharding.put(next(batches), "batch")), steps, c.save_steps, data=batches,
         )  # fmt: skip
     checkpoint.save(folder / "model", config, state.params, tokenizer)

@@ -266,10 +266,10 @@ def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_pa
     folder, _ = finished
     documents = {}
 
-    def record(run, name, c, config, params, tokenizer, texts):
-        documents[name, run.c.traces.replay] = list(texts)
+    def record(folder, c, config, params, tokenizer, texts, sharding, seed):
+        documents[folder.name, replay] = list(texts)
 
-    monkeypatch.setattr(pipeline, "_train_sft", record)
+    monkeypatch.setattr(pipeline, "train_sft", record)
     monkeypatch.setattr(RunContext, "load", lambda *_: (None, None, countdown_tokenizer(25)))
     for replay in (0.0, 0.25):
         run = RunContext(micro(tmp_path / "new", traces=dict(replay=replay)))
