@@ -16,7 +16,7 @@ from astro_jax.evaluate import run as evaluation
 from astro_jax.llama import checkpoint
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.policy import Policy
-from astro_jax.search import mcts
+from astro_jax.search import run as searching
 from astro_jax.search.tree import Node, Tree
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
@@ -31,7 +31,7 @@ def search(policy: Policy, problem: Problem, c: cfg.Search | None = None) -> Tre
       c: the settings; without them, the paper's.
     """
     with contextlib.closing(Verifier(cfg.Verify())) as verifier:
-        (tree,) = mcts.search([problem], c or cfg.Search(), policy, verifier)
+        (tree,) = searching.search([problem], c or cfg.Search(), policy, verifier)
     return tree
 
 

@@ -22,10 +22,11 @@ from astro_jax import config as cfg
 from astro_jax import countdown, distributed, report, storage
 from astro_jax import mesh as meshes
 from astro_jax import stages as registry
+from astro_jax.countdown.tokenizer import countdown_tokenizer
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
 from astro_jax.evaluate import run as evaluation
-from astro_jax.llama import checkpoint
+from astro_jax.llama import checkpoint, paths
 from astro_jax.llama import params as llama_params
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
@@ -38,7 +39,7 @@ from astro_jax.search import run as searching
 from astro_jax.stages import STAGES
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
-from astro_jax.traces.author import Author
+from astro_jax.traces.writer import TraceWriter
 from astro_jax.train import data, grpo, loop, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.types import Problem
@@ -113,7 +114,7 @@ def base(run: RunContext) -> None:
     if run.c.model == "scratch":
         _pretrain(run)
         return
-    source = checkpoint.resolve(run.c.model)
+    source = paths.resolve(run.c.model)
     tokenizer = tokenizers.load(str(source), run.c.chat)
     if run.c.base_sft is not None:
         config, params = checkpoint.load(source, run.train_sharding)
@@ -137,7 +138,7 @@ def _worked_solutions(run: RunContext, tokenizer: Tokenizer) -> list[list[int]]:
 def _pretrain(run: RunContext) -> None:
     """Train a Llama from random parameters on the Countdown corpus."""
     c, a = run.c, run.c.architecture
-    tokenizer = tokenizers.countdown_tokenizer(run.game.max_value)
+    tokenizer = countdown_tokenizer(run.game.max_value)
     config = LlamaConfig(
         vocab_size=len(tokenizer), d_model=a.d_model, d_ff=a.d_ff, n_layers=a.n_layers, n_heads=a.n_heads,
         n_kv_heads=a.n_kv_heads, head_dim=a.d_model // a.n_heads, max_positions=a.max_positions, tie_embeddings=True,
@@ -165,7 +166,7 @@ def search(run: RunContext) -> dict[str, Any]:
 def traces(run: RunContext) -> dict[str, Any]:
     """Turn the trees into training examples, with a data card. Load a model only when it judges or writes."""
     c, folder, trees = run.c, run.folder / "traces", Shards(run.folder / "search", "trees")
-    writer = Author(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
+    writer = TraceWriter(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
     tokenizer = tokenizers.load(str(run.folder / "base" / "model"), c.chat)
     counts = dataset.run(folder, trees, c.traces, c.seed, writer, tokenizer)
     distributed.assert_equal_across_processes("the traces", counts)
@@ -200,7 +201,7 @@ def train_sft(
       texts: token ids of each text; an end token is appended to each.
       seed: of the order of the texts.
     """
-    documents = [data.document([*tokens, tokenizer.end], c.max_length) for tokens in texts]
+    documents = [data.document([*tokens, tokenizer.eos_token_id], c.max_length) for tokens in texts]
     tokens = sum(len(d.tokens) for d in documents)
     steps = max(1, round(c.num_train_epochs * tokens / (c.batch_size * c.max_length)))
     batches = data.batches(documents, c.batch_size, c.max_length, seed, c.packing_strategy == "wrapped")
@@ -210,7 +211,8 @@ def train_sft(
     with contextlib.closing(batches):
         state = loop.run(
             folder, folder.name, place(new_state(params, tx), like), like,
-            lambda state, _: step(state, sharding.put(next(batches), "batch")), steps, c.save_steps, data=batches,
+            lambda state, _: step(state, sharding.device_put(next(batches), "batch")), steps, c.save_steps,
+            data=batches,
         )  # fmt: skip
     checkpoint.save(folder / "model", config, state.params, tokenizer)
 

@@ -53,7 +53,7 @@ class Policy:
     ) -> list[list[Completion]]:
         """Sample all completions of all requests: `Engine.generate` with the stop tokens and strings of `sampling`."""
         if sampling.stop_token_ids is None:
-            sampling = dataclasses.replace(sampling, stop_token_ids=self.tokenizer.ends)
+            sampling = dataclasses.replace(sampling, stop_token_ids=self.tokenizer.stop_token_ids)
         stop_fn = functools.partial(self._stop_length, sampling.stop) if sampling.stop else None
         return self.engine.generate(self.params, requests, sampling, stop_fn=stop_fn, progress=progress)
 

@@ -12,7 +12,7 @@ from astro_jax import config as cfg
 from astro_jax import countdown, distributed, prompts, storage
 from astro_jax import mesh as meshes
 from astro_jax.errors import AstroError
-from astro_jax.llama import attention, checkpoint
+from astro_jax.llama import attention, checkpoint, paths
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
@@ -49,7 +49,7 @@ class RunContext:
         self.prompts = prompts.load(c.prompts)
         self.digest = self._digest()
         self._check_folder()
-        meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
+        meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
         self.train_sharding = meshes.train_sharding(mesh, c.attention)
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
@@ -70,7 +70,7 @@ class RunContext:
         c, devices = self.c, self.train_sharding.batch_size
         names = ("pretrain", "sft") if c.model == "scratch" else ("sft",)
         for length in (*(getattr(c, name).max_length for name in (*names, "grpo")), c.sampler.block_size):
-            attention.kernel(self.train_sharding, length)
+            attention.choose_kernel(self.train_sharding, length)
         for name in names:
             if (batch := getattr(c, name).batch_size) % devices:
                 raise AstroError(
@@ -108,7 +108,7 @@ class RunContext:
         distributed.assert_equal_across_processes("the run's configuration", self.digest)
         if not path.exists():
             if self.c.model != "scratch":
-                checkpoint.resolve(self.c.model)
+                paths.resolve(self.c.model)
             record = {"hash": self.digest, "command": self.command, "config": self.c.model_dump(mode="json")}
             storage.write_json(path, record)
         distributed.assert_equal_across_processes("the run's folder")

@@ -23,7 +23,7 @@ from astro_jax.llama import checkpoint
 from astro_jax.policy import Policy
 from astro_jax.run_context import RunContext
 from astro_jax.sampler import SamplingParams
-from astro_jax.search import mcts
+from astro_jax.search import run as searching
 from astro_jax.stages import MODELS, STAGES
 from astro_jax.train import loop
 
@@ -49,7 +49,7 @@ def finished(tmp_path_factory):
         policy = Policy(run.engine(config), tiny_params(config), tokenizer)
         for method in ("mcts", "best-of-n"):
             c = run.c.search.model_copy(update={"method": method})
-            mcts.search(run.problems("search")[:2], c, policy, run.verifier)
+            searching.search(run.problems("search")[:2], c, policy, run.verifier)
     return folder, read
 
 

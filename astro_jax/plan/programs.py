@@ -111,8 +111,8 @@ class Plan:
         ]
 
     def _train(self, c: cfg.Sft | cfg.Grpo, rows: int, update: bool) -> Work:
-        kernel = attention.kernel(self.train, c.max_length, self.config.head_dim)
-        scored = attention.computed(kernel, c.max_length)
+        kernel = attention.choose_kernel(self.train, c.max_length, self.config.head_dim)
+        scored = attention.computed_share(kernel, c.max_length)
         return work.train(
             self.config, self.mesh, rows * c.max_length, c.max_length, c.remat_policy == "full", update, scored
         )
@@ -203,7 +203,7 @@ class Plan:
 
 def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
     """Raise an AstroError where parameters or batches do not divide over the mesh, or attention cannot be as asked."""
-    for path, spec in jax.tree_util.tree_leaves_with_path(llama_params.declare(config)):
+    for path, spec in jax.tree_util.tree_leaves_with_path(llama_params.param_specs(config)):
         for n, axis in zip(spec.shape, spec.axes, strict=True):
             where = dict(sharding.rules).get(axis, ())
             parts = math.prod(sharding.mesh.shape[name] for name in where)
@@ -211,7 +211,7 @@ def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(where)}={parts} does not divide")
     for length in (c.sft.max_length, c.grpo.max_length, c.sampler.block_size):
-        attention.kernel(sharding, length, config.head_dim)
+        attention.choose_kernel(sharding, length, config.head_dim)
     if c.sft.batch_size % sharding.batch_size:
         raise AstroError(
             f"sft.batch_size={c.sft.batch_size} cannot be split over data x fsdp = {sharding.batch_size} devices"

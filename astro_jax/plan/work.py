@@ -51,7 +51,7 @@ def train(
     block's input, written and read; in float32 gradients and, with the update, parameters and moments.
 
     Args:
-      scored: share of all pairs of tokens of a row whose score is computed (llama.attention.computed).
+      scored: share of all pairs of tokens of a row whose score is computed (llama.attention.computed_share).
     """
     chips, tp = mesh.size, mesh.shape["tp"]
     matmuls = config.flops_per_token() - head(config)

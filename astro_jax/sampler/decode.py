@@ -109,8 +109,8 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple
                 return x.reshape(n, kv, group * columns, -1)
 
             queries = heads_first(q) * h**-0.5
-            if attention.kernel(sharding, columns, h) == "splash":
-                out, sums = map(heads_first, attention.splash(q, k, v, jnp.ones_like(token), sharding, with_sums=True))
+            if attention.choose_kernel(sharding, columns, h) == "splash":
+                out, sums = map(heads_first, attention.splash_with_logsumexp(q, k, v, jnp.ones_like(token), sharding))
                 seen = Softmax(sums, jnp.ones_like(sums), out.astype(jnp.float32))
             else:
                 zero = jnp.zeros((*queries.shape[:3], 1), jnp.float32)
@@ -126,7 +126,7 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple
             return out.transpose(0, 3, 1, 2, 4).reshape(n, columns, kv * group, h)
 
         positions = block[:, None] * size + column[None, :]
-        x, k, v = model.cached(params, token, positions, attend, config, sharding)
+        x, k, v = model.forward_with_cache(params, token, positions, attend, config, sharding)
         sound = jnp.all(jnp.isfinite(x), axis=(1, 2))
         k, v = (cache.finite(x).reshape(*x.shape[:2], -1, size, *x.shape[3:]) for x in (k, v))  # [L, N, c, C, K, h]
         k, v = jnp.moveaxis(k, 3, 5), v.swapaxes(3, 4)  # [L, N, c, K, h, C], [L, N, c, K, C, h]
@@ -163,7 +163,7 @@ def make_decode(config: LlamaConfig, sharding: Sharding, chunk: int, filtered: b
             ring, on_stage = (written, None) if stage is None else (suffix, written)
             past = Past(prefix, ring, on_stage, visible, age, now, span.prefix_blocks, span.oldest)
             attend = functools.partial(cache.attend, past)
-            x, k, v = model.cached(params, token[:, None], position[:, None], attend, config, sharding)
+            x, k, v = model.forward_with_cache(params, token[:, None], position[:, None], attend, config, sharding)
             drawn = draw(model.lm_head(params, x)[:, 0], rows.key, position, how, filtered)
             alive, broken = left > 0, drawn.token < 0
             token = jnp.maximum(drawn.token, 0)

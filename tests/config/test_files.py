@@ -63,7 +63,8 @@ def test_other_values_of_overrides(load):
 
 def test_a_text_with_template_syntax_stays_as_it_is(load):
     """LaTeX prompts hold "${" and "???", which config libraries read as their own syntax."""
-    assert load(r"chat: {system: 'put ${\boxed{x}}$, or ${x, or ???'}").chat.system == r"put ${\boxed{x}}$, or ${x, or ???"
+    text = r"put ${\boxed{x}}$, or ${x, or ???"
+    assert load(f"chat: {{system: '{text}'}}").chat.system == text
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,8 @@ def write(folder, **files):
 
 def test_a_file_merges_over_its_base_key_by_key(tmp_path):
     (tmp_path / "deep").mkdir()
-    write(tmp_path, under="seed: 3\nsft: {num_train_epochs: 2, batch_size: 8}\nstages: [base, eval]\nbase_sft: {batch_size: 4}\n")
+    text = "seed: 3\nsft: {num_train_epochs: 2, batch_size: 8}\nstages: [base, eval]\nbase_sft: {batch_size: 4}\n"
+    write(tmp_path, under=text)
     path = write(
         tmp_path / "deep",
         top="base: middle.yaml\nsft: {num_train_epochs: 5}\n",

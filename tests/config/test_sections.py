@@ -9,9 +9,8 @@ KEYS = [(name, key, info) for name, section in cfg.sections().items() for key, i
 
 
 def test_sections_are_found_with_those_inside_sections():
-    assert {"": cfg.Config, "base_sft": cfg.Sft, "search.early_stop": cfg.EarlyStop, "problems.gym": cfg.Gym}.items() <= (
-        cfg.sections().items()
-    )
+    nested = {"": cfg.Config, "base_sft": cfg.Sft, "search.early_stop": cfg.EarlyStop, "problems.gym": cfg.Gym}
+    assert nested.items() <= cfg.sections().items()
     assert len(cfg.sections()) == 17
 
 

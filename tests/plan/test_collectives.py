@@ -7,11 +7,11 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import assert_trees_close, strays, tiny_config, tiny_params
+from helpers import assert_trees_close, unexpected_collectives, tiny_config, tiny_params
 
 from astro_jax import config as cfg
 from astro_jax.llama import model
-from astro_jax.llama.params import declare
+from astro_jax.llama.params import param_specs
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.plan import collectives
 from astro_jax.plan.programs import Plan
@@ -35,7 +35,7 @@ def test_a_training_step_gathers_parameters_once_a_pass_and_activations_over_tp_
     rows = ROWS * 8 // mesh.shape["tp"]
     c = cfg.Config(sft=cfg.Sft(batch_size=rows, max_length=LENGTH, remat_policy="full"))
     text = Plan(c, CONFIG, mesh).sft_step().compile().as_text()
-    assert strays(text, mesh, ROWS, LENGTH) == []
+    assert unexpected_collectives(text, mesh, ROWS, LENGTH) == []
     found = collectives.count(text)
     assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
 
@@ -46,7 +46,7 @@ def test_a_training_step_gathers_parameters_once_a_pass_and_activations_over_tp_
     # Parameters: nine tensors of a layer, forward and backward; table, last norm and head once. Activations: before
     # attention and the MLP, forward and again, and the gradients of what they give; before the head, and the gradient
     # of the tokens' rows of the table.
-    p = declare(CONFIG)
+    p = param_specs(CONFIG)
     layers = sum(map(gathered, jax.tree.leaves(p.layers)))  # of all layers
     others = sum(map(gathered, (p.embed, p.final_norm, p.lm_head)))
     activations = ROWS * LENGTH * CONFIG.d_model * (6 * CONFIG.n_layers + 2)
@@ -80,7 +80,7 @@ def test_what_the_sharding_does_not_call_for_is_found():
     here = jax.ShapeDtypeStruct((8, LENGTH, 24), jnp.float32, sharding=sharding.named("batch", "seq", None))
 
     def moved(*axes):
-        return strays(
+        return unexpected_collectives(
             jax.jit(lambda x: sharding.constrain(x * 2, *axes)).lower(here).compile().as_text(), mesh, 2, LENGTH
         )
 

@@ -13,7 +13,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import strays
+from helpers import unexpected_collectives
 
 from astro_jax import cli
 from astro_jax import config as cfg
@@ -120,7 +120,7 @@ def test_training_moves_nothing_that_its_sharding_does_not_call_for(mesh):
     """Once it moved queries, keys and values from tokens to heads, 13 all-to-alls a layer. The collective permutes that
     are left are rings: all-gathers and reduce-scatters in the pieces of a matmul."""
     text = compiled(sft_step, mesh)[0].as_text()
-    assert strays(text, mesh, SFT.batch // 4, SFT.length) == []
+    assert unexpected_collectives(text, mesh, SFT.batch // 4, SFT.length) == []
     kinds = plan_collectives.count(text).keys()
     assert kinds <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
 
