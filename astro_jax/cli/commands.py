@@ -218,7 +218,7 @@ def _print_results(results: dict[str, Any]) -> None:
     n = next(iter(results["models"].values()))["pass@1"]["n"]
     table = Table(title=f"{n} held-out problems, 95% intervals, seed {results['seed']}")
     for column in ("model", "pass@1 %", "greedy %", "majority % at equal tokens", "tokens", "backtracks", "valid %",
-                   "cut off %"):  # fmt: skip
+                   "truncated %"):  # fmt: skip
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, m in results["models"].items():
         vote = f"{_percent(m['maj'])} (k={m['maj']['k']})" if "maj" in m else ""
