@@ -40,9 +40,8 @@ def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy, verifier:
     """Search all problems at the same time, in memory, and return one finished tree a problem."""
     searcher = make_search(c, policy, verifier, len(problems))
     trees = [searcher.init(problem) for problem in problems]
-    with policy.engine.keeping():  # the prefix of a child begins with the prefix of its parent
-        while active := [tree for tree in trees if not tree.end_reason]:
-            searcher.step(active)
+    while active := [tree for tree in trees if not tree.end_reason]:
+        searcher.step(active)
     return trees
 
 
@@ -92,10 +91,7 @@ def _search_all(store: TreeStore, meter: CostMeter, searcher: MCTS | BestOfN) ->
     ended = valid = 0
     simulations_before = sum(tree.simulations for tree in active)
     saved = time.monotonic()
-    with (
-        ProgressBar("search", store.total, "problems", store.total - store.remaining) as bar,
-        searcher.sampler.policy.engine.keeping(),
-    ):
+    with ProgressBar("search", store.total, "problems", store.total - store.remaining) as bar:
         while active or queue:
             free = min(c.max_concurrent_trees - len(active), len(queue))
             active += [searcher.init(queue.popleft()) for _ in range(free)]

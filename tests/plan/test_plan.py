@@ -19,7 +19,7 @@ from astro_jax.llama.config import llama3_8b, llama3_70b
 from astro_jax.mesh import make_mesh
 from astro_jax.plan import choose, collectives, programs, tables, topology, work
 from astro_jax.plan.programs import Plan, size
-from astro_jax.sampler import Request, decode
+from astro_jax.sampler import Request, SamplingParams, programs
 from astro_jax.train import grpo, sft
 from astro_jax.train.state import make_accumulate
 
@@ -59,13 +59,13 @@ def test_flops_of_training_are_those_of_its_program(remat):
 def test_flops_of_a_decode_step_are_those_of_its_program():
     """The formula attends to all of the prefix and half of the ring; the program's loops are over blocks."""
     p = Plan(cfg.Config(sampler=cfg.Sampler(max_num_seqs=16, block_size=8, num_scheduler_steps=1)), CONFIG, make_mesh())
-    shape = p.shape(4, 9, 8, "float32")
-    found = work.decode(CONFIG, p.mesh, shape, "float32", 1)
-    by_hand = 16 * (CONFIG.flops_per_token(shape.prefix_blocks * 8 + 4))
+    layout = p.layout(4, 9, 8, "float32")
+    found = work.decode(CONFIG, p.mesh, layout, "float32", 1)
+    by_hand = 16 * (CONFIG.flops_per_token(layout.prefix_blocks * 8 + 4))
     assert found.executed == found.useful == by_hand
     weights = size(p.weights("float32"))
     per_column = 2 * 4 * CONFIG.n_layers * CONFIG.n_kv_heads * CONFIG.head_dim
-    assert found.read == weights + per_column * (shape.lanes * shape.prefix_blocks * 8 + 16 * 4)
+    assert found.read == weights + per_column * (layout.num_groups * layout.prefix_blocks * 8 + 16 * 4)
 
 
 def test_the_roofline_is_the_slower_of_computing_and_moving():
@@ -162,7 +162,7 @@ def test_the_planned_programs_are_those_that_run(tmp_path, monkeypatch):
 
 def test_the_planned_decode_is_the_one_that_samples(monkeypatch):
     ran = {}
-    monkeypatch.setattr(decode, "make_decode", recorded(decode.make_decode, ran, "decode"))
+    monkeypatch.setattr(programs, "make_decode", recorded(programs.make_decode, ran, "decode"))
     c = cfg.Config(
         model="countdown-base",
         sampler=cfg.Sampler(max_num_seqs=16, num_scheduler_steps=4),
@@ -172,7 +172,8 @@ def test_the_planned_decode_is_the_one_that_samples(monkeypatch):
     (planned,) = (program.lower().as_text() for program in p.programs("search") if program.name == "decode")
     _, params = llama.load(c.model, p.sample)
     prefix = tuple(range(1, 37))  # the prompt, and as long a rollout
-    p.sampler().generate(params, [Request(prefix, 4, (i,)) for i in range(4)], max_tokens=16, stop=())
+    requests = [Request(prefix, 4, (i,)) for i in range(4)]
+    p.engine().generate(params, requests, SamplingParams(16, stop_token_ids=()))
     assert ran["decode"] == planned
 
 
@@ -389,15 +390,17 @@ def test_a_search_that_finds_nothing_ends_with_code_3(slice_of_16, capsys):
 @pytest.mark.parametrize("slots", [4, 24, 32, 128])
 def test_the_planned_batches_are_those_that_a_sampler_shrinks_to(slots):
     p = Plan(cfg.Config(sampler=cfg.Sampler(max_num_seqs=slots, block_size=8)), CONFIG, make_mesh())
-    shape = p.shape(8, 30, 16, "float32")
-    _, sizes = p.sampler().shape(slots, slots // 8 or 1, 30, 16, "float32")
-    assert p.packed(shape) == max((n for n in sizes if n < shape.rows and n <= shape.slots), default=0)
+    layout = p.layout(8, 30, 16, "float32")
+    _, sizes = p.engine().choose_layout(slots, slots // 8 or 1, 30, 16, "float32")
+    smaller = [n for n in sizes if n < layout.num_seqs and n <= layout.num_prefixes]
+    assert p.packed(layout) == max(smaller, default=0)
 
 
 def test_rows_without_shared_prefixes_take_no_more_memory():
     p = Plan(cfg.Config(sampler=cfg.Sampler(max_num_seqs=64, block_size=8)), CONFIG, make_mesh())
-    shape = p.shape(16, 60, 8, "float32")
-    alone = p.unshared(shape)
-    assert alone.lane == 1 < shape.lane
-    taken = [size(p.stores(s, "float32")) for s in (shape, alone, dataclasses.replace(alone, rows=alone.rows + 1))]
+    layout = p.layout(16, 60, 8, "float32")
+    alone = p.unshared(layout)
+    assert alone.group_size == 1 < layout.group_size
+    layouts = (layout, alone, alone.ungrouped(alone.num_seqs + 1))
+    taken = [size(p.kv_cache(x, "float32")) for x in layouts]
     assert taken[1] <= taken[0] < taken[2]

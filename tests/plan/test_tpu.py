@@ -1,10 +1,9 @@
 """The programs of a run at Llama-3.1-8B's shapes, compiled for a TPU v5e:4x4 that is not there.
 
-`pytest -m "" -s tests/test_tpu.py` prints the memory that each needs of a chip.
+`pytest -m "" -s tests/plan/test_tpu.py` prints the memory that each needs of a chip.
 """
 
 import collections
-import dataclasses
 import functools
 import json
 import math
@@ -23,15 +22,16 @@ from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.plan import collectives as plan_collectives
 from astro_jax.plan import topology
 from astro_jax.plan.programs import Plan, floats, ints, size
-from astro_jax.sampler.cache import Shape
+from astro_jax.sampler.kv_cache import CacheLayout
+from astro_jax.sampler.programs import DecodeOutputs
 
 pytest.importorskip("libtpu", reason="extra `plan` (libtpu) is not installed")
 
 GIB = 2**30
 SFT = cfg.Sft(batch_size=16, max_length=8192, remat_policy="full", dtype="bfloat16")
 GRPO = cfg.Grpo(max_length=4096, remat_policy="full", dtype="bfloat16")
-# Rows that decode at once, in lanes of 16 that share prefixes of 2048 tokens, with 2048 of their own each.
-SHAPE = Shape(rows=128, lane=16, prefix_blocks=4, suffix_blocks=4, block=512, devices=4)
+# 128 rows in prefix groups of 16, with prompts of 2048 tokens and up to 2048 new tokens each.
+LAYOUT = CacheLayout(num_seqs=128, group_size=16, prefix_blocks=4, completion_blocks=4, block_size=512, devices=4)
 BF16 = "bfloat16"
 
 
@@ -50,11 +50,14 @@ def table():
 
 
 class Abstract(Plan):
-    """A run of Llama-3.1-8B, with the sampler's shape as above and bfloat16 weights."""
+    """A run of Llama-3.1-8B, with the cache layout above and bfloat16 weights."""
 
     def __init__(self, config, mesh, **changes):
         c = cfg.Config(
-            sft=SFT, grpo=GRPO, sampler=cfg.Sampler(max_num_seqs=SHAPE.rows, block_size=SHAPE.block), **changes
+            sft=SFT,
+            grpo=GRPO,
+            sampler=cfg.Sampler(max_num_seqs=LAYOUT.num_seqs, block_size=LAYOUT.block_size),
+            **changes,
         )
         super().__init__(c, config, mesh)
 
@@ -79,16 +82,16 @@ def reshard(a):
 
 
 def prefill(a):
-    _, suffix = a.stores(SHAPE, BF16)
-    return a.prefill(SHAPE, BF16), (a.state, a.weights(BF16).lm_head, suffix)  # the head is not read
+    completion = a.kv_cache(LAYOUT, BF16).completion
+    return a.prefill(LAYOUT, BF16), (a.state, a.weights(BF16).lm_head, completion)  # the head is not read
 
 
 def pack(a):
-    return a.pack(SHAPE, BF16), (a.state, a.weights(BF16))
+    return a.pack(LAYOUT, BF16), (a.state, a.weights(BF16))
 
 
 def decode_chunk(a):
-    return a.decode(SHAPE, BF16), a.state
+    return a.decode(LAYOUT, BF16), a.state
 
 
 QUICK = [grpo_update, reshard, pack, decode_chunk]
@@ -120,7 +123,7 @@ def test_training_moves_nothing_that_its_sharding_does_not_call_for(mesh):
     """Once it moved queries, keys and values from tokens to heads, 13 all-to-alls a layer. The collective permutes that
     are left are rings: all-gathers and reduce-scatters in the pieces of a matmul."""
     text = compiled(sft_step, mesh)[0].as_text()
-    assert unexpected_collectives(text, mesh, SFT.batch // 4, SFT.length) == []
+    assert unexpected_collectives(text, mesh, SFT.batch_size // 4, SFT.max_length) == []
     kinds = plan_collectives.count(text).keys()
     assert kinds <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
 
@@ -137,7 +140,7 @@ def test_sft_of_llama_70b_compiles_for_a_v5p_slice(record_property):
     record_property("peak_gib", round(peak / GIB, 2))
     # What grows with depth: the state, and in each layer's backward pass its input and its gradient in float32.
     whole = Plan(c, llama3_70b(), plan.mesh)
-    inputs = 2 * c.sft.batch * c.sft.length * 8192 // plan.mesh.size  # bfloat16, a layer
+    inputs = 2 * c.sft.batch_size * c.sft.max_length * 8192 // plan.mesh.size  # bfloat16, a layer
     grown = size(whole.state) - size(plan.state) + 72 * inputs + size(whole.state.params) - size(plan.state.params)
     assert peak + grown < 0.9 * topology.CHIPS["v5p"].hbm
 
@@ -178,26 +181,25 @@ def test_whole_sequences_are_planned_with_splash_attention(program, kernels, mes
 def test_shared_prefixes_take_a_third_of_the_memory(mesh, record_property):
     """16 samples of a prefix of 2048 tokens with 512 of their own each, 512 rows on a v6e:2x4."""
     a = Abstract(llama3_8b(), make_mesh(tp=8, devices=topology.get("v6e:2x4").devices))
-    shape = Shape(rows=512, lane=16, prefix_blocks=4, suffix_blocks=1, block=512)
-    found = []
-    for lane in (16, 1):
-        shape = dataclasses.replace(shape, lane=lane)
-        temporaries = a.decode(shape, BF16).compile().memory_analysis().temp_size_in_bytes
-        found.append([size(a.stores(shape, BF16)), temporaries, size(a.weights(BF16))])
-        print(f"\nlanes of {lane}: caches, temporaries, weights: {[round(x / GIB, 3) for x in found[-1]]} GiB a chip")
-        record_property(f"lane_{lane}", found[-1])
-    (caches, temporaries, _), (caches_alone, temporaries_alone, _) = found
+    sizes = []
+    for m in (16, 1):
+        layout = CacheLayout(num_seqs=512, group_size=m, prefix_blocks=4, completion_blocks=1, block_size=512)
+        temporaries = a.decode(layout, BF16).compile().memory_analysis().temp_size_in_bytes
+        sizes.append([size(a.kv_cache(layout, BF16)), temporaries, size(a.weights(BF16))])
+        print(f"\ngroups of {m}: caches, temporaries, weights: {[round(x / GIB, 3) for x in sizes[-1]]} GiB a chip")
+        record_property(f"group_size_{m}", sizes[-1])
+    (caches, temporaries, _), (caches_alone, temporaries_alone, _) = sizes
     assert temporaries <= 0.1 * caches
     assert caches + temporaries <= 0.35 * (caches_alone + temporaries_alone)
 
 
-def test_a_decode_step_does_not_copy_the_ring(mesh):
-    """With several blocks and heads a chip, XLA copied it whole, each step, as long as the loop wrote to it."""
+def test_a_decode_step_does_not_copy_the_ring_buffer(mesh):
+    """With several blocks and heads a chip, XLA copied a ring buffer that the loop writes to, each step."""
     a = Abstract(llama3_8b(), mesh)
-    _, suffix = a.stores(SHAPE, BF16)
-    text = a.decode(SHAPE, BF16).compile().as_text()
+    completion = a.kv_cache(LAYOUT, BF16).completion
+    text = a.decode(LAYOUT, BF16).compile().as_text()
     copied = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= bf16\[([\d,]+)\]\S* copy\(", text)]
-    assert copied and max(copied) < math.prod(suffix.k.sharding.shard_shape(suffix.k.shape))
+    assert copied and max(copied) < math.prod(completion.k.sharding.shard_shape(completion.k.shape))
 
 
 def test_a_plan_from_the_command_line(capsys):
@@ -205,10 +207,10 @@ def test_a_plan_from_the_command_line(capsys):
     command = ["plan", "configs/llama3.1-8b.yaml", "--topology", "v5e:2x4", "--stage", "search", "--json",
                "mesh={fsdp: 1, tp: 8}"]  # fmt: skip
     assert cli.main(command) == 0
-    found = json.loads(capsys.readouterr().out)
-    _, decode, _ = found["programs"]
-    assert [row["program"] for row in found["programs"]] == ["prefill", "decode", "pack"] and found["fits"]
-    assert 0 < decode["peak_gib"] <= decode["at_once_gib"] < found["hbm_gib"]
+    plan = json.loads(capsys.readouterr().out)
+    _, decode, _ = plan["programs"]
+    assert [row["program"] for row in plan["programs"]] == ["prefill", "decode", "pack"] and plan["fits"]
+    assert 0 < decode["peak_gib"] <= decode["at_once_gib"] < plan["hbm_gib"]
     # Two sums over the heads and the width of each of 32 layers, in each of 16 steps, at least.
     assert decode["collectives"]["all-reduce"]["calls"] >= 2 * 32 * 16
     assert cli.main([*command, "sampler.max_num_seqs=4096"]) == 3
@@ -219,13 +221,13 @@ def test_a_plan_from_the_command_line(capsys):
 
 def test_each_program_makes_what_the_next_one_takes(mesh):
     a = Abstract(llama3_8b(), mesh)
-    prefix, suffix = a.stores(SHAPE, BF16)
-    out = [(cfg.Sampler().chunk, SHAPE.rows)] * 3
+    cache, packed = a.kv_cache(LAYOUT, BF16), a.kv_cache(LAYOUT.ungrouped(LAYOUT.num_prefixes), BF16)
+    out = (cfg.Sampler().num_scheduler_steps, LAYOUT.num_seqs)
     for (lowered, _), expected in (
         (reshard(a), a.weights(BF16)),
-        (prefill(a), (prefix, ints(a.chunk(SHAPE)[0], dtype=bool))),  # in bfloat16, as weights are
-        (pack(a), a.stores(dataclasses.replace(SHAPE, rows=SHAPE.slots, lane=1), BF16)),
-        (decode_chunk(a), (suffix, ints(), ints(*out[0]), floats(*out[1]), floats(*out[2]))),
+        (prefill(a), (cache.prefix, ints(a.chunk(LAYOUT)[0], dtype=bool))),  # in bfloat16, as weights are
+        (pack(a), (packed.prefix, packed.completion)),
+        (decode_chunk(a), (cache.completion, DecodeOutputs(ints(), ints(*out), floats(*out), floats(*out)))),
     ):
         made = jax.tree.map(lambda x: (x.shape, x.dtype), lowered.out_info)
         assert made == jax.tree.map(lambda x: (x.shape, x.dtype), expected)

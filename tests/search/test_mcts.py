@@ -186,7 +186,7 @@ class ScriptedEngine:
       calls: (sampling params, requests) of each call.
     """
 
-    keeping = contextlib.nullcontext
+    new_prefix_cache = staticmethod(lambda: None)
     config = tiny_config(max_positions=1024)
 
     def __init__(self, script):
