@@ -161,11 +161,11 @@ def verify(args: argparse.Namespace, command: str) -> int:
 
     from astro_jax.verify import stream
 
-    if args.timeout_seconds <= 0 or args.memory_gib <= 0 or args.num_workers < 0:
-        raise AstroError("verify: --timeout-seconds and --memory-gib are above 0, --num-workers at least 0")
+    if args.seconds <= 0 or args.memory <= 0 or args.workers < 0:
+        raise AstroError("verify: --seconds and --memory are above 0, --workers at least 0")
     with contextlib.ExitStack() as stack:
         lines = sys.stdin if args.file == "-" else stack.enter_context(stream.open_lines(args.file))
-        limits = (args.timeout_seconds, args.memory_gib, args.num_workers)
+        limits = (args.seconds, args.memory, args.workers)
         for line in stream.verdicts(lines, args.rule, *limits):
             print(line, flush=True)
     return 0

@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import assert_trees_close, unexpected_collectives, tiny_config, tiny_params
+from helpers import assert_trees_close, tiny_config, tiny_params, unexpected_collectives
 
 from astro_jax import config as cfg
 from astro_jax.llama import model
