@@ -12,7 +12,7 @@ import jax
 import pytest
 import yaml
 from etils import epath
-from test_pipeline import MICRO, products
+from micro_run import MICRO, products
 
 from astro_jax import config as cfg
 from astro_jax import distributed, pipeline, storage
@@ -307,17 +307,17 @@ def test_each_process_judges_a_part_and_all_have_every_verdict(second, monkeypat
     is, a timeout too: no two processes may differ in it."""
     golds = ["1", "2", "3", "4", "5"]
     responses = [Response(Problem(g, g, g, {}, "math"), f"\\boxed{{{g}}}", True) for g in golds]
-    put(second, 0, 0, "verdicts", [[0.1, "Graded", ["1", True, True, "1"]], [0.1, "Graded", ["7", False, False, "7"]]])
+    put(second, 0, 0, "verdicts", [[0.1, "Grade", ["1", True, True, "1"]], [0.1, "Grade", ["7", False, False, "7"]]])
     put(second, 0, 2, "verdicts", [[5.0, "Timeout", ""]])
     verifier = Verifier(cfg.Verify(num_workers=1))
     asked = []
-    ask = verifier.pool.ask
+    ask = verifier.pool.run
 
     def counted(questions: list) -> list[Outcome]:
         asked.extend(arguments[0] for _, arguments in questions)
         return ask(questions)
 
-    monkeypatch.setattr(verifier.pool, "ask", counted)
+    monkeypatch.setattr(verifier.pool, "run", counted)
     try:
         verdicts = verifier.judge(responses)
     finally:
@@ -325,4 +325,4 @@ def test_each_process_judges_a_part_and_all_have_every_verdict(second, monkeypat
     assert asked == ["2", "5"]
     assert [v.status for v in verdicts] == ["correct", "correct", "timeout", "wrong", "correct"]
     mine = json.loads(second.store.values["astro/at/0/1"])[1]
-    assert [kind for _, kind, _ in mine] == ["Graded", "Graded"]
+    assert [kind for _, kind, _ in mine] == ["Grade", "Grade"]
