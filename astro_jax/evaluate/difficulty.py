@@ -58,8 +58,8 @@ def filter_by_pass_rate(
     if len(kept) < min_problems:
         raise AstroError(
             f"problems.rl_pass_rate: {len(kept)} of {len(problems)} prompts are solved {low:g} to {high:g} of the time "
-            f"({easy} more often, {hard} less), and a step takes grpo.prompts_per_step={min_problems}; widen it, or raise "
-            "problems.rl"
+            f"({easy} more often, {hard} less), and a step takes grpo.prompts_per_step={min_problems}; "
+            "widen it, or raise problems.rl"
         )
     return kept, {"too easy": easy, "too hard": hard}
 

@@ -95,7 +95,7 @@ class Plan:
             )
             return self._sampling("search", layout, c.sampler.dtype, ())
         layout = self.layout(c.grpo.num_generations, self.prompt, c.grpo.max_completion_length, c.grpo.dtype)
-        done = self._train(c.grpo, grpo.micro_rows(c.grpo, self.train), update=False)
+        done = self._train(c.grpo, grpo.micro_batch_size(c.grpo, self.train), update=False)
         return [
             Program("grpo", "reshard", self.reshard, self.state.opt_state),
             *self._sampling("grpo", layout, c.grpo.dtype, self.state),
@@ -170,7 +170,7 @@ class Plan:
         return _lower(step, state, batch(self.c.sft.batch_size, self.c.sft.max_length))
 
     def grpo_gradient(self) -> Any:
-        shape = (grpo.micro_rows(self.c.grpo, self.train), self.c.grpo.max_length)
+        shape = (grpo.micro_batch_size(self.c.grpo, self.train), self.c.grpo.max_length)
         loss = grpo.make_loss(self.c.grpo, self.config, self.train)
         rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
         accumulate = make_accumulate(loss, self.tx, self.config, self.train)
@@ -244,4 +244,4 @@ def floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 
 def batch(*shape: int) -> Batch:
-    return Batch(tokens=ints(*shape), segments=ints(*shape), positions=ints(*shape), weights=floats(*shape))
+    return Batch(tokens=ints(*shape), segment_ids=ints(*shape), positions=ints(*shape), loss_weights=floats(*shape))

@@ -36,12 +36,11 @@ class TreeSampler:
 
     def __init__(self, c: cfg.Search, policy: Policy, verifier: Verifier):
         self.c, self.policy, self.verifier = c, policy, verifier
+        self._prefix_cache = policy.engine.new_prefix_cache()  # the prompt of a child starts with that of its parent
         # A step ends with any token whose text ends with `c.step_end`, or with an end token.
         self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.stop_token_ids)
         self._step_end_set = frozenset(self.step_ends)
         self._max_prefix = policy.engine.config.max_positions - max(c.max_step_tokens, c.max_rollout_tokens)
-        # The prompt of a child starts with the prompt of its parent.
-        self.prefix_cache = policy.engine.new_prefix_cache()
         self.verdicts = self.correct_verdicts = 0
         self.seconds = 0.0
 
@@ -120,7 +119,7 @@ class TreeSampler:
             for tree, node in nodes
         ]
         start = time.monotonic()
-        completions = self.policy.generate(requests, sampling, prefix_cache=self.prefix_cache) if requests else []
+        completions = self.policy.generate(requests, sampling, prefix_cache=self._prefix_cache) if requests else []
         self.seconds += time.monotonic() - start
         for (tree, _), group in zip(nodes, completions, strict=True):
             tree.sampled_tokens += sum(len(completion.token_ids) for completion in group)

@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import assert_trees_close, unexpected_collectives, tiny_config, tiny_params
+from helpers import assert_trees_close, tiny_config, tiny_params, unexpected_collectives
 
 from astro_jax import config as cfg
 from astro_jax.llama import model
@@ -66,7 +66,7 @@ def test_the_loss_and_gradient_do_not_depend_on_the_mesh(tied, sizes):
     def run(params, sharding):
         def loss(params):
             logp, entropy = losses.token_logprobs(params, batch, config, sharding)
-            return losses.cross_entropy(logp, batch.weights), entropy
+            return losses.cross_entropy(logp, batch.loss_weights), entropy
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -1,6 +1,5 @@
 """`astro plan` without a TPU compiler: its formulas, its reading of programs, its errors. test_tpu.py compiles."""
 
-import dataclasses
 import functools
 import json
 
@@ -19,7 +18,8 @@ from astro_jax.llama.config import llama3_8b, llama3_70b
 from astro_jax.mesh import make_mesh
 from astro_jax.plan import choose, collectives, programs, tables, topology, work
 from astro_jax.plan.programs import Plan, size
-from astro_jax.sampler import Request, SamplingParams, programs
+from astro_jax.sampler import Request, SamplingParams
+from astro_jax.sampler import programs as sampler_programs
 from astro_jax.train import grpo, sft
 from astro_jax.train.state import make_accumulate
 
@@ -162,7 +162,7 @@ def test_the_planned_programs_are_those_that_run(tmp_path, monkeypatch):
 
 def test_the_planned_decode_is_the_one_that_samples(monkeypatch):
     ran = {}
-    monkeypatch.setattr(programs, "make_decode", recorded(programs.make_decode, ran, "decode"))
+    monkeypatch.setattr(sampler_programs, "make_decode", recorded(sampler_programs.make_decode, ran, "decode"))
     c = cfg.Config(
         model="countdown-base",
         sampler=cfg.Sampler(max_num_seqs=16, num_scheduler_steps=4),

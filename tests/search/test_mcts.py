@@ -1,6 +1,5 @@
 """MCTS: its functions by hand and as properties, and whole trees with a scripted engine in the model's place."""
 
-import contextlib
 import json
 import random
 
@@ -192,7 +191,7 @@ class ScriptedEngine:
     def __init__(self, script):
         self.script, self.calls = script, []
 
-    def generate(self, params, requests, sampling, *, stop_fn=None, progress=None):
+    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
         self.calls.append((sampling, requests))
         to_the_end = tuple(sampling.stop_token_ids) == (EOS,)
         completions = []

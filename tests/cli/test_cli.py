@@ -1,6 +1,5 @@
 """The command line: what it runs, what it prints, and one line and a code for everything that can go wrong."""
 
-import argparse
 import errno
 import json
 
@@ -8,10 +7,14 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from etils import epath
 from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
 
-from astro_jax import cli, llama, pipeline
+from astro_jax import __version__, cli, llama, pipeline
+from astro_jax.cli import commands
+from astro_jax.cli.parser import COMMANDS
 from astro_jax.errors import AstroError
+from astro_jax.stages import STAGES
 
 jax.devices()  # all eight are there before a run asks for one
 
@@ -24,7 +27,7 @@ PARAMS = tiny_params(CONFIG)
 def model(tmp_path_factory):
     """A checkpoint of random parameters."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    llama.save(pipeline.epath.Path(folder), CONFIG, PARAMS, TOKENIZER)
+    llama.save(epath.Path(folder), CONFIG, PARAMS, TOKENIZER)
     return folder
 
 
@@ -67,57 +70,50 @@ def test_a_run_prints_its_results_and_a_second_one_the_same(recipe, tmp_path, ca
     assert cli.main(["run", recipe]) == 0 and capsys.readouterr().out == first.out
     assert (tmp_path / "runs/it/results.json").stat().st_mtime_ns == before
     line = fails(capsys, "run", recipe, "seed=1")
-    assert "another config (seed is 0 there, 1 here)" in line and "out=DIR" in line
+    assert "another config (seed is 0 in the folder, 1 in this config)" in line and "out=DIR" in line
 
 
 def test_a_row_shows_the_majority_vote(capsys):
     rate = {"mean": 0.25, "low": 0.1, "high": 0.5, "n": 8}
     entry = {"pass@1": rate, "greedy": rate, "mean_tokens": 31.25, "mean_backtracks": 1.5, "valid_rate": 0.875,
              "truncated_rate": 0.125}  # fmt: skip
-    cli._print_results({"seed": 7, "models": {"direct-rl": entry | {"maj": {"k": 3, **rate}}, "astro-rl": entry}})
+    commands._print_results({"seed": 7, "models": {"direct-rl": entry | {"maj": {"k": 3, **rate}}, "astro-rl": entry}})
     direct, astro = (line for line in capsys.readouterr().out.splitlines() if "-rl" in line)
     assert direct.split("│")[4].strip() == "25.0 [10.0, 50.0] (k=3)" and not astro.split("│")[4].strip()
     assert [c.strip() for c in astro.split("│")[5:-1]] == ["31.2", "1.50", "87.5", "12.5"]
 
 
-def commands():
-    (sub,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return list(sub.choices)
-
-
-def test_every_command_reaches_its_stages(recipe, monkeypatch, capsys):
-    called = []
-    monkeypatch.setattr(pipeline, "execute", lambda c, command, only: called.append((c.seed, command, only)))
-    monkeypatch.setattr(cli, "_print_results", lambda results: None)
+def test_every_command_reaches_its_stages(recipe, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline, "execute", lambda c, command, only, *_: calls.append((c.seed, command, only)))
     expected = {
         "base": ("base",), "search": ("search",), "traces": ("traces",), "sft": ("direct-sft", "astro-sft"),
         "grpo": ("direct-rl", "astro-rl"), "eval": ("eval",), "difficulty": ("difficulty",),
     }  # fmt: skip
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.num_train_epochs=2"]) == 0
-        assert called.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.num_train_epochs=2", stages)
+        assert calls.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.num_train_epochs=2", stages)
     others = {"run", "report", "import", "export", "sample", "bench", "plan", "problems", "verify"}
-    assert set(commands()) == {*expected, *others}
-    reachable = {stage for stages, _ in cli.STAGE_COMMANDS.values() for stage in stages}
-    assert reachable == set(pipeline.STAGES)
+    assert {c.name for c in COMMANDS} == {*expected, *others}
+    assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES) == set(pipeline.FUNCTIONS)
 
 
 @pytest.mark.parametrize(
     "words", [("--shard", "1/4", "seed=5"), ("seed=5", "--shard", "1/4"), ("--shard=1/4", "seed=5")]
 )
-def test_a_shard_of_the_search_is_named_before_or_after_overrides(words, recipe, monkeypatch):
-    called = []
-    monkeypatch.setattr(pipeline, "execute", lambda c, command, only, part: called.append((c.seed, only, part)))
+def test_a_shard_may_stand_before_or_after_overrides(words, recipe, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline, "execute", lambda c, command, only, shard: calls.append((c.seed, only, shard)))
     assert cli.main(["search", recipe, *words]) == 0
-    assert called == [(5, ("search",), (1, 4))]
+    assert calls == [(5, ("search",), (1, 4))]
 
 
 @pytest.mark.parametrize("shard", ["4/4", "1", "a/b", "-1/4", "1/0", "1/2/3", ""])
-def test_a_shard_that_is_none_is_refused_in_one_line(shard, recipe, capsys):
+def test_an_invalid_shard_is_one_line(shard, recipe, capsys):
     assert f"--shard {shard}: write i/n" in fails(capsys, "search", recipe, f"--shard={shard}")
 
 
-def test_unknown_options_are_refused_as_ever(recipe, capsys):
+def test_unknown_options_are_refused(recipe, capsys):
     with pytest.raises(SystemExit):
         cli.main(["search", recipe, "--shards", "1/4"])
     with pytest.raises(SystemExit):
@@ -125,15 +121,14 @@ def test_unknown_options_are_refused_as_ever(recipe, capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
-def test_a_shard_needs_the_base_and_leaves_the_stage_to_the_run_that_joins(recipe, tmp_path, capsys):
-    assert "search rests on base, which has not finished" in fails(capsys, "search", recipe, "--shard", "0/2")
-    four = (
-        "problems.search=4",
-        "search.max_concurrent_trees=2",
-        "search.num_simulations=2",
-        "search.max_rollout_tokens=16",
-        "search.max_step_tokens=8",
+def test_shards_of_a_search_need_the_base_and_a_run_without_shard_finishes_the_stage(recipe, tmp_path, capsys):
+    assert "search needs base, which has not finished; run `astro base` first" in fails(
+        capsys, "search", recipe, "--shard", "0/2"
     )
+    four = (
+        "problems.search=4", "search.max_concurrent_trees=2", "search.shard_size=2", "search.num_simulations=2",
+        "search.num_rollouts=2", "search.max_rollout_tokens=16", "search.max_step_tokens=8",
+    )  # fmt: skip
     assert cli.main(["base", recipe, *four]) == 0
     folder = tmp_path / "runs/it/search"
     for i in (1, 0):
@@ -148,7 +143,7 @@ def test_a_shard_needs_the_base_and_leaves_the_stage_to_the_run_that_joins(recip
 
 
 def test_stages_one_by_one_make_the_run(recipe, tmp_path, capsys):
-    assert "eval rests on base" in fails(capsys, "eval", recipe)
+    assert "eval needs base" in fails(capsys, "eval", recipe)
     assert not (tmp_path / "runs").exists()
     for command in ("base", "eval", "report"):
         assert cli.main([command, recipe]) == 0
@@ -158,11 +153,33 @@ def test_stages_one_by_one_make_the_run(recipe, tmp_path, capsys):
     }  # fmt: skip
 
 
-def test_help_lists_every_command(capsys):
+def printed(capsys, *argv):
+    """The output of a command that only prints."""
     with pytest.raises(SystemExit) as stop:
-        cli.main(["--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0 and all(f"\n    {name} " in text.replace("\n     ", " ") for name in commands())
+        cli.main(list(argv))
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_command_under_its_group(capsys):
+    text = printed(capsys, "--help")
+    for group in ("Run a recipe", "One stage", "Models", "Problems and answers", "Machines"):
+        section = text.partition(f"\n{group}:\n")[2].partition("\n\n")[0]
+        names = [line.split()[0] for line in section.splitlines()]
+        assert names == [c.name for c in COMMANDS if c.group == group] and names, group
+
+
+def test_help_of_a_command_has_its_options_and_the_recipes(capsys):
+    text = printed(capsys, "run", "--help")
+    assert "--coordinator HOST:PORT" in text and "quickstart" in text and "ablations/merge-root" in text
+    assert "recipes:" not in printed(capsys, "sample", "--help")
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert printed(capsys, "--version") == f"astro_jax {__version__}\n"
+
+
+def test_an_unknown_command_is_refused():
     with pytest.raises(SystemExit) as stop:
         cli.main(["distill"])
     assert stop.value.code == 2
@@ -171,7 +188,7 @@ def test_help_lists_every_command(capsys):
 def test_a_sample_is_the_models_own_continuation(model, capsys):
     prompt = " 1 + 2 ="
 
-    def say(*options):
+    def output(*options):
         assert cli.main(["sample", str(model), "--prompt", prompt, "--max-new-tokens", "6", *options]) == 0
         return capsys.readouterr().out
 
@@ -179,14 +196,14 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
     while len(tokens) < 4 + 6 and tokens[-1] != TOKENIZER.eos_token_id:
         tokens.append(int(llama.forward(PARAMS, jax.numpy.asarray([tokens]), CONFIG)[0, -1].argmax()))
     ids = [t for t in tokens[4:] if t != TOKENIZER.eos_token_id]
-    assert say("--greedy") == TOKENIZER.decode(ids) + "\n"
-    # One token is left to draw from, or none other is likely: the same as greedy.
+    assert output("--greedy") == TOKENIZER.decode(ids) + "\n"
+    # Each filter leaves one token to draw: the same as greedy.
     for only in (["--top-k", "1"], ["--top-p", "1e-6"], ["--min-p", "0.999"], ["--temperature", "0"]):
-        assert say(*only) == TOKENIZER.decode(ids) + "\n"
+        assert output(*only) == TOKENIZER.decode(ids) + "\n"
     first = next(i for i in range(1, len(ids) + 1) if TOKENIZER.decode(ids[:i]))
-    assert say("--greedy", "--stop", TOKENIZER.decode(ids[:first])) == TOKENIZER.decode(ids[:first]) + "\n"
-    three = say("--n", "3", "--seed", "5")
-    assert three == say("--n", "3", "--seed", "5") != say("--n", "3", "--seed", "6")
+    assert output("--greedy", "--stop", TOKENIZER.decode(ids[:first])) == TOKENIZER.decode(ids[:first]) + "\n"
+    three = output("--n", "3", "--seed", "5")
+    assert three == output("--n", "3", "--seed", "5") != output("--n", "3", "--seed", "6")
     assert [line for line in three.splitlines() if line.startswith("---")] == ["--- 1", "--- 2", "--- 3"]
 
 
@@ -197,11 +214,11 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
         (["--prompt", ""], "a prefix of 0 tokens"),
         (["--prompt", " 1", "--n", "0"], "at least 1"),
         (["--prompt", " 1", "--top-p", "0"], "top_p is in (0, 1]"),
-        (["--prompt", " 1", "--stop", ""], "a stop string is not empty"),
+        (["--prompt", " 1", "--stop", ""], "a stop string must not be empty"),
         (["--prompt", " 1", "--max-new-tokens", "64"], "do not fit the model's 64 positions"),
     ],
 )
-def test_a_sample_that_cannot_be_is_one_line(model, capsys, options, message):
+def test_an_invalid_sample_is_one_line(model, capsys, options, message):
     path = "nowhere" if message == "no such folder" else str(model)
     assert message in fails(capsys, "sample", path, *options)
 
@@ -209,7 +226,7 @@ def test_a_sample_that_cannot_be_is_one_line(model, capsys, options, message):
 def test_an_exported_model_reads_back_equal(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to(model)
-    assert cli.main(["export", "link", "exported"]) == 0  # both given relative to the working folder
+    assert cli.main(["export", "link", "exported"]) == 0  # both relative to the working folder
     config, params = llama.load("exported")
     assert (tmp_path / "exported" / "model.safetensors").exists() and config == CONFIG
     assert_trees_equal(params, PARAMS)
@@ -226,7 +243,10 @@ def test_bad_configs_are_named(recipe, tmp_path, capsys):
     (tmp_path / "list.yaml").write_text("- 1")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     for argv, message in (
-        (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (
+            ["nowhere.yaml"],
+            "directory); give a YAML file or a recipe: countdown-base,",
+        ),
         (["."], ".: cannot be read"),
         (["broken.yaml"], "broken.yaml: not valid YAML"),
         (["list.yaml"], "list.yaml: a config is a mapping"),
@@ -235,7 +255,8 @@ def test_bad_configs_are_named(recipe, tmp_path, capsys):
         ([recipe, "seed=many"], "seed: "),
         ([recipe, "grpo.num_generations=1"], "grpo.num_generations: "),
         ([recipe, "seed"], "write key=value"),
-        ([recipe, "out.a=1"], "'out' is not a section"),
+        ([recipe, "out.a=1"], "out: input should be a valid string, got {'a': 1}"),
+        ([recipe, "grpo.group=8"], "grpo.group: renamed: write grpo.num_generations"),
     ):
         assert message in fails(capsys, "run", *argv), argv
     assert not (tmp_path / "runs").exists()
@@ -248,14 +269,14 @@ def test_bad_models_are_named(recipe, model, tmp_path, capsys):
     assert "no config.json there" in fails(capsys, "export", "empty", "exported")
     # A folder whose parameters are those of another model.
     other = tiny_config(vocab_size=len(TOKENIZER), n_layers=1, d_ff=32, max_positions=64)
-    llama.save(pipeline.epath.Path(tmp_path / "mixed"), other, tiny_params(other), TOKENIZER)
+    llama.save(epath.Path(tmp_path / "mixed"), other, tiny_params(other), TOKENIZER)
     (tmp_path / "mixed" / "config.json").write_text((model / "config.json").read_text())
     assert "not a checkpoint of this model" in fails(capsys, "run", recipe, "model=mixed")
     # A model that does not fit the answers asked for.
     assert "lower max_tokens" in fails(capsys, "run", recipe, "eval.max_tokens=60", "out=runs/long")
 
 
-def test_a_failed_start_does_not_claim_the_folder(recipe, capsys):
+def test_a_failed_start_does_not_write_to_the_folder(recipe, capsys):
     fails(capsys, "run", recipe, "model=nowhere")
     assert cli.main(["base", recipe]) == 0
 
@@ -276,17 +297,17 @@ def test_a_forbidden_folder_is_one_line(recipe, monkeypatch, capsys):
     assert "/somewhere: no permission" in fails(capsys, "run", recipe)
 
 
-def test_ctrl_c_says_how_to_go_on(recipe, monkeypatch, capsys):
+def test_ctrl_c_prints_one_line_and_exits_with_130(recipe, monkeypatch, capsys):
     def pressed(run, stage):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.Run, "execute", pressed)
+    monkeypatch.setattr(pipeline, "run_stage", pressed)
     assert cli.main(["run", recipe]) == 130
     assert capsys.readouterr().err.splitlines() == ["astro: stopped; the same command goes on from here"]
 
 
 def test_a_bug_keeps_its_traceback(recipe, monkeypatch):
-    monkeypatch.setattr(pipeline.Run, "execute", lambda *_: np.zeros(1)[2])
+    monkeypatch.setattr(pipeline, "run_stage", lambda *_: np.zeros(1)[2])
     with pytest.raises(IndexError):
         cli.main(["run", recipe])
 
@@ -295,5 +316,5 @@ def test_an_error_is_one_line_whatever_its_text(monkeypatch, recipe, capsys):
     def fail(*_):
         raise AstroError("first\nsecond   third")
 
-    monkeypatch.setattr(pipeline.Run, "execute", fail)
+    monkeypatch.setattr(pipeline, "run_stage", fail)
     assert fails(capsys, "run", recipe) == "first second third"
