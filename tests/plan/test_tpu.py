@@ -121,7 +121,7 @@ def test_it_fits_a_chip(program, mesh, table, record_property):
 @pytest.mark.slow
 def test_training_moves_nothing_that_its_sharding_does_not_call_for(mesh):
     """Once it moved queries, keys and values from tokens to heads, 13 all-to-alls a layer. The collective permutes that
-    are left are rings: all-gathers and reduce-scatters in the pieces of a matmul."""
+    are left are rings: all-gathers and reduce-scatters in the steps of a matmul."""
     text = compiled(sft_step, mesh)[0].as_text()
     assert unexpected_collectives(text, mesh, SFT.batch_size // 4, SFT.max_length) == []
     kinds = plan_collectives.count(text).keys()
