@@ -234,7 +234,7 @@ def _traces(args: argparse.Namespace, command: str) -> int:
     from astro_jax.traces import export
 
     if args.out:
-        storage.refuse_existing(epath.Path(args.out))
+        storage.require_absent(epath.Path(args.out))
     export.check(out=bool(args.out), push=bool(args.push))
     clone = [f"traces.clone={args.clone}"] if args.clone else []
     run = pipeline.execute(config.load(args.config, [*args.overrides, *clone]), command, args.stages)
@@ -262,7 +262,7 @@ def _import(args: argparse.Namespace, command: str) -> int:
     from astro_jax import importing, storage
 
     destination = epath.Path(args.destination)
-    storage.refuse_existing(destination)
+    storage.require_absent(destination)
     model = importing.check(args.source, destination, args.dtype, download=not args.dry_run)
     print(model)
     if not args.dry_run:

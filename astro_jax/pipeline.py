@@ -131,10 +131,10 @@ class Run:
         if stage in ("direct-rl", "astro-rl") and self.c.problems.difficulty_samples:
             parents = (*parents, "difficulty")
         folder = self.folder / stage
-        if storage.finished(folder):
+        if storage.is_finished(folder):
             return
         for parent in parents:
-            if not storage.finished(self.folder / parent):
+            if not storage.is_finished(self.folder / parent):
                 raise AstroError(f"{self.folder}: {stage} rests on {parent}, which has not finished: run that first")
         self._claim()
         start = time.monotonic()
@@ -144,7 +144,7 @@ class Run:
         if self.part[1] > 1:  # the run without --shard, which finds all parts done, finishes the stage
             return
         counts |= tally.summary(folder) if distributed.is_main_process() else {}
-        storage.finish(folder, stage, self.digest, list(parents), time.monotonic() - start, **counts)
+        storage.write_manifest(folder, stage, self.digest, list(parents), time.monotonic() - start, **counts)
 
     def models(self) -> list[str]:
         """The models that this run makes."""

@@ -297,7 +297,7 @@ def test_without_a_solved_problem_there_is_nothing_to_learn(tmp_path):
     config = tiny_config(vocab_size=len(countdown_tokenizer(9)))
     llama.save(run.folder / "base" / "model", config, tiny_params(config), countdown_tokenizer(9))
     for stage in ("base", "search"):
-        storage.finish(run.folder / stage, stage, run.digest, [], 0.0)
+        storage.write_manifest(run.folder / stage, stage, run.digest, [], 0.0)
     run.execute("traces")
     with pytest.raises(AstroError, match=r"no trace was made.*raise problems\.search"):
         run.execute("astro-sft")

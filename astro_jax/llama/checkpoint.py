@@ -45,7 +45,7 @@ def resolve(path: str) -> epath.Path:
 def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tokenizer) -> None:
     """Write a model. A folder that is there already is a finished one of an earlier try, and is replaced."""
     folder = storage.absolute(folder)
-    with storage.shared_folder(folder) as part:
+    with storage.replace_folder(folder) as part:
         if distributed.is_main_process():
             hf.write_config(part, config, params.embed.dtype.name, tokenizer)
         ocp.save(part / PARAMS, params)

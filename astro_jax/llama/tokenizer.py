@@ -142,7 +142,7 @@ def load(path: str, chat: cfg.Chat | None = None) -> Tokenizer:
 
 
 def _of_folder(folder: epath.Path) -> Any:
-    with storage.on_disk(folder, but=weights.SUFFIX) as near:
+    with storage.local_copy(folder, skip_suffix=weights.SUFFIX) as near:
         if (near / tokenizer_model.FILE).exists() and not (near / "tokenizer.json").exists():
             return tokenizer_model.read(near)
         from transformers import AutoTokenizer  # slow to import: only where a tokenizer is needed

@@ -75,7 +75,7 @@ def read_json(path: epath.Path) -> Json | None:
 
 def lines(path: epath.Path) -> Iterator[Json]:
     """The objects of a JSONL file, one at a time; none when there is no file. Its stage may be running still."""
-    return storage.read_jsonl(path, torn=True) if path.exists() else iter(())
+    return storage.read_jsonl(path, allow_truncated=True) if path.exists() else iter(())
 
 
 def number(value: Any) -> bool:

@@ -129,7 +129,7 @@ class Store:
 
     def _trees(self, path: epath.Path) -> list[Tree]:
         """The whole records of a file, which may be cut short."""
-        records = list(storage.read_jsonl(path, torn=True))
+        records = list(storage.read_jsonl(path, allow_truncated=True))
         for record in records:
             if (theirs := record.get("config")) != self.digest:
                 raise AstroError(

@@ -98,7 +98,7 @@ def _waves(folder: epath.Path, trees: Shards, c: cfg.Traces, seed: int, author: 
             if not store.has(i):
 
                 def tell(share: float, trees: int = len(wave)) -> None:
-                    bar.advance(0, part=share * trees, of_the_wave_written=share)
+                    bar.advance(0, in_progress=share * trees, of_the_wave_written=share)
 
                 store.write(i, _make(wave, c, seed, author, tell))
             yield list(storage.read_jsonl(store.path(i)))

@@ -82,7 +82,7 @@ class _Log:
 
     def cut(self, step: int) -> None:
         """Keep the lines up to a step; a resumed run writes the later ones again."""
-        lines = storage.read_jsonl(self.path, torn=True) if self.path.exists() else ()
+        lines = storage.read_jsonl(self.path, allow_truncated=True) if self.path.exists() else ()
         self.kept = [record for record in lines if record["step"] <= step]
         storage.write_jsonl(self.path, self.kept)
 

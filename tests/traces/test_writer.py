@@ -393,9 +393,9 @@ def test_the_size_of_a_wave_changes_no_trace(tmp_path):
 def test_the_bar_moves_inside_a_wave_and_comes_to_all_trees_once(tmp_path, monkeypatch):
     seen, advance = [], dataset.Bar.advance
 
-    def watch(bar, n=1, part=0.0, **measures):
-        advance(bar, n, part, **measures)
-        seen.append((bar.count, part))
+    def watch(bar, n=1, in_progress=0.0, **metrics):
+        advance(bar, n, in_progress, **metrics)
+        seen.append((bar.count, in_progress))
 
     monkeypatch.setattr(dataset.Bar, "advance", watch)
     stage(tmp_path, moody, wave=3)
@@ -458,7 +458,7 @@ def test_the_stage_asks_a_real_model_through_the_runs_prompts(tmp_path):
     llama.save(run.folder / "base" / "model", config, tiny_params(config), TOKENIZER)
     Shards(run.folder / "search", "trees").write(0, [pets().record()])
     for parent in ("base", "search"):
-        storage.finish(run.folder / parent, parent, run.digest, [], 0.0)
+        storage.write_manifest(run.folder / parent, parent, run.digest, [], 0.0)
     run.execute("traces")
     counts = json.loads((tmp_path / "run" / "traces" / "counts.json").read_text())
     assert (counts["self-evaluation"]["judged"], counts["self-evaluation"]["judgements unread"]) == (2, 2)
