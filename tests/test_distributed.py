@@ -12,7 +12,7 @@ import jax
 import pytest
 import yaml
 from etils import epath
-from test_pipeline import MICRO, products
+from micro_run import MICRO, products
 
 from astro_jax import config as cfg
 from astro_jax import distributed, pipeline, storage
