@@ -354,10 +354,10 @@ def _plan(args: argparse.Namespace, command: str) -> int:
     """Exit code 3 where a program does not fit."""
     import json
 
-    from astro_jax import config, plan
-    from astro_jax.plan import tables
+    from astro_jax import config
+    from astro_jax.plan import planner, tables
 
-    stages = plan.STAGES if args.stage == "all" else (args.stage,)
+    stages = planner.PLANNED_STAGES if args.stage == "all" else (args.stage,)
     c = config.load(args.config, args.overrides)
     if args.search:
         if args.compile_only or args.markdown:
@@ -365,28 +365,28 @@ def _plan(args: argparse.Namespace, command: str) -> int:
         return _plan_search(args, c, stages)
     if args.compile_only and args.markdown:
         raise AstroError("plan: --markdown prints the times that --compile-only leaves out")
-    found = plan.run(c, args.topology, stages, args.prompt, args.reached, args.compile_only)
+    found = planner.plan_run(c, args.topology, stages, args.prompt, args.reached, args.compile_only)
     if args.json:
         print(json.dumps(found))
     elif args.markdown:
-        print(tables.markdown(found))
+        print(tables.format_markdown(found))
     else:
-        tables.show(found)
+        tables.print_plan(found)
     if not found["fits"]:
-        print(f"astro: {args.topology}: {plan.advice(found)}", file=sys.stderr)
+        print(f"astro: {args.topology}: {planner.suggest_changes(found)}", file=sys.stderr)
     return 0 if found["fits"] else 3
 
 
 def _plan_search(args: argparse.Namespace, c: cfg.Config, stages: Sequence[str]) -> int:
     import json
 
-    from astro_jax.plan import choose
+    from astro_jax.plan import mesh_search
 
-    found = choose.search(c, args.topology, stages, args.prompt, args.reached)
+    found = mesh_search.search_meshes(c, args.topology, stages, args.prompt, args.reached)
     if args.json:
         print(json.dumps(found))
     else:
-        choose.show(found)
+        mesh_search.print_meshes(found)
     if not found[0]["fits"]:
         print(f"astro: {args.topology}: no mesh fits; take a larger slice", file=sys.stderr)
     return 0 if found[0]["fits"] else 3
