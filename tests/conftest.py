@@ -1,9 +1,19 @@
 """Settings that must be in place before the first use of JAX."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # The tests are made for a CPU, also where there is an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# All workers and subprocesses of one test run share one compilation cache: a program is compiled once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="astro-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
