@@ -358,10 +358,10 @@ def test_worker_setup_installs_a_newer_python_when_the_image_has_3_10(tmp_path, 
 
 
 def commands():
-    """Every command of the guide's code blocks."""
+    """Return all commands of the guide's code blocks."""
     text = (ROOT / "docs" / "tpu.md").read_text()
-    blocks = re.findall(r"^    (\S.*)$", text, flags=re.M)
-    return [block.partition("  #")[0].strip() for block in blocks]
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)
+    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
 
 
 def test_every_command_of_the_guide_works_in_a_dry_run(cloud):
