@@ -27,7 +27,7 @@ RUN = {
     "sampler": {**MICRO["sampler"], "max_num_seqs": 4},
     "architecture": {**MICRO["architecture"], "n_kv_heads": 2},
     "pretrain": {**MICRO["pretrain"], "save_steps": 50},
-    "sft": {**MICRO["sft"], "batch_size": 4, "num_train_epochs": 2, "save_steps": 1},
+    "sft": {**MICRO["sft"], "batch_size": 4, "save_steps": 1},
 }
 
 

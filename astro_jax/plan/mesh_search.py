@@ -30,7 +30,10 @@ def search_meshes(
 
     Args:
       c: config of the run; its mesh is replaced.
-      topology_name, stages, prompt_tokens, roofline_share: as for planner.plan_run.
+      topology_name: such as "v5p:4x4x8".
+      stages: some of planner.PLANNED_STAGES.
+      prompt_tokens: length of a problem's prompt.
+      roofline_share: share of the roofline's speed that the cost of the whole run assumes.
 
     Returns:
       one object a mesh, best first: `mesh`; `changes`, the new batch sizes by config key; `fits`; `at_once_gib`, of the

@@ -106,7 +106,7 @@ def _compile_program(program: Program, chip: topology.Chip, compile_only: bool) 
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        used = re.search(r"Used ([\d.]+)([GM]) of", str(e))
+        used = re.search(r"(?:Used |memory required .*?\()([\d.]+)([GM])", str(e))
         peak = float(used[1]) * (GIB if used[2] == "G" else GIB / 1024) if used else chip.hbm_bytes
         row |= _gib(peak_gib=peak, held_gib=resident, at_once_gib=peak + resident)
         return row | {"fits": False, "compile_s": _seconds_since(start)}

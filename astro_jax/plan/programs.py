@@ -80,7 +80,7 @@ class Plan:
         self.state = abstract_state(config, self.tx, self.train)
 
     def weights(self, dtype: str) -> llama_params.Params:
-        """Those that decode."""
+        """Return the abstract weights of the sampler, in its sharding and a dtype."""
         return llama_params.abstract(self.config, self.sample, jnp.dtype(dtype))
 
     def stores(self, shape: Shape, dtype: str) -> tuple[KV, KV]:
