@@ -1,4 +1,4 @@
-"""What the sampler reaches, as a share of what this machine can do, measured in the same run."""
+"""Benchmark the sampler: tokens a second, and their share of the limits of this machine, measured in the same run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ from astro_jax.llama import hf, params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.policy import Policy
 from astro_jax.sampler import EngineStats, Request, SamplingParams
-from astro_jax.sampler.cache import row_bytes
+from astro_jax.sampler.kv_cache import bytes_per_sequence
 from astro_jax.storage import Json
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """G groups of M samples: a prompt of P tokens each, and T new ones; ragged: lengths drawn from a geometric
-    distribution with mean T / 2, and 4 T at most."""
+    """G groups of M samples.
+
+    Attributes:
+      groups: G, the number of prompts.
+      samples: M, completions of each prompt.
+      prompt: tokens of a prompt.
+      new: T, tokens of a completion.
+      ragged: sample the lengths of completions from a geometric distribution with mean T / 2, and at most 4 T.
+      seed: of the prompts and the lengths.
+
+    Raises:
+      AstroError: for a size below 1.
+    """
 
     groups: int
     samples: int
@@ -37,40 +48,42 @@ class Workload:
 
     def __post_init__(self) -> None:
         if min(self.groups, self.samples, self.prompt, self.new) < 1:
-            raise AstroError("bench: --groups, --samples, --prompt and --new are at least 1")
+            raise AstroError("bench: --groups, --samples, --prompt and --new must be at least 1")
 
     def lengths(self) -> np.ndarray:
-        """New tokens of each sample, int [G, M]."""
+        """New tokens of each completion, int [G, M]."""
         shape = (self.groups, self.samples)
         if not self.ragged:
             return np.full(shape, self.new)
-        drawn = np.random.default_rng(self.seed).geometric(min(1.0, 2 / self.new), shape)
-        return np.minimum(drawn, 4 * self.new)
+        lengths = np.random.default_rng(self.seed).geometric(min(1.0, 2 / self.new), shape)
+        return np.minimum(lengths, 4 * self.new)
 
     def prompts(self, vocab_size: int) -> np.ndarray:
-        """Random tokens, int [G, P]."""
+        """Random tokens, int [G, prompt]."""
         return np.random.default_rng(self.seed).integers(0, vocab_size, (self.groups, self.prompt))
 
     def requests(self, vocab_size: int) -> list[Request]:
-        """The same as requests to the sampler."""
+        """The workload as requests to the engine."""
         return [
-            Request(tuple(map(int, prompt)), self.samples, ("bench", i), tuple(map(int, caps)))
-            for i, (prompt, caps) in enumerate(zip(self.prompts(vocab_size), self.lengths(), strict=True))
+            Request(tuple(map(int, prompt)), self.samples, ("bench", i), tuple(map(int, lengths)))
+            for i, (prompt, lengths) in enumerate(zip(self.prompts(vocab_size), self.lengths(), strict=True))
         ]
 
 
 def sampler(policy: Policy, work: Workload, compare: str | None = None) -> Json:
-    """Generate the workload twice, the first time with compilation.
+    """Generate the workload twice; the first call also compiles.
 
     Args:
-      compare: "torch": transformers' generate on the same weights; "static": the same sampler, without giving the rows
-        of samples that have ended to others.
+      policy: the model.
+      work: the workload.
+      compare: "torch": also measure `generate` of transformers with the same weights. "static": also measure static
+        batching, where a batch starts together and ends with its last sequence.
 
     Returns:
-      new tokens and seconds; tokens_per_s; the machine's matmul FLOP/s and read bandwidth, and the tokens/s that each
-      allows (`limits`); share_of_limit, of the lower one; first_s, of the first call, and compile_s, by which it took
-      longer; peak_bytes; occupancy, the share of the rows' steps that made a token; prefix_reuse, the share of the
-      samples' prompt tokens that were not computed for them; what was compared, and the ratio to it.
+      workload; tokens: new tokens; seconds; tokens_per_s; limits (see `limit`); share_of_limit: of the lower limit;
+      first_s: seconds of the first call; compile_s: the difference to the second call; peak_bytes; occupancy: the share
+      of row steps that sampled a token; prefix_reuse: the share of prompt tokens that were not computed again; and
+      under "torch" or "static" the comparison with `ratio`, the speed of the engine over the speed compared with.
     """
     config = policy.engine.config
     run = generation(policy, work)
@@ -79,7 +92,7 @@ def sampler(policy: Policy, work: Workload, compare: str | None = None) -> Json:
     seconds, stats = timed(run), policy.engine.stats
     limits = limit(config, policy.params, work, flops_per_s(), bytes_per_s())
     tokens = int(work.lengths().sum())
-    found: Json = {
+    result: Json = {
         "workload": dataclasses.asdict(work), "tokens": tokens, "seconds": round(seconds, 6),
         "tokens_per_s": round(tokens / seconds, 1), "limits": limits,
         "share_of_limit": round(tokens / seconds / min(limits["by_flops"], limits["by_bandwidth"]), 3),
@@ -87,29 +100,39 @@ def sampler(policy: Policy, work: Workload, compare: str | None = None) -> Json:
         "occupancy": round(stats.occupancy, 3), "prefix_reuse": round(stats.prefix_reuse, 3),
     }  # fmt: skip
     if compare:
-        theirs = transformers(policy, work) if compare == "torch" else static(policy, work)
-        found[compare] = theirs | {"ratio": round(found["tokens_per_s"] / theirs["tokens_per_s"], 2)}
-    return found
+        other = transformers(policy, work) if compare == "torch" else static(policy, work)
+        result[compare] = other | {"ratio": round(result["tokens_per_s"] / other["tokens_per_s"], 2)}
+    return result
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Seconds of one call."""
+    """Measure the seconds of one call."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
 
 
 def limit(config: LlamaConfig, weights: params.Params, work: Workload, flops: float, bandwidth: float) -> Json:
-    """The machine's measured FLOP/s and bytes/s, and the tokens/s that each would allow if nothing else cost time.
+    """Compute the tokens a second that the machine allows if nothing else costs time.
 
-    FLOPs: of the matmuls, attention included; each prompt once. Bytes: the parameters once a decode step of all rows
-    and once a prefill, and each row's keys and values at every step.
+    FLOPs: those of the matmuls, attention included; each prompt once. Bytes: the parameters once for each decode step
+    of all rows and once for prefill, and the keys and values of each row at every step.
+
+    Args:
+      config: the model.
+      weights: of the model; only their size counts.
+      work: the workload.
+      flops: measured FLOP/s of the machine.
+      bandwidth: measured bytes/s of the machine.
+
+    Returns:
+      flops_per_s and bytes_per_s of the machine; by_flops and by_bandwidth, the tokens a second that each allows.
     """
     lengths = work.lengths()
     decode = sum(int(n) * config.flops_per_token(work.prompt + int(n) // 2) for n in lengths.flat)
     prefill = work.groups * work.prompt * config.flops_per_token(work.prompt // 2)
     size = sum(x.nbytes for x in jax.tree.leaves(weights))
-    column = row_bytes(config, 0, 1, 1, weights.embed.dtype.itemsize)
+    column = bytes_per_sequence(config, 0, 1, 1, weights.embed.dtype.itemsize)
     cache = sum(int(n) * (work.prompt + int(n) // 2) * column for n in lengths.flat)
     tokens = int(lengths.sum())
     return {
@@ -120,47 +143,50 @@ def limit(config: LlamaConfig, weights: params.Params, work: Workload, flops: fl
 
 
 def flops_per_s(n: int = 4096) -> float:
-    """The rate of a float32 product of two n x n matrices, the best of five."""
+    """Measure the rate of a float32 product of two n x n matrices, the best of five."""
     x = jnp.ones((n, n), jnp.float32)
     product = jax.jit(lambda a, b: a @ b)
     return 2 * n**3 / min(timed(lambda: product(x, x)) for _ in range(6))
 
 
 def bytes_per_s(size: int = 1 << 28) -> float:
-    """The rate at which an array of `size` bytes is read, the best of five."""
+    """Measure the rate at which an array of `size` bytes is read, the best of five."""
     x = jnp.ones((size // 4,), jnp.float32)
     total = jax.jit(jnp.sum)
     return size / min(timed(lambda: total(x)) for _ in range(6))
 
 
 def peak_bytes() -> int:
-    """The most memory held so far: of the first device where it tells, else of this process."""
-    told = jax.devices()[0].memory_stats() or {}
+    """The peak memory so far: of the first device if it has statistics, else of this process."""
+    stats = jax.devices()[0].memory_stats() or {}
     kib = 1 if sys.platform == "darwin" else 1024
-    return told.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
+    return stats.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kib
 
 
 def generation(policy: Policy, work: Workload) -> Callable[[], Any]:
-    """What generates the workload."""
+    """Make a function that generates the workload."""
     requests, longest = work.requests(policy.engine.config.vocab_size), int(work.lengths().max())
     return lambda: policy.generate(requests, SamplingParams(longest, stop_token_ids=()))
 
 
 def rate(work: Workload, seconds: float) -> Json:
-    """Of something else that generated the workload's tokens."""
+    """Seconds and tokens a second of a call that generated the workload."""
     return {"seconds": round(seconds, 3), "tokens_per_s": round(int(work.lengths().sum()) / seconds, 1)}
 
 
 def static(policy: Policy, work: Workload) -> Json:
-    """The same sampler, but whole batches begin together and end with their last sample."""
+    """Measure static batching: a batch starts together and ends with its last sequence."""
     run = generation(dataclasses.replace(policy, engine=policy.engine.static_batching()), work)
     timed(run)
     return rate(work, timed(run))
 
 
 def transformers(policy: Policy, work: Workload) -> Json:
-    """transformers' generate with torch on the same weights and prompts. It has no caps for each sample: of a ragged
-    workload it generates all to the longest, and what lies beyond a sample's own length does not count."""
+    """Measure `generate` of transformers with torch, on the same weights and prompts.
+
+    transformers has one length for all completions. For a ragged workload it generates all to the longest, and tokens
+    beyond the length of a completion do not count.
+    """
     import tempfile
 
     import torch
@@ -168,12 +194,12 @@ def transformers(policy: Policy, work: Workload) -> Json:
 
     with tempfile.TemporaryDirectory() as folder:
         hf.write(epath.Path(folder) / "model", policy.engine.config, policy.params, policy.tokenizer)
-        theirs = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).eval()
+        torch_model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).eval()
     prompts = torch.from_numpy(work.prompts(policy.engine.config.vocab_size))
     longest = int(work.lengths().max())
     start = time.perf_counter()
     with torch.no_grad():
-        theirs.generate(
+        torch_model.generate(
             prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, eos_token_id=None,
             max_new_tokens=longest, num_return_sequences=work.samples, pad_token_id=0,
         )  # fmt: skip

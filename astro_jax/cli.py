@@ -281,7 +281,7 @@ def _export(args: argparse.Namespace, command: str) -> int:
         print(f"transformers agrees: logits differ by {reference.compare(folder, config, params):.1g} at most")
 
     if args.verify:
-        reference.available("--verify torch")
+        reference.require_torch("--verify torch")
     config, params = checkpoint.load(args.checkpoint, dtype=None)
     hf.write(
         epath.Path(args.destination), config, params, tokenizer.load(args.checkpoint),
@@ -325,7 +325,7 @@ def _bench(args: argparse.Namespace, command: str) -> int:
     from astro_jax.policy import Policy
 
     if args.compare == "torch":
-        reference.available("--compare torch")
+        reference.require_torch("--compare torch")
     work = bench.Workload(args.groups, args.samples, args.prompt, args.new, args.ragged)
     max_num_seqs = args.max_num_seqs if args.max_num_seqs is not None else min(args.groups * args.samples, 512)
     policy = Policy.load(

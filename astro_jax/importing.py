@@ -1,6 +1,7 @@
-"""`astro import`: a model of someone else's as a Hugging Face folder that all commands read.
+"""`astro import`: copy a model to a Hugging Face folder that all commands read, with another dtype if needed.
 
-Everything but the values is checked before anything is written; then the values go through, a block of rows at a time.
+All checks that need no values run before the first byte is written (`check`). Then the values are copied in blocks of
+rows (`write`).
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ from etils import epath
 
 from astro_jax import storage
 from astro_jax.errors import AstroError
-from astro_jax.llama import checkpoint, hf, params, tokenizer, weights
+from astro_jax.llama import checkpoint, hf, params, paths, tokenizer, weights
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.progress import ProgressBar
 
-# Of a repository on the hub: some also hold the weights in other formats.
-FILES = (
+# The files of a hub repository to download. Some repositories also hold the weights in other formats.
+HUB_FILES = (
     "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "chat_template*", "model*.safetensors", "model.safetensors.index.json",
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """A model to be imported: its tensors lie in its source, in the dtype that they will have."""
+class ModelImport:
+    """A model that passed all checks and can be written.
+
+    Attributes:
+      source: the Hugging Face folder or GGUF file.
+      tensors: by Hugging Face's names, in the dtype to be written; their values are read on demand.
+    """
 
     source: epath.Path
     config: LlamaConfig
@@ -34,65 +40,67 @@ class Model:
 
     @property
     def dtype(self) -> str:
+        """The dtype of the embedding table, which config.json names."""
         return self.tensors["model.embed_tokens.weight"].dtype
 
     @property
     def nbytes(self) -> int:
+        """The size of the weights to be written."""
         return weights.total_bytes(self.tensors.values())
 
     def __str__(self) -> str:
         return (
             f"{self.source}: {params.count(self.config):,} parameters in {len(self.tensors)} tensors, to be written as "
-            f"{self.dtype}: {self.nbytes:,} bytes in {len(weights.files(self.tensors))} files"
+            f"{self.dtype}: {self.nbytes:,} bytes in {len(weights.split_into_files(self.tensors))} files"
         )
 
 
-def check(source: str, destination: epath.Path, dtype: str | None = None, download: bool = True) -> Model:
-    """Check everything but the values, which are not read.
+def check(source: str, destination: epath.Path, dtype: str | None = None, download: bool = True) -> ModelImport:
+    """Run all checks of an import that need no values, and write nothing.
 
     Args:
-      source: a Hugging Face folder, a GGUF file, the name of a shipped model, or the id of a repository on the hub.
-      dtype: of what will be written; None keeps that of the source.
-      download: whether a repository may be fetched.
+      source: a Hugging Face folder, a GGUF file, the name of a shipped model, or a hub repository as in "org/name".
+      destination: the folder to be written.
+      dtype: of the weights to be written; None keeps the dtypes of the source.
+      download: whether a hub repository may be downloaded.
 
     Raises:
-      AstroError: when there is no Llama, a tensor is missing or of another shape, or the disk has too little room.
+      AstroError: when the source is no supported model, a tensor is missing or has another shape, or the disk is too
+        small.
     """
-    path = checkpoint.resolve(_downloaded(source, download))
-    if checkpoint.is_ours(path):
-        raise AstroError(f"{path}: a checkpoint of ours already; astro export makes a Hugging Face folder of it")
-    config, tensors = checkpoint.stored(path)
-    model = Model(path, config, {name: t.to(dtype) for name, t in tensors.items()}, tokenizer.load(str(path)))
+    path = paths.resolve(_downloaded(source, download))
+    if paths.is_checkpoint(path):
+        raise AstroError(f"{path}: a checkpoint of astro needs no import; astro export makes a Hugging Face folder")
+    config, tensors = checkpoint.open_weights(path)
+    model = ModelImport(path, config, {name: t.to(dtype) for name, t in tensors.items()}, tokenizer.load(str(path)))
     if model.nbytes > (free := storage.free_bytes(destination)):
-        raise AstroError(f"{destination}: {model.nbytes:,} bytes are to be written, {free:,} are free; make room first")
+        raise AstroError(f"{destination}: needs {model.nbytes:,} bytes, but {free:,} are free; make room first")
     return model
 
 
-def write(model: Model, destination: epath.Path) -> None:
-    """Write the folder, which appears whole. About one tensor is in memory at a time.
+def write(model: ModelImport, destination: epath.Path) -> None:
+    """Write the Hugging Face folder, which appears under its name when it is complete.
+
+    Memory holds about one tensor at a time.
 
     Raises:
       AstroError: when the folder exists, a file is damaged, or a value is not finite in the dtype to be written.
     """
-    with storage.new_folder(destination) as part, ProgressBar("import", len(model.tensors), "tensors") as bar:
-        weights.write(part, weights.files(model.tensors), written=bar.advance)
-        hf.write_config(part, model.config, model.dtype, model.tokenizer)
+    with storage.new_folder(destination) as partial, ProgressBar("import", len(model.tensors), "tensors") as bar:
+        weights.write(partial, weights.split_into_files(model.tensors), on_tensor=bar.advance)
+        hf.write_config(partial, model.config, model.dtype, model.tokenizer)
 
 
 def _downloaded(source: str, download: bool) -> str:
-    """A source on this disk: itself, or what the hub has under this id."""
+    """The path of a source on disk; a hub repository is downloaded first."""
     if epath.Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) or source.endswith(".gguf"):
         return source
     if not download:
-        raise AstroError(f"{source}: not on this disk, and a dry run does not download; run it without --dry-run")
+        raise AstroError(f"{source}: not on this disk, and a dry run does not download; run again without --dry-run")
+    from huggingface_hub import snapshot_download  # slow to import
+
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError as e:
-        raise AstroError(
-            f"{source}: not on this disk, and downloading needs the extra `hub`: pip install huggingface_hub"
-        ) from e
-    try:
-        return snapshot_download(source, allow_patterns=list(FILES))
-    except Exception as e:  # those of the hub, of HTTP and of files have no class in common
+        return snapshot_download(source, allow_patterns=list(HUB_FILES))
+    except Exception as e:  # errors of the hub, of HTTP and of files have no common class
         reason = str(e).strip().splitlines() or [type(e).__name__]
-        raise AstroError(f"{source}: not on this disk, and not to be had from the hub ({reason[0]})") from e
+        raise AstroError(f"{source}: not on this disk, and the download from the hub failed ({reason[0]})") from e

@@ -1,15 +1,15 @@
-"""The device mesh, and the one table from logical axes to mesh axes.
+"""The device mesh, and the sharding rules that map logical axes to mesh axes.
 
-Arrays are described by logical axes ("batch", "embed", "heads", ...); a `Sharding` object turns them into a
-`NamedSharding`. Training shards parameters over fsdp x tp; decoding keeps them over tp alone, since gathering
-every weight for every token would cost more than the memory it saves.
+An array is described by logical axes such as ("batch", "embed", "heads"). A `Sharding` turns the logical axes into a
+`NamedSharding`. Training shards parameters over fsdp x tp. Decoding shards parameters over tp alone: with fsdp, every
+decode step would gather every weight.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -20,8 +20,10 @@ from astro_jax import distributed
 from astro_jax.errors import AstroError
 
 AXES = ("data", "fsdp", "tp")
+Tree = TypeVar("Tree")  # a pytree; functions that map its leaves keep its structure
 
-# The batch is split over data and fsdp alike; tp splits heads, width and vocabulary (Megatron's pattern).
+# The mesh axes of each logical axis. data and fsdp split the batch; tp splits heads, feed-forward width and vocabulary
+# (tensor parallelism of Megatron-LM).
 _COMMON: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "heads": ("tp",),
@@ -35,112 +37,123 @@ DECODE_RULES = _COMMON
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """A mesh and the rules by which logical axes lie on it.
+    """A mesh and its sharding rules. Hashable: compiled functions are cached by it.
 
-    "seq" is only used for activations between blocks: there they are split over tp (sequence parallelism), which
-    divides what remat keeps by the size of tp. `attention` is the config's: whole sequences attend on the mesh by
-    the kernel that it names (llama.attention).
+    Attributes:
+      mesh: devices with the axes data, fsdp and tp.
+      rules: (logical axis, mesh axes) pairs. "seq" is the sequence axis of activations between transformer blocks:
+        split over tp (sequence parallelism), the activations that remat keeps take 1 / tp of the memory.
+      attention: the config key `attention`: "xla", "splash" or "auto" (see `astro_jax.llama.attention`).
     """
 
     mesh: Mesh
     rules: tuple[tuple[str, tuple[str, ...]], ...]
     attention: str = "auto"
 
-    def axes(self, name: str | None) -> tuple[str, ...]:
-        """The mesh axes that a logical axis lies on."""
+    def mesh_axes(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes that split a logical axis; () for an axis that is not split."""
         return dict(self.rules).get(name or "", ())
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        """The PartitionSpec of an array with these logical axes. No mesh axis may serve twice."""
-        parts = [self.axes(axis) for axis in axes]
-        used = [name for part in parts for name in part]
+        """The PartitionSpec of an array with these logical axes.
+
+        Raises:
+          ValueError: when two logical axes share a mesh axis.
+        """
+        entries = [self.mesh_axes(axis) for axis in axes]
+        used = [name for entry in entries for name in entry]
         if len(used) != len(set(used)):
-            raise ValueError(f"axes {axes} would use a mesh axis twice: {parts}")
-        return PartitionSpec(*[part[0] if len(part) == 1 else (part or None) for part in parts])
+            raise ValueError(f"the logical axes {axes} use a mesh axis twice: {entries}; change the sharding rules")
+        return PartitionSpec(*[entry[0] if len(entry) == 1 else (entry or None) for entry in entries])
 
     def named(self, *axes: str | None) -> NamedSharding:
         """The NamedSharding of an array with these logical axes."""
         return NamedSharding(self.mesh, self.spec(axes))
 
     def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """Pin an intermediate value inside jit to its logical axes."""
+        """Constrain the sharding of an intermediate value inside jit, and of its gradient."""
         return jax.lax.with_sharding_constraint(x, self.named(*axes))
 
-    def put(self, tree: Any, *axes: str | None) -> Any:
-        """Host arrays that every process has, on the devices: each process places its own part."""
+    def device_put(self, tree: Tree, *axes: str | None) -> Tree:
+        """Put a pytree of host arrays onto the devices. Every process holds all arrays, and puts its own shards."""
+        return jax.tree.map(lambda x: device_put_global(x, self.named(*axes)), tree)
 
-        def place(x: np.ndarray) -> jax.Array:
-            return spread(x, self.named(*axes))
+    def reshard(self, x: jax.Array, source: Sequence[str | None], target: Sequence[str | None]) -> jax.Array:
+        """Constrain an intermediate value inside jit to the logical axes `target`, and its gradient to `source`.
 
-        return jax.tree.map(place, tree)
-
-    def move(self, x: jax.Array, here: Sequence[str | None], there: Sequence[str | None]) -> jax.Array:
-        """Pin an intermediate value inside jit to the logical axes `there`, and its gradient to those it came with.
-
-        `constrain` pins both alike: what is gathered forward would be summed whole, not scattered, backward.
+        The backward pass of an all-gather is then a reduce-scatter. `constrain` would make it an all-reduce.
         """
 
         @jax.custom_vjp
-        def moved(x: jax.Array) -> jax.Array:
-            return self.constrain(x, *there)
+        def resharded(x: jax.Array) -> jax.Array:
+            return self.constrain(x, *target)
 
-        moved.defvjp(lambda x: (moved(x), None), lambda _, g: (self.constrain(g, *here),))
-        return moved(x)
+        resharded.defvjp(lambda x: (resharded(x), None), lambda _, g: (self.constrain(g, *source),))
+        return resharded(x)
 
     @property
     def batch_size(self) -> int:
-        """Devices that the batch axis is split over; every batch must divide by it."""
+        """The number of devices that split the batch axis. Every batch size must be a multiple of this number."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     @property
     def platform(self) -> str:
-        """What the devices are: "cpu", "gpu" or "tpu"."""
+        """The platform of the devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
 
-def spread(x: Any, where: NamedSharding) -> jax.Array:
-    """An array onto a sharding, from the host or from other devices; each process gives its own part of what it holds
-    whole."""
-    if where.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
-        return jax.device_put(x, where)
+def device_put_global(x: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Put an array onto a sharding that may span several processes.
+
+    Args:
+      x: the whole array, in every process; or a global array on other devices.
+    """
+    if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, sharding)
     whole = np.asarray(x)
-    return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def start(devices: int) -> None:
-    """Before the first use of a device: on a CPU, make as many virtual devices as the mesh needs of this process."""
+def set_cpu_device_count(devices: int) -> None:
+    """Set the number of virtual CPU devices of this process, so that all processes together have `devices`.
+
+    Call this function before the first use of a device. Later calls have no effect.
+    """
     try:
         jax.config.update("jax_num_cpu_devices", -(-devices // distributed.process_count()))
     except RuntimeError:
-        pass  # the backend is up already, with the devices that it has; make_mesh says when they are too few
+        pass  # the backend is initialized; make_mesh raises an error when the devices are too few
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of data x fsdp x tp devices, tp innermost: its traffic is the heaviest and wants the nearest links.
+def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Make a mesh of data x fsdp x tp devices. tp is innermost: it has the most traffic and needs the shortest links.
+
+    Args:
+      devices: default jax.devices().
 
     Raises:
-      AstroError: when there are fewer devices than that.
+      AstroError: when the devices are too few, or when the mesh leaves out devices of a multi-process run.
     """
     devices = list(jax.devices() if devices is None else devices)
     need = data * fsdp * tp
     if len(devices) < need:
-        raise AstroError(f"the mesh {data}x{fsdp}x{tp} needs {need} devices, there are {len(devices)}: set mesh.*")
+        raise AstroError(f"the mesh {data}x{fsdp}x{tp} needs {need} devices, but {len(devices)} exist; set mesh.*")
     if distributed.process_count() > 1 and len(devices) > need:
         raise AstroError(
-            f"the mesh {data}x{fsdp}x{tp} leaves out some of the {len(devices)} devices of {distributed.process_count()} "
-            "processes: set mesh.* so that it takes them all"
+            f"the mesh {data}x{fsdp}x{tp} leaves out some of the {len(devices)} devices of "
+            f"{distributed.process_count()} processes; set mesh.* so that the mesh has all devices"
         )
     shape = (data, fsdp, tp)
-    if devices[0].platform == "tpu" and len(devices) == need:  # along the links of the slice
+    if devices[0].platform == "tpu" and len(devices) == need:  # neighbours in the mesh are neighbours in the slice
         return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
     return Mesh(np.asarray(devices[:need]).reshape(shape), AXES)
 
 
 def train_sharding(mesh: Mesh, attention: str = "auto") -> Sharding:
-    """Parameters over fsdp x tp, activations over the batch and, between blocks, the sequence."""
+    """The sharding of training: parameters over fsdp x tp, activations over batch and (between blocks) sequence."""
     return Sharding(mesh, tuple(TRAIN_RULES.items()), attention)
 
 
 def decode_sharding(mesh: Mesh, attention: str = "auto") -> Sharding:
-    """Parameters over tp, sequences and their caches over the batch."""
+    """The sharding of decoding: parameters over tp, sequences and their caches over the batch."""
     return Sharding(mesh, tuple(DECODE_RULES.items()), attention)

@@ -1,6 +1,7 @@
-"""The fixed phrases of self-reflection (paper, section 2.4). Each stands on a line of its own.
+"""The fixed phrases of self-reflection (paper, section 2.4). Each is one line of a trace, or the beginning of one.
 
-The module imports nothing: the Countdown tokenizer gives each phrase a token, traces write them, evaluation counts them.
+The Countdown tokenizer gives each phrase a token, traces hold the phrases, and evaluation counts them. So the module
+imports no other.
 """
 
 DOUBT = " But wait, are we solving the problem correctly so far? Hmm...\n"
@@ -14,5 +15,5 @@ BACKTRACKS = (GO_BACK, RESTART)
 
 
 def count_backtracks(response: str) -> int:
-    """Count how often a response goes back, by the fixed phrases."""
+    """Count the backtracks of a response, by the fixed phrases."""
     return sum(response.count(phrase.strip()) for phrase in BACKTRACKS)

@@ -22,10 +22,11 @@ from etils import epath
 from astro_jax import config as cfg
 from astro_jax import countdown, distributed, prompts, report, storage
 from astro_jax import mesh as meshes
+from astro_jax.countdown.tokenizer import countdown_tokenizer
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
 from astro_jax.evaluate import run as evaluation
-from astro_jax.llama import attention, checkpoint
+from astro_jax.llama import attention, checkpoint, paths
 from astro_jax.llama import params as llama_params
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
@@ -36,10 +37,10 @@ from astro_jax.problems import source, words
 from astro_jax.progress import log
 from astro_jax.sampler import Engine
 from astro_jax.search import run as searching
-from astro_jax.search.store import Part
+from astro_jax.search.store import Shard
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
-from astro_jax.traces.author import Author
+from astro_jax.traces.writer import TraceWriter
 from astro_jax.train import data, grpo, loop, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.types import Problem
@@ -54,7 +55,7 @@ MODELS = ("base", *PARENT)
 class Run:
     """One run's folder, devices and configuration."""
 
-    def __init__(self, c: cfg.Config, command: str = "", part: Part = (0, 1)):
+    def __init__(self, c: cfg.Config, command: str = "", part: Shard = (0, 1)):
         p = c.problems
         self.part = part
         if source.given(p) and c.traces.replay:
@@ -65,13 +66,13 @@ class Run:
         self.prompts = prompts.load(c.prompts)
         self.digest = self._digest()
         self._check()
-        meshes.start(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
+        meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
         self.train_sharding = meshes.train_sharding(mesh, c.attention)
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
         names = ("pretrain", "sft") if c.model == "scratch" else ("sft",)
         for length in (*(getattr(c, name).max_length for name in (*names, "grpo")), c.sampler.block_size):
-            attention.kernel(self.train_sharding, length)
+            attention.choose_kernel(self.train_sharding, length)
         for name in names:
             if (batch := getattr(c, name).batch_size) % self.train_sharding.batch_size:
                 devices = self.train_sharding.batch_size
@@ -113,7 +114,7 @@ class Run:
         distributed.assert_equal_across_processes("the run's configuration", self.digest)
         if not path.exists():
             if self.c.model != "scratch":
-                checkpoint.resolve(self.c.model)
+                paths.resolve(self.c.model)
             mine = {"hash": self.digest, "command": self.command, "config": self.c.model_dump(mode="json")}
             storage.write_json(path, mine)
         distributed.assert_equal_across_processes("the run's folder")
@@ -193,7 +194,7 @@ def base(run: Run) -> None:
     folder = run.folder / "base"
     if run.c.model == "scratch":
         return _pretrain(run, folder)
-    source = checkpoint.resolve(run.c.model)
+    source = paths.resolve(run.c.model)
     tokenizer = tokenizers.load(str(source), run.c.chat)
     if run.c.base_sft is not None:
         config, params = checkpoint.load(source, run.train_sharding)
@@ -215,7 +216,7 @@ def _worked_solutions(run: Run, tokenizer: Tokenizer) -> list[list[int]]:
 
 def _pretrain(run: Run, folder: epath.Path) -> None:
     c, a = run.c, run.c.architecture
-    tokenizer = tokenizers.countdown_tokenizer(run.game.max_value)
+    tokenizer = countdown_tokenizer(run.game.max_value)
     config = LlamaConfig(
         vocab_size=len(tokenizer), d_model=a.d_model, d_ff=a.d_ff, n_layers=a.n_layers, n_heads=a.n_heads,
         n_kv_heads=a.n_kv_heads, head_dim=a.d_model // a.n_heads, max_positions=a.max_positions, tie_embeddings=True,
@@ -242,9 +243,9 @@ def search(run: Run) -> dict[str, Any]:
 def traces(run: Run) -> dict[str, Any]:
     """Linearize the trees and write them out in language, with a data card. A model is loaded only if one is asked."""
     c, folder, trees = run.c, run.folder / "traces", Shards(run.folder / "search", "trees")
-    author = Author(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
+    writer = TraceWriter(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
     tokenizer = tokenizers.load(str(run.folder / "base" / "model"), c.chat)
-    counts = dataset.run(folder, trees, c.traces, c.seed, author, tokenizer)
+    counts = dataset.run(folder, trees, c.traces, c.seed, writer, tokenizer)
     distributed.assert_equal_across_processes("the traces", counts)
     origin = {"model": c.model, "seed": c.seed, "config": run.digest}
     card.write(folder, counts, trees, tokenizer, origin, run.problem_counts or None)
@@ -276,7 +277,7 @@ def _train_sft(
 ) -> None:  # fmt: skip
     """Train on texts as tokens; an end token is appended to each."""
     folder, sharding = run.folder / name, run.train_sharding
-    documents = [data.document([*tokens, tokenizer.end], c.max_length) for tokens in texts]
+    documents = [data.document([*tokens, tokenizer.eos_token_id], c.max_length) for tokens in texts]
     tokens = sum(len(d.tokens) for d in documents)
     steps = max(1, round(c.num_train_epochs * tokens / (c.batch_size * c.max_length)))
     batches = data.batches(documents, c.batch_size, c.max_length, run.c.seed, c.packing_strategy == "wrapped")
@@ -286,7 +287,8 @@ def _train_sft(
     with contextlib.closing(batches):
         state = loop.run(
             folder, name, place(new_state(params, tx), like), like,
-            lambda state, _: step(state, sharding.put(next(batches), "batch")), steps, c.save_steps, data=batches,
+            lambda state, _: step(state, sharding.device_put(next(batches), "batch")), steps, c.save_steps,
+            data=batches,
         )  # fmt: skip
     checkpoint.save(folder / "model", config, state.params, tokenizer)
 
@@ -372,7 +374,7 @@ STAGES: dict[str, tuple[Callable[[Run], Any], tuple[str, ...]]] = {
 }
 
 
-def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = (), part: Part = (0, 1)) -> Run:
+def execute(c: cfg.Config, command: str = "", only: tuple[str, ...] = (), part: Shard = (0, 1)) -> Run:
     """Run a config's stages in order, or only some of them; what is finished is skipped.
 
     Args:

@@ -14,13 +14,19 @@ from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import decode_sharding, make_mesh
-from astro_jax.sampler import Completion, Engine, Request, SamplingParams
+from astro_jax.sampler import Completion, Engine, PrefixCache, Request, SamplingParams
 from astro_jax.types import Problem, Response
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """The model that search, traces, GRPO and evaluation sample from."""
+    """The model that search, traces, GRPO and evaluation sample from.
+
+    Attributes:
+      engine: generates completions.
+      params: the parameters of the model.
+      tokenizer: of the model. Its end tokens end a completion.
+    """
 
     engine: Engine
     params: Params
@@ -31,6 +37,9 @@ class Policy:
         """Load a checkpoint, a Hugging Face folder, or a model that ships with the package, onto one device.
 
         Args:
+          path: a checkpoint, a Hugging Face folder, or the name of a model of the package.
+          seed: of all random draws.
+          chat: the chat template.
           engine_options: arguments of the Engine, for example max_num_seqs=64.
 
         Raises:
@@ -49,13 +58,32 @@ class Policy:
         return Response(problem, before + self.tokenizer.decode(completion.token_ids.tolist()), completion.stopped)
 
     def generate(
-        self, requests: Sequence[Request], sampling: SamplingParams, progress: Callable[[int], None] | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingParams,
+        progress: Callable[[int], None] | None = None,
+        prefix_cache: PrefixCache | None = None,
     ) -> list[list[Completion]]:
-        """Sample all completions of all requests: `Engine.generate` with the stop tokens and strings of `sampling`."""
+        """Sample all completions of all requests: `Engine.generate` with the stop tokens and strings of `sampling`.
+
+        Args:
+          requests: prompts with a number of completions each.
+          sampling: without stop tokens, the end tokens of the tokenizer end a completion.
+          progress: called with the number of completions that have ended since the last call.
+          prefix_cache: from `engine.new_prefix_cache()`, to keep prompts from one call to the next.
+
+        Returns:
+          For each request its completions, in order.
+
+        Raises:
+          RequestError: if some requests could not be served.
+        """
         if sampling.stop_token_ids is None:
-            sampling = dataclasses.replace(sampling, stop_token_ids=self.tokenizer.ends)
+            sampling = dataclasses.replace(sampling, stop_token_ids=self.tokenizer.stop_token_ids)
         stop_fn = functools.partial(self._stop_length, sampling.stop) if sampling.stop else None
-        return self.engine.generate(self.params, requests, sampling, stop_fn=stop_fn, progress=progress)
+        return self.engine.generate(
+            self.params, requests, sampling, prefix_cache=prefix_cache, stop_fn=stop_fn, progress=progress
+        )
 
     def _stop_length(self, strings: tuple[str, ...], token_ids: list[int]) -> int | None:
         """The number of tokens up to the end of the first stop string; None if the text holds none."""

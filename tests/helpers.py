@@ -1,7 +1,8 @@
-"""Tiny models and helpers that several tests share."""
+"""Tiny models and helpers of several test modules."""
 
 import contextlib
 import functools
+import json
 import re
 from typing import ClassVar
 
@@ -9,33 +10,58 @@ import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
+from astro_jax.countdown.tokenizer import countdown_tokenizer as _countdown_tokenizer
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig, RopeScaling
-from astro_jax.llama.tokenizer import countdown_tokenizer as _countdown_tokenizer
+from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import decode_sharding, make_mesh, train_sharding
 
 LLAMA3 = RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16)
+CHAT_TEMPLATE = "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '<end>' }}{% endfor %}<assistant>"
 countdown_tokenizer = functools.cache(_countdown_tokenizer)
 
 
+@functools.cache
+def chat_tokenizer():
+    """A tokenizer of single characters with a chat template."""
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<end>", "<unk>", "<system>", "<user>", "<assistant>"]
+    letters = sorted({chr(i) for i in range(32, 127)} | {"\n"})
+    vocab = {c: i for i, c in enumerate([*special, *letters])}
+    chars = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
+    chars.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("[\\s\\S]"), behavior="isolated")
+    chars.decoder = tokenizers.decoders.Fuse()
+    chars.add_special_tokens(special)
+    return Tokenizer(PreTrainedTokenizerFast(
+        tokenizer_object=chars, eos_token="<end>", unk_token="<unk>", pad_token="<pad>", chat_template=CHAT_TEMPLATE,
+    ))  # fmt: skip
+
+
 def tiny_config(**changes):
-    """A Llama of about two thousand parameters."""
+    """The config of a Llama with 4,560 parameters, with changes."""
     shape = dict(vocab_size=20, d_model=16, d_ff=24, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=4, max_positions=128)
     return LlamaConfig(**{**shape, **changes})
 
 
 def tiny_params(config, seed=0, scale=0.3):
-    """Random parameters, norms too, large enough that predictions are far from uniform."""
+    """Random parameters, norms too. Their scale is large, so that predictions are far from uniform."""
     rng = np.random.default_rng(seed)
 
     def leaf(spec):
         noise = scale * rng.standard_normal(spec.shape)
         return jnp.asarray(noise + (spec.std == 0), jnp.float32)
 
-    return jax.tree.map(leaf, llama_params.declare(config))
+    return jax.tree.map(leaf, llama_params.param_specs(config))
+
+
+def change_json(path, **changes):
+    """Change some keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def one_device():
@@ -56,7 +82,7 @@ def assert_trees_equal(a, b):
 
 @contextlib.contextmanager
 def count_compilations():
-    """A list that gets one entry for each program that XLA compiles inside the block."""
+    """A list with one duration for each program that XLA compiles inside the block."""
     compiled = []
 
     def listen(event, duration, **_):
@@ -70,12 +96,15 @@ def count_compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def strays(text, mesh, rows, length):
-    """Lines of a compiled program whose collective no sharding of training calls for: an all-to-all; a permutation
-    that is no ring along one axis of the mesh; activations of more than a device's `rows` of `length` tokens."""
-    place = list(np.ndindex(mesh.devices.shape))
-    parts = {str(length // n) for n in (1, mesh.shape["tp"])}
-    found = []
+def unexpected_collectives(text, mesh, rows, length):
+    """Lines of a compiled program with a collective that the training shardings do not need.
+
+    These collectives are: an all-to-all; a collective-permute that is not a ring along one mesh axis; any collective on
+    activations of more than `rows` sequences of `length` tokens.
+    """
+    coordinates = list(np.ndindex(mesh.devices.shape))
+    lengths = {str(length // n) for n in (1, mesh.shape["tp"])}
+    lines = []
     for line in text.splitlines():
         match = re.search(
             r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\(", line
@@ -83,17 +112,17 @@ def strays(text, mesh, rows, length):
         if match is None:
             continue
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
-        ends = [map(int, pair.split(",")) for pair in re.findall(r"\d+,\d+", pairs[1])] if pairs else []
-        turns = any(sum(a != b for a, b in zip(place[i], place[j], strict=True)) > 1 for i, j in ends)
+        links = [map(int, pair.split(",")) for pair in re.findall(r"\d+,\d+", pairs[1])] if pairs else []
+        diagonal = any(sum(a != b for a, b in zip(coordinates[i], coordinates[j], strict=True)) > 1 for i, j in links)
         shapes = [dims.split(",") for dims in re.findall(r"\[([\d,]+)\]", match[1])]
-        wide = any(parts & set(dims[1:]) and int(dims[0]) > rows for dims in shapes if len(dims) > 1)
-        if match[2] == "all-to-all" or turns or wide:
-            found.append(line.strip())
-    return found
+        wide = any(lengths & set(dims[1:]) and int(dims[0]) > rows for dims in shapes if len(dims) > 1)
+        if match[2] == "all-to-all" or diagonal or wide:
+            lines.append(line.strip())
+    return lines
 
 
 class Bucket(MemoryFileSystem):
-    """Objects by their names, in memory, in the place of gs://; as there, nothing is appended to one."""
+    """An in-memory bucket in place of gs://. As in a bucket, nothing is appended to an object."""
 
     protocol = ("gs", "gcs")
     store: ClassVar[dict] = {}
@@ -103,14 +132,14 @@ class Bucket(MemoryFileSystem):
     def _strip_protocol(cls, path):
         return super()._strip_protocol("/" + path.partition("://")[2] if "://" in path else path)
 
-    def open(self, path, mode="rb", **how):
+    def open(self, path, mode="rb", **options):
         if "a" in mode:
             raise NotImplementedError("objects of a bucket are written whole")
-        return super().open(path, mode, **how)
+        return super().open(path, mode, **options)
 
 
 def bucket(monkeypatch):
-    """A new folder in the place of gs://."""
+    """A new, empty folder of an in-memory bucket in place of gs://."""
     for name in Bucket.protocol:
         fsspec.register_implementation(name, Bucket, clobber=True)
     monkeypatch.setattr(Bucket, "store", {})

@@ -1,9 +1,8 @@
-"""A sampler without a model that plays Countdown at random: every draw is named by its request, as in the real one.
+"""A sampler without a model that plays Countdown at random. Each draw is named by its request, as in the real sampler.
 
-It is also a module that other processes can load: `searched` is a whole search with it.
+Other processes can import this module: `search_problems` is a whole search with such a sampler.
 """
 
-import contextlib
 import hashlib
 import math
 import os
@@ -19,101 +18,115 @@ from astro_jax import config as cfg
 from astro_jax import countdown, storage
 from astro_jax.countdown import Game
 from astro_jax.policy import Policy
-from astro_jax.sampler import Completion
-from astro_jax.sampler.run import EngineStats
+from astro_jax.sampler import Completion, EngineStats
 from astro_jax.search import run as searching
 from astro_jax.verify import Verifier
 
 TOKENIZER = countdown_tokenizer(99)
-EOS = TOKENIZER.end
+EOS = TOKENIZER.eos_token_id
+SMALL_SEARCH = {"num_proposals": 4, "num_rollouts": 3, "num_simulations": 8, "max_concurrent_trees": 2, "shard_size": 2}
 
 
-def sample(text, probability=1.0, ended=False, stopped=True):
-    """A Completion of a text; its probability is spread evenly over its tokens."""
+def completion(text, probability=1.0, ended=False, stopped=True):
+    """A Completion of a text. Its probability is spread evenly over its tokens."""
     tokens = TOKENIZER.encode(text) + [EOS] * ended
     logprobs = np.full(len(tokens), math.log(probability) / len(tokens), np.float32)
-    return Completion(np.asarray(tokens, np.int32), logprobs, logprobs, stopped)
+    return Completion(np.asarray(tokens, np.int32), logprobs, logprobs, "stop" if stopped else "length")
 
 
 class Player:
-    """Mostly true steps, some errors, some long ones.
+    """An engine that writes mostly true steps, some errors, and some steps without an end.
 
     Args:
-      seconds: that each call takes besides.
+      seconds: the time that each call takes besides.
+
+    Attributes:
+      problem_ids: the problem of each request, in order.
+      problems_per_call: the number of different problems in each call.
     """
 
-    keeping = contextlib.nullcontext
+    new_prefix_cache = staticmethod(lambda: None)
 
     def __init__(self, max_positions=1024, seconds=0.0):
         self.config, self.seconds = tiny_config(max_positions=max_positions), seconds
-        self.problems, self.flights, self.stats = [], [], EngineStats()
+        self.problem_ids, self.problems_per_call, self.stats = [], [], EngineStats()
 
-    def generate(self, params, requests, *, max_tokens, stop, temperature, progress=None):
+    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
         time.sleep(self.seconds)
-        self.problems.extend(r.name[1] for r in requests)
-        self.flights.append(len({r.name[1] for r in requests}))
-        assert all(len(r.prefix) + max_tokens <= self.config.max_positions for r in requests)
-        found = [[self.one(r, j, tuple(stop) == (EOS,)) for j in range(r.n)] for r in requests]
-        lengths = [len(s.tokens) for each in found for s in each]
+        self.problem_ids.extend(r.request_id[1] for r in requests)
+        self.problems_per_call.append(len({r.request_id[1] for r in requests}))
+        assert all(len(r.prompt_token_ids) + sampling.max_tokens <= self.config.max_positions for r in requests)
+        to_the_end = tuple(sampling.stop_token_ids) == (EOS,)
+        completions = [[self.one(r, j, to_the_end) for j in range(r.n)] for r in requests]
+        lengths = [len(c.token_ids) for group in completions for c in group]
         self.stats.tokens += sum(lengths)
         self.stats.row_steps += 2 * sum(lengths)
-        return found
+        return completions
 
     def one(self, request, j, to_the_end):
-        seed = hashlib.sha256(repr((request.name, j)).encode()).hexdigest()
+        seed = hashlib.sha256(repr((request.request_id, j)).encode()).hexdigest()
         rng = random.Random(seed)
-        lines = TOKENIZER.decode(request.prefix).splitlines()
+        lines = TOKENIZER.decode(request.prompt_token_ids).splitlines()
         _, _, _, target, _, *numbers = lines[0].removesuffix(".").split()
         numbers = tuple(map(int, numbers)) if len(lines) == 1 else countdown.numbers_left(lines[-1])
         text = ""
         while len(numbers) > 1:
             moves = countdown.moves(numbers, Game(max_value=90))
             if rng.random() < 0.1 or not moves:
-                return sample(text + " 1 = 2.\n" * 3, rng.random(), stopped=False)
+                return completion(text + " 1 = 2.\n" * 3, rng.random(), stopped=False)
             move = rng.choice(moves)
             text += countdown.step_text(numbers, move, int(target))
             numbers = countdown.after(numbers, move)
             if not to_the_end:
-                return sample(text, rng.random(), ended=len(numbers) == 1)
-        return sample(text, rng.random(), ended=True)
+                return completion(text, rng.random(), ended=len(numbers) == 1)
+        return completion(text, rng.random(), ended=True)
 
 
-def policy(player=None):
-    return player if isinstance(player, Policy) else Policy(player or Player(), None, TOKENIZER)
+def policy(engine=None):
+    return engine if isinstance(engine, Policy) else Policy(engine or Player(), None, TOKENIZER)
 
 
 def problems(n, count=3):
     return countdown.problems(Game(count=count, max_number=12, max_value=60), n, 0, held_out=False)
 
 
-def searched(folder, asked, changes=None, part=(0, 1), digest="mine", player=None, save_seconds=0.0):
-    """A search of some problems, or so many, into a folder, with a look at it saved each iteration: its counts."""
-    c = cfg.Search(**{"proposals": 4, "rollouts": 3, "iterations": 8, "wave": 2} | (changes or {}))
-    asked = problems(asked) if isinstance(asked, int) else asked
+def search_problems(
+    folder, problems_or_count, changes=None, shard=(0, 1), digest="mine", engine=None, save_seconds=0.0
+):
+    """Search some problems, or the first so many, into a folder. Active trees are saved after each step.
+
+    Returns:
+      the counts of the search.
+    """
+    c = cfg.Search(**SMALL_SEARCH | (changes or {}))
+    chosen = problems(problems_or_count) if isinstance(problems_or_count, int) else problems_or_count
     before, searching.SAVE_SECONDS = searching.SAVE_SECONDS, save_seconds
     try:
-        return searching.run(epath.Path(folder), asked, c, policy(player), Verifier(), digest, part)
+        return searching.run(epath.Path(folder), chosen, c, policy(engine), Verifier(), digest, shard)
     finally:
         searching.SAVE_SECONDS = before
 
 
-def killed(folder, n, changes, write, late):
-    """The same, for a process of its own, which SIGKILL ends in its `write`-th write of a file: when half of it is
-    there, or late, when all of it is."""
-    whole = storage.write_text
+def search_until_killed(folder, n, changes, write, late):
+    """Search in a process of its own, and end it by SIGKILL in its `write`-th write of a file.
+
+    Args:
+      late: whether the kill comes when the whole file is written. Otherwise half of the file is written.
+    """
+    write_whole = storage.write_text
 
     def write_text(path, text):
         nonlocal write
         write -= 1
         if not write:
-            whole(path, text) if late else (path.parent / f"{path.name}.part").write_text(text[: len(text) // 2])
+            write_whole(path, text) if late else (path.parent / f"{path.name}.part").write_text(text[: len(text) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
-        whole(path, text)
+        write_whole(path, text)
 
     storage.write_text = write_text
-    searched(folder, n, changes)
+    search_problems(folder, n, changes)
 
 
-def slowly(folder, n, changes, part):
-    """The same, for processes that are to work at the same time: a call of the sampler takes 10 ms."""
-    searched(folder, n, changes, part, player=Player(seconds=0.01))
+def search_slowly(folder, n, changes, shard):
+    """Search in one of several processes that are to work at the same time: a call of the sampler takes 10 ms."""
+    search_problems(folder, n, changes, shard, engine=Player(seconds=0.01))

@@ -1,4 +1,4 @@
-"""Configs that rest on a base, and the ablations, each of which changes what it says and nothing else."""
+"""Configs with a base, and the ablations, each of which changes only the keys that its header names."""
 
 import re
 from pathlib import Path
@@ -15,22 +15,26 @@ ABLATIONS = sorted(FOLDER.glob("*.yaml"))
 
 
 def write(folder, **files):
+    """Write NAME.yaml for each name, and return the path of the first."""
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(text)
     return str(folder / f"{next(iter(files))}.yaml")
 
 
-def test_a_file_says_only_what_it_changes_of_its_base(tmp_path):
+def test_a_file_overrides_the_keys_of_its_base(tmp_path):
     (tmp_path / "deep").mkdir()
-    write(tmp_path, under="seed: 3\nsft: {epochs: 2, batch: 8}\nstages: [base, eval]\nwarm_up: {batch: 4}\n")
+    write(
+        tmp_path,
+        under="seed: 3\nsft: {num_train_epochs: 2, batch_size: 8}\nstages: [base, eval]\nbase_sft: {batch_size: 4}\n",
+    )
     path = write(
         tmp_path / "deep",
-        top="base: middle.yaml\nsft: {epochs: 5}\n",
-        middle="base: ../under.yaml\nsft: {epochs: 4, length: 64}\nstages: [base]\nwarm_up: null\n",
+        top="base: middle.yaml\nsft: {num_train_epochs: 5}\n",
+        middle="base: ../under.yaml\nsft: {num_train_epochs: 4, max_length: 64}\nstages: [base]\nbase_sft: null\n",
     )
     c = cfg.load(path, ["sft.max_length=32"])
-    assert (c.seed, c.stages, c.warm_up) == (3, ("base",), None)  # lists and nothing replace what was there
-    assert (c.sft.epochs, c.sft.batch, c.sft.length) == (5, 8, 32)
+    assert (c.seed, c.stages, c.base_sft) == (3, ("base",), None)  # a list and null replace the value of the base
+    assert (c.sft.num_train_epochs, c.sft.batch_size, c.sft.max_length) == (5, 8, 32)
 
 
 @pytest.mark.parametrize(
@@ -45,43 +49,44 @@ def test_a_file_says_only_what_it_changes_of_its_base(tmp_path):
         ({"a": "base: b.yaml", "b": "sft: {epoch: 1}"}, r"sft\.epoch: no such key"),
     ],
 )  # fmt: skip
-def test_a_base_that_cannot_be_is_one_line(tmp_path, files, message):
+def test_a_bad_base_is_refused_in_one_line(tmp_path, files, message):
     with pytest.raises(AstroError, match=message) as e:
         cfg.load(write(tmp_path, **files))
     assert "\n" not in str(e.value)
 
 
-def test_a_runs_folder_holds_the_merged_config(tmp_path):
+def test_the_folder_of_a_run_holds_the_merged_config(tmp_path):
     path = write(
-        tmp_path, top="base: under.yaml\nseed: 5\n", under=f"seed: 3\nout: {tmp_path / 'run'}\nsft: {{batch: 8}}\n"
+        tmp_path, top="base: under.yaml\nseed: 5\n", under=f"seed: 3\nout: {tmp_path / 'run'}\nsft: {{batch_size: 8}}\n"
     )
     pipeline.execute(cfg.load(path), only=("base",))
-    held = pipeline.storage.read_json(pipeline.epath.Path(tmp_path / "run" / "config.json"))["config"]
-    assert (held["seed"], held["sft"]["batch"]) == (5, 8) and "base" not in held
+    merged = pipeline.storage.read_json(pipeline.epath.Path(tmp_path / "run" / "config.json"))["config"]
+    assert (merged["seed"], merged["sft"]["batch_size"]) == (5, 8) and "base" not in merged
 
 
 def flat(value, prefix=""):
+    """Nested keys as dotted ones: {"a": {"b": 1}} becomes {"a.b": 1}."""
     if not isinstance(value, dict):
         return {prefix.removesuffix("."): value}
     return {k: v for name, inner in value.items() for k, v in flat(inner, f"{prefix}{name}.").items()}
 
 
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
-def test_an_ablation_changes_what_it_says_and_nothing_else(path):
+def test_an_ablation_changes_only_the_keys_of_its_header(path):
     text = path.read_text()
     c = cfg.load(str(path))
     base = cfg.load(str(FOLDER / yaml.safe_load(text)["base"]))
-    mine, theirs = flat(c.model_dump(mode="json")), flat(base.model_dump(mode="json"))
-    changed = {k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k)}
-    said = re.search(r"^#   changes   (.*)$", text, re.MULTILINE)[1].split(", ")
-    assert changed == {*said, "out"} and c.out == f"runs/ablations/{path.stem}"
+    values, base_values = flat(c.model_dump(mode="json")), flat(base.model_dump(mode="json"))
+    changed = {k for k in values.keys() | base_values.keys() if values.get(k) != base_values.get(k)}
+    header = re.search(r"^#   changes   (.*)$", text, re.MULTILINE)[1].split(", ")
+    assert changed == {*header, "out"} and c.out == f"runs/ablations/{path.stem}"
     pipeline.dataset.check(c.traces, [])
     command = re.search(r"^#   command   astro run (\S+)( problems\.path=problems\.jsonl)?$", text, re.MULTILINE)
     assert command[1] == f"configs/ablations/{path.name}" and bool(command[2]) == ("smollm2" in text)
     assert re.search(r"^#   paper     section", text, re.MULTILINE)
 
 
-def test_the_readme_lists_every_ablation():
-    readme = (FOLDER.parents[1] / "README.md").read_text()
-    listed = re.findall(r"^\| `([\w-]+)` \|", readme.partition("## Traces, and each choice a switch")[2], re.MULTILINE)
+def test_the_documentation_lists_all_ablations():
+    page = (FOLDER.parents[1] / "docs" / "traces.md").read_text()
+    listed = re.findall(r"^\| `([\w-]+)` \|", page.partition("## Ablations")[2], re.MULTILINE)
     assert sorted(listed) == sorted(p.stem for p in ABLATIONS) and len(ABLATIONS) >= 12

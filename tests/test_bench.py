@@ -1,4 +1,4 @@
-"""The benchmark: what it counts, against counts by hand; its rates are of this machine and are not tested."""
+"""The counts of the benchmark, against counts by hand. Its rates depend on the machine and are not tested."""
 
 import json
 
@@ -8,7 +8,7 @@ from helpers import one_device, tiny_config, tiny_params
 
 from astro_jax import bench
 from astro_jax.cli import main
-from astro_jax.sampler import Engine, Request
+from astro_jax.sampler import Engine, Request, SamplingParams
 
 CONFIG = tiny_config()
 
@@ -31,35 +31,37 @@ def test_the_limit_counts_each_prompt_once_and_each_new_token():
     size = 4 * sum(x.size for x in [params.embed, *vars(params.layers).values(), params.final_norm] if x is not None)
     size += 0 if params.lm_head is None else 4 * params.lm_head.size
     read = 5 * size + 60 * 12 * 2 * kv * h * 4
-    found = bench.limit(config, params, work, flops=1e9, bandwidth=1e6)
-    assert found["by_flops"] == pytest.approx(60 * 1e9 / flops, abs=0.1)
-    assert found["by_bandwidth"] == pytest.approx(60 * 1e6 / read, abs=0.1)
+    limits = bench.limit(config, params, work, flops=1e9, bandwidth=1e6)
+    assert limits["by_flops"] == pytest.approx(60 * 1e9 / flops, abs=0.1)
+    assert limits["by_bandwidth"] == pytest.approx(60 * 1e6 / read, abs=0.1)
 
 
-def test_a_cap_cuts_a_sample_and_changes_nothing_else():
-    sampler, params = Engine(CONFIG, one_device(), 0, max_num_seqs=8, num_scheduler_steps=4), tiny_params(CONFIG)
-    whole, capped = (
-        sampler.generate(params, [Request((1, 2, 3), 4, ("x",), caps)], max_tokens=11, stop=())[0]
-        for caps in ((), (3, 11, 1, 40))
+def test_max_tokens_of_a_request_shortens_a_completion_and_changes_nothing_else():
+    engine, params = Engine(CONFIG, one_device(), 0, max_num_seqs=8, num_scheduler_steps=4), tiny_params(CONFIG)
+    whole, shortened = (
+        engine.generate(params, [Request((1, 2, 3), 4, ("x",), limits)], SamplingParams(11, stop_token_ids=()))[0]
+        for limits in ((), (3, 11, 1, 40))
     )
-    assert [len(s.tokens) for s in whole] == [11] * 4 and [len(s.tokens) for s in capped] == [3, 11, 1, 11]
-    for a, b in zip(whole, capped, strict=True):
-        np.testing.assert_array_equal(a.tokens[: len(b.tokens)], b.tokens)
-        np.testing.assert_allclose(a.logprobs[: len(b.tokens)], b.logprobs, atol=1e-5)
+    assert [len(c.token_ids) for c in whole] == [11] * 4
+    assert [len(c.token_ids) for c in shortened] == [3, 11, 1, 11]
+    for a, b in zip(whole, shortened, strict=True):
+        n = len(b.token_ids)
+        np.testing.assert_array_equal(a.token_ids[:n], b.token_ids)
+        np.testing.assert_allclose(a.logprobs[:n], b.logprobs, atol=1e-5)
 
 
-def test_the_command_tells_rates_limits_and_shares(capsys, monkeypatch):
+def test_the_command_prints_rates_limits_and_shares(capsys, monkeypatch):
     for name, rate in (("flops_per_s", 1e12), ("bytes_per_s", 1e10)):
         monkeypatch.setattr(bench, name, lambda rate=rate: rate)
     size = ["--groups", "2", "--samples", "3", "--prompt", "5", "--new", "4"]
     assert main(["bench", "sampler", "--model", "countdown-base", *size, "--ragged", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     lengths = bench.Workload(2, 3, 5, 4, True).lengths()
-    assert found["tokens"] == lengths.sum() and found["prefix_reuse"] == round(2 / 3, 3)
-    assert found["tokens_per_s"] == pytest.approx(found["tokens"] / found["seconds"], rel=1e-3)
-    lowest = min(found["limits"]["by_flops"], found["limits"]["by_bandwidth"])
-    assert found["share_of_limit"] == pytest.approx(found["tokens_per_s"] / lowest, abs=0.01)
-    assert found["peak_bytes"] > 1e8 and found["compile_s"] >= 0
+    assert result["tokens"] == lengths.sum() and result["prefix_reuse"] == round(2 / 3, 3)
+    assert result["tokens_per_s"] == pytest.approx(result["tokens"] / result["seconds"], rel=1e-3)
+    lowest = min(result["limits"]["by_flops"], result["limits"]["by_bandwidth"])
+    assert result["share_of_limit"] == pytest.approx(result["tokens_per_s"] / lowest, abs=0.01)
+    assert result["peak_bytes"] > 1e8 and result["compile_s"] >= 0
     assert main(["bench", "sampler", "--model", "countdown-base", *size]) == 0
     assert "share_of_limit: " in capsys.readouterr().out
 
@@ -69,12 +71,12 @@ def test_an_empty_workload_is_one_line(capsys):
     assert "at least 1" in capsys.readouterr().err
 
 
-def test_transformers_runs_beside_it(capsys):
+def test_the_command_compares_with_transformers(capsys):
     pytest.importorskip("torch")
     args = ["--groups", "2", "--samples", "2", "--prompt", "4", "--new", "3", "--json", "--compare", "torch"]
     assert main(["bench", "sampler", "--model", "countdown-base", *args]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["torch"]["ratio"] == pytest.approx(found["tokens_per_s"] / found["torch"]["tokens_per_s"], rel=0.02)
+    result = json.loads(capsys.readouterr().out)
+    assert result["torch"]["ratio"] == pytest.approx(result["tokens_per_s"] / result["torch"]["tokens_per_s"], rel=0.02)
 
 
 def test_without_torch_the_comparison_is_one_line(capsys, monkeypatch):

@@ -176,9 +176,9 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
         return capsys.readouterr().out
 
     tokens = TOKENIZER.encode(prompt)
-    while len(tokens) < 4 + 6 and tokens[-1] != TOKENIZER.end:
+    while len(tokens) < 4 + 6 and tokens[-1] != TOKENIZER.eos_token_id:
         tokens.append(int(llama.forward(PARAMS, jax.numpy.asarray([tokens]), CONFIG)[0, -1].argmax()))
-    ids = [t for t in tokens[4:] if t != TOKENIZER.end]
+    ids = [t for t in tokens[4:] if t != TOKENIZER.eos_token_id]
     assert say("--greedy") == TOKENIZER.decode(ids) + "\n"
     # One token is left to draw from, or none other is likely: the same as greedy.
     for only in (["--top-k", "1"], ["--top-p", "1e-6"], ["--min-p", "0.999"], ["--temperature", "0"]):

@@ -21,7 +21,7 @@ from astro_jax import llama, pipeline, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint
 from astro_jax.policy import Policy
-from astro_jax.search import mcts
+from astro_jax.search import run as searching
 from astro_jax.train import loop
 
 jax.devices()  # all eight are there before a run asks for one
@@ -96,7 +96,7 @@ def finished(compiled, tmp_path_factory):
         policy = Policy(run.sampler(config), tiny_params(config), tokenizer)
         for method in ("mcts", "best-of-n"):
             c = run.c.search.model_copy(update={"method": method})
-            mcts.search(run.problems("search")[:2], c, policy, run.verifier)
+            searching.search(run.problems("search")[:2], c, policy, run.verifier)
     return folder, read
 
 

@@ -1,4 +1,4 @@
-"""The prompts: in one place, each overridable, and checked before anything runs."""
+"""The prompt templates: their examples, their replacement by files, and their checks before a run starts."""
 
 import pytest
 
@@ -12,33 +12,34 @@ VALUES = {
 
 
 @pytest.mark.parametrize("name", prompts.VARIABLES)
-def test_each_prompt_shows_all_that_it_is_given(name):
+def test_each_template_shows_all_its_values_and_two_examples(name):
     values = {k: VALUES[k] for k in prompts.VARIABLES[name]}
     text = prompts.load({})[name].render(**values)
     assert all(str(v) in text for k, v in values.items() if k != "correct")
     assert text.count("Problem:") == 3 and text == text.strip()  # two examples, and the question at the end
-    before, _, after = text.rpartition("PROBLEM {{ x }} {% y %}")  # what a model wrote is never a template
+    before, _, after = text.rpartition("PROBLEM {{ x }} {% y %}")  # the text of a model is never a template
     assert "{" not in before + after
 
 
-def test_the_evaluation_shows_how_to_end_and_the_reflection_says_how_it_looks():
-    every = prompts.load({})
-    assert "Verdict: correct\n" in every["evaluate"].source and "Verdict: incorrect\n" in every["evaluate"].source
-    said = [every["reflect"].render(problem="", solution="", correct=c).splitlines()[-2:] for c in (True, False)]
-    assert said == [["Feeling: it looks right", "Said:"], ["Feeling: something may be wrong", "Said:"]]
+def test_the_evaluation_shows_both_verdicts_and_the_reflection_its_feeling():
+    templates = prompts.load({})
+    source = templates["evaluate"].source
+    assert "Verdict: correct\n" in source and "Verdict: incorrect\n" in source
+    ends = [templates["reflect"].render(problem="", solution="", correct=c).splitlines()[-2:] for c in (True, False)]
+    assert ends == [["Feeling: it looks right", "Said:"], ["Feeling: something may be wrong", "Said:"]]
 
 
-def test_a_file_stands_in_the_place_of_ours(tmp_path):
+def test_a_file_replaces_a_template(tmp_path):
     (tmp_path / "mine.txt").write_text("Judge {{ solution }} of {{ problem }}!")
-    found, ours = prompts.load({"evaluate": str(tmp_path / "mine.txt")}), prompts.load({})
-    assert found["evaluate"].render(problem="P", solution="S") == "Judge S of P!"
-    assert {n for n in found if found[n] != ours[n]} == {"evaluate"}
+    replaced, shipped = prompts.load({"evaluate": str(tmp_path / "mine.txt")}), prompts.load({})
+    assert replaced["evaluate"].render(problem="P", solution="S") == "Judge S of P!"
+    assert {name for name in replaced if replaced[name] != shipped[name]} == {"evaluate"}
 
 
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("judge", "", r"prompts\.judge: no such prompt; there are evaluate, rewrite, go_back, reflect"),
+        ("judge", "", r"prompts\.judge: no such prompt; the prompts are evaluate, rewrite, go_back, reflect"),
         ("evaluate", None, r"prompts\.evaluate: .*mine\.txt cannot be read"),
         ("evaluate", "Judge {{ solution }}", r"mine\.txt must use problem, solution; it uses solution"),
         ("evaluate", "Judge", r"it uses nothing"),
@@ -46,7 +47,7 @@ def test_a_file_stands_in_the_place_of_ours(tmp_path):
         ("evaluate", "{{ problem }}\n{% if %}", r"mine\.txt, line 2: not a jinja2 template"),
     ],
 )
-def test_a_prompt_that_cannot_serve_is_one_line_before_the_run_begins(tmp_path, name, text, message):
+def test_a_bad_template_is_refused_in_one_line_before_the_run_starts(tmp_path, name, text, message):
     if text is not None:
         (tmp_path / "mine.txt").write_text(text)
     c = cfg.parse({"out": str(tmp_path / "run"), "prompts": {name: str(tmp_path / "mine.txt")}})
@@ -55,17 +56,17 @@ def test_a_prompt_that_cannot_serve_is_one_line_before_the_run_begins(tmp_path, 
     assert "\n" not in str(e.value) and not (tmp_path / "run").exists()
 
 
-def test_a_run_does_not_go_on_with_another_prompt_in_the_same_file(tmp_path):
-    mine = tmp_path / "mine.txt"
-    mine.write_text("{{ solution }} {{ problem }}")
-    c = cfg.parse({"out": str(tmp_path / "run"), "prompts": {"evaluate": str(mine)}})
+def test_a_run_is_refused_when_the_file_of_a_prompt_has_changed(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("{{ solution }} {{ problem }}")
+    c = cfg.parse({"out": str(tmp_path / "run"), "prompts": {"evaluate": str(path)}})
     pipeline.execute(c, only=("base",))
-    mine.write_text("{{ solution }} of {{ problem }}")
+    path.write_text("{{ solution }} of {{ problem }}")
     with pytest.raises(AstroError, match=r"holds other problems or a file of `prompts` another prompt"):
         pipeline.execute(c, only=("base",))
 
 
-def test_what_is_copied_from_a_prompt_is_found():
+def test_copies_of_a_template_are_recognised():
     rewrite = prompts.load({})["rewrite"]
     assert rewrite.is_copied("Mia takes 5 of these away, which leaves 24 - 5 = 19 jars.")
     assert rewrite.is_copied("So: keep EVERY number, and every result, then 7.")

@@ -1,13 +1,13 @@
-"""Causal attention of many tokens to each other: in plain XLA, and by the splash kernel where the devices are TPUs.
+"""Causal attention over whole sequences: plain XLA, or JAX's splash attention kernel on TPUs.
 
-Letters as in the README: B rows, S tokens, H query and K key-value heads of size h.
+Dimension letters: see `astro_jax.llama.config`.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
@@ -16,128 +16,161 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from astro_jax.errors import AstroError
 from astro_jax.mesh import Sharding
 
-# Rows of queries that attend at once in XLA: bounds the scores to [B, H, chunk, S].
+# Queries whose scores are live at once in plain XLA: the scores have the shape [B, H, QUERY_CHUNK, S].
 QUERY_CHUNK = 1024
 NEG_INF = -1e30
-# Sides of the squares of scores that splash attention computes at once; it takes the largest that divides S.
-BLOCKS = (1024, 512, 256, 128)
-HEAD = 64  # what it takes a head's size to be a multiple of
+# Block sizes of splash attention, in tokens. The largest that divides S is used.
+BLOCK_SIZES = (1024, 512, 256, 128)
+# Splash attention needs a head size that is a multiple of this one.
+HEAD_DIM_MULTIPLE = 64
 
 
-def kernel(sharding: Sharding, length: int, head_dim: int = HEAD) -> str:
-    """Which attention rows of `length` tokens get, "xla" or "splash": as the setting says, or with "auto" splash where
-    it can be.
+def choose_kernel(sharding: Sharding, length: int, head_dim: int = HEAD_DIM_MULTIPLE) -> str:
+    """Choose the attention kernel for sequences of `length` tokens, "xla" or "splash".
+
+    The config key `attention` decides: "xla", "splash", or "auto" for splash attention wherever it can run.
 
     Raises:
-      AstroError: where splash attention is asked for and cannot be.
+      AstroError: where the config asks for splash attention and it cannot run.
     """
     if sharding.attention == "xla":
         return "xla"
-    why_not = ""
+    obstacle = ""
     if sharding.platform != "tpu":
-        why_not = f"needs TPUs, and the devices are of {sharding.platform}"
-    elif length % BLOCKS[-1]:
-        why_not = f"needs rows of a multiple of {BLOCKS[-1]} tokens, and there are some of {length}"
-    elif head_dim % HEAD:
-        why_not = f"needs heads of a multiple of {HEAD}, and the model's have {head_dim}"
-    if why_not and sharding.attention == "splash":
-        raise AstroError(f"attention=splash {why_not}; set attention=auto or xla")
-    return "xla" if why_not else "splash"
+        obstacle = f"needs TPUs, but the platform is {sharding.platform}"
+    elif length % BLOCK_SIZES[-1]:
+        obstacle = f"needs a sequence length that is a multiple of {BLOCK_SIZES[-1]}, but a length is {length}"
+    elif head_dim % HEAD_DIM_MULTIPLE:
+        obstacle = f"needs a head size that is a multiple of {HEAD_DIM_MULTIPLE}, but the model's is {head_dim}"
+    if obstacle and sharding.attention == "splash":
+        raise AstroError(f"attention=splash {obstacle}; set attention=auto or xla")
+    return "xla" if obstacle else "splash"
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, sharding: Sharding | None) -> jax.Array:
-    """Causal attention inside segments, grouped queries.
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, sharding: Sharding | None) -> jax.Array:
+    """Compute causal grouped-query attention inside each segment, with the kernel of `choose_kernel`.
 
     Args:
-      q: [B, S, H, h]; k, v: [B, S, K, h].
-      segments: int32 [B, S]; a token sees the earlier ones of its own segment. 0 is padding.
+      q: [B, S, H, h].
+      k: [B, S, K, h].
+      v: [B, S, K, h].
+      segment_ids: int32 [B, S] of packed sequences; a token attends to itself and to earlier tokens of its segment. 0
+        is padding.
+      sharding: None for one device and plain XLA.
 
     Returns:
-      [B, S, H, h]. Rows of padding hold finite values that nobody reads.
+      [B, S, H, h]. Padding has finite values without meaning.
     """
-    if sharding is None or kernel(sharding, q.shape[1], q.shape[3]) == "xla":
-        return xla(q, k, v, segments)
-    return splash(q, k, v, segments, sharding)
+    if sharding is None or choose_kernel(sharding, q.shape[1], q.shape[3]) == "xla":
+        return xla(q, k, v, segment_ids)
+    return splash(q, k, v, segment_ids, sharding)
 
 
 def splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, sharding: Sharding, interpret: bool = False
+) -> jax.Array:
+    """Compute `attend` by splash attention: flash attention that skips the blocks above the diagonal.
+
+    Args:
+      interpret: run the kernel on any device, slowly; for tests.
+    """
+    return _splash(q, k, v, segment_ids, sharding, interpret, save_residuals=False)[0]
+
+
+def splash_with_logsumexp(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, sharding: Sharding, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Compute `splash` and float32 [B, S, H], the log of each query's sum of exponentials. Has no gradient."""
+    out, logsumexp = _splash(q, k, v, segment_ids, sharding, interpret, save_residuals=True)
+    return out, logsumexp
+
+
+def _splash(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    segments: jax.Array,
+    segment_ids: jax.Array,
     sharding: Sharding,
-    with_sums: bool = False,
-    interpret: bool = False,
-) -> Any:
-    """`attend` by JAX's splash attention (flash attention that skips blocks above the diagonal): no scores in memory.
-
-    Args:
-      with_sums: give also float32 [B, S, H], the log of each query's sum of exponentials; then there is no gradient.
-      interpret: run the kernel's code on any device, slowly; for tests.
-    """
+    interpret: bool,
+    save_residuals: bool,
+) -> tuple[jax.Array, ...]:
+    """(attention [B, S, H, h],), and with `save_residuals` logsumexp float32 [B, S, H]."""
+    _assert_shapes(q, k, v, segment_ids)
     length, head_dim = q.shape[1], q.shape[3]
     block = block_size(length)
     sizes = splash_kernel.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
     )
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> Any:
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, ...]:
         mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length)) for _ in range(q.shape[2])])
-        one = splash_kernel.make_splash_mha(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, save_residuals=with_sums, interpret=interpret
+        kernel = splash_kernel.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, save_residuals=save_residuals, interpret=interpret
         )
-        q, k, v = (x.swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v))  # heads first
-        out = jax.vmap(one)(q, k, v, splash_kernel.SegmentIds(segments, segments))
-        return jax.tree.map(lambda x: x.swapaxes(1, 2), (out[0], out[1][0]) if with_sums else out)
+        q, k, v = (x.swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v))  # heads before sequence
+        out = jax.vmap(kernel)(q, k, v, splash_kernel.SegmentIds(segment_ids, segment_ids))
+        return jax.tree.map(lambda x: x.swapaxes(1, 2), (out[0], out[1][0]) if save_residuals else (out,))
 
-    heads, kv_heads, sums, rows = (
+    heads, kv_heads, logsumexp, tokens = (
         sharding.spec(axes)
         for axes in (
             ("batch", None, "heads", None), ("batch", None, "kv_heads", None), ("batch", None, "heads"), ("batch", None)
         )
     )  # fmt: skip
     return jax.shard_map(
-        local, mesh=sharding.mesh, in_specs=(heads, kv_heads, kv_heads, rows),
-        out_specs=(heads, sums) if with_sums else heads, check_vma=False,
-    )(q, k, v, segments)  # fmt: skip
+        local, mesh=sharding.mesh, in_specs=(heads, kv_heads, kv_heads, tokens),
+        out_specs=(heads, logsumexp) if save_residuals else (heads,), check_vma=False,
+    )(q, k, v, segment_ids)  # fmt: skip
 
 
 def block_size(length: int) -> int:
-    """The side of splash attention's blocks for rows of `length` tokens."""
-    return next(block for block in BLOCKS if length % block == 0)
+    """The block size of splash attention for sequences of `length` tokens: 512 for 1536."""
+    return next(block for block in BLOCK_SIZES if length % block == 0)
 
 
-def computed(name: str, length: int) -> float:
-    """The share of the [S, S] scores that a kernel computes: splash leaves out the blocks above the diagonal."""
-    blocks = length // block_size(length) if name == "splash" else 1
+def computed_share(kernel: str, length: int) -> float:
+    """The share of the S x S attention scores that a kernel computes.
+
+    Splash attention skips the blocks above the diagonal: of 8 x 8 blocks it computes 36, a share of 0.5625.
+    """
+    blocks = length // block_size(length) if kernel == "splash" else 1
     return (blocks + 1) / (2 * blocks)
 
 
-def xla(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
-    """`attend`, one chunk of queries at a time."""
+def xla(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """Compute `attend` in plain XLA, QUERY_CHUNK queries at a time."""
+    _assert_shapes(q, k, v, segment_ids)
     b, s, n, h = q.shape
     n_kv = k.shape[2]
-    # Heads before sequence: plain batched matmuls, which XLA on a CPU runs ten times faster than the transposed ones.
-    q = q.reshape(b, s, n_kv, n // n_kv, h).transpose(0, 2, 3, 1, 4) * h**-0.5  # [B, K, G, S, h]
+    # Heads before sequence gives plain batched matmuls. XLA on a CPU runs these ten times faster than transposed ones.
+    q = q.reshape(b, s, n_kv, n // n_kv, h).transpose(0, 2, 3, 1, 4) * h**-0.5  # [B, K, H / K, S, h]
     k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))  # [B, K, S, h]
-    column = jnp.arange(s)
+    key_index = jnp.arange(s)
 
-    def chunk(q: jax.Array, q_segments: jax.Array, rows: jax.Array) -> jax.Array:
+    def chunk(q: jax.Array, q_segment_ids: jax.Array, q_index: jax.Array) -> jax.Array:
         scores = jnp.einsum("bkgsh,bkth->bkgst", q, k, preferred_element_type=jnp.float32)
-        mask = (q_segments[:, :, None] == segments[:, None, :]) & (rows[:, None] >= column[None, :])[None]
+        same_segment = q_segment_ids[:, :, None] == segment_ids[:, None, :]
+        mask = same_segment & (q_index[:, None] >= key_index[None, :])[None]
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEG_INF), axis=-1)
         return jnp.einsum("bkgst,bkth->bkgsh", weights.astype(v.dtype), v)
 
     if s <= QUERY_CHUNK or s % QUERY_CHUNK:
-        out = chunk(q, segments, column)
+        out = chunk(q, segment_ids, key_index)
     else:
-        split = functools.partial(_split, parts=s // QUERY_CHUNK)
-        chunks = (split(q, axis=3), split(segments, axis=1), split(column, axis=0))
-        out = jax.lax.map(lambda c: jax.checkpoint(chunk)(*c), chunks)  # [parts, B, K, G, chunk, h]
+        split = functools.partial(_split, chunks=s // QUERY_CHUNK)
+        chunks = (split(q, axis=3), split(segment_ids, axis=1), split(key_index, axis=0))
+        out = jax.lax.map(lambda c: jax.checkpoint(chunk)(*c), chunks)  # [chunks, B, K, H / K, QUERY_CHUNK, h]
         out = jnp.moveaxis(out, 0, 3).reshape(b, n_kv, n // n_kv, s, h)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, s, n, h)
 
 
-def _split(x: jax.Array, parts: int, axis: int) -> jax.Array:
-    """Cut an axis into parts and put the parts first."""
-    return jnp.stack(jnp.split(x, parts, axis=axis))
+def _split(x: jax.Array, chunks: int, axis: int) -> jax.Array:
+    """Split an axis into equal chunks, and stack the chunks on a new first axis."""
+    return jnp.stack(jnp.split(x, chunks, axis=axis))
+
+
+def _assert_shapes(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> None:
+    """Check q [B, S, H, h], k and v [B, S, K, h], segment_ids [B, S]."""
+    chex.assert_rank([q, segment_ids], [4, 2])
+    chex.assert_shape([k, v], (*q.shape[:2], k.shape[2], q.shape[3]))
+    chex.assert_shape(segment_ids, q.shape[:2])

@@ -1,4 +1,15 @@
-"""The shape of a Llama, read from and written to Hugging Face's config.json."""
+"""The config of a Llama model, read from and written to Hugging Face's config.json.
+
+Dimension letters of the whole project; docstrings and comments write shapes with them, as in `[B, S, D]`:
+
+    B  batch                  D  model width
+    S  sequence               F  feed-forward width
+    T  new tokens             H  query heads
+    C  cache columns          K  key-value heads
+    G  groups                 h  head size
+    M  samples a group        V  vocabulary
+    L  layers
+"""
 
 from __future__ import annotations
 
@@ -10,7 +21,7 @@ from astro_jax.errors import AstroError
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's frequency scaling ("llama3" in Hugging Face's config)."""
+    """RoPE frequency scaling of Llama 3.1 (`rope_type: llama3` in Hugging Face's config.json)."""
 
     factor: float
     low_freq_factor: float
@@ -20,18 +31,31 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Dimensions (letters as in the README) and constants of one Llama.
+    """Dimensions and constants of one Llama model. Hashable, so that a config can be a static argument of `jax.jit`.
 
-    Hashable, so it can be a static argument of jit.
+    Attributes:
+      vocab_size: V.
+      d_model: D.
+      d_ff: F.
+      n_layers: L.
+      n_heads: H.
+      n_kv_heads: K.
+      head_dim: h.
+      max_positions: the longest sequence that the model was trained for, in tokens.
+      rope_theta: base of the RoPE frequencies.
+      rope_scaling: frequency scaling of Llama 3.1; None for none.
+      norm_eps: added to the mean square in every RMS norm.
+      tie_embeddings: whether the LM head is the embedding table.
+      init_std: standard deviation of random initial weights.
     """
 
-    vocab_size: int  # V
-    d_model: int  # D
-    d_ff: int  # F
-    n_layers: int  # L
-    n_heads: int  # H
-    n_kv_heads: int  # K
-    head_dim: int  # h
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
     max_positions: int = 4096
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
@@ -49,14 +73,14 @@ class LlamaConfig:
         return self.n_heads // self.n_kv_heads
 
     def flops_per_token(self, context: int = 0) -> int:
-        """Matmul FLOPs of one forward token: 2 a parameter, plus attention over `context` keys."""
+        """Matmul FLOPs of one token in the forward pass: 2 a weight, plus attention over `context` keys."""
         attn = self.d_model * self.head_dim * 2 * (self.n_heads + self.n_kv_heads)
         layer = 2 * (attn + 3 * self.d_model * self.d_ff) + 4 * context * self.n_heads * self.head_dim
         return self.n_layers * layer + 2 * self.d_model * self.vocab_size
 
 
 def llama3_8b(**changes: Any) -> LlamaConfig:
-    """Llama-3.1-8B's shape (its published config.json)."""
+    """The config of Llama-3.1-8B (its published config.json), with `changes`."""
     config = LlamaConfig(
         vocab_size=128256, d_model=4096, d_ff=14336, n_layers=32, n_heads=32, n_kv_heads=8, head_dim=128,
         max_positions=131072, rope_theta=500000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
@@ -65,46 +89,46 @@ def llama3_8b(**changes: Any) -> LlamaConfig:
 
 
 def llama3_70b(**changes: Any) -> LlamaConfig:
-    """Llama-3.1-70B's shape (its published config.json)."""
+    """The config of Llama-3.1-70B (its published config.json), with `changes`."""
     return llama3_8b(**({"d_model": 8192, "d_ff": 28672, "n_layers": 80, "n_heads": 64} | changes))
 
 
-# What transformers' Llama or Mistral would compute otherwise, and the value at which it is ours.
-_COMPUTED_ALIKE = {
+# Options of transformers' Llama and Mistral that this model lacks, each with the only value that it supports.
+_SUPPORTED_VALUES = {
     "attention_bias": False,
     "mlp_bias": False,
     "hidden_act": "silu",
     "sliding_window": None,
     "partial_rotary_factor": 1.0,
 }
-_ROPE_SCALES = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+_ROPE_SCALING_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def from_hf(d: dict[str, Any]) -> LlamaConfig:
     """Read a Hugging Face config.json.
 
     Raises:
-      AstroError: for anything that this model would compute differently, by name.
+      AstroError: for an option that this model does not support; the message names the option.
     """
     if d.get("model_type") not in ("llama", "mistral"):  # Mistral without its window is a Llama
         raise AstroError(f"config.json: model_type {d.get('model_type')!r} is not supported; 'llama' and 'mistral' are")
     if d["model_type"] == "mistral":
         d = {"sliding_window": 4096} | d  # transformers' default where the key is left out
-    for key, allowed in _COMPUTED_ALIKE.items():
+    for key, allowed in _SUPPORTED_VALUES.items():
         if d.get(key, allowed) != allowed:
             raise AstroError(f"config.json: {key}={d[key]!r} is not supported; only {allowed!r} is")
     # transformers 5 moved rope_theta and rope_scaling into rope_parameters; read either.
     rope = d.get("rope_parameters") or d.get("rope_scaling") or {}
     theta = rope.get("rope_theta", d.get("rope_theta", 10000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise AstroError(f"config.json: rope scaling {kind!r} is not supported; 'default' and 'llama3' are")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "llama3"):
+        raise AstroError(f"config.json: rope scaling {rope_type!r} is not supported; 'default' and 'llama3' are")
     for key, value in rope.items():
-        if key not in ("rope_type", "type", "rope_theta", *_ROPE_SCALES) and value != _COMPUTED_ALIKE.get(key):
-            raise AstroError(f"config.json: {key}={value!r} in the parameters of rope is not supported")
+        if key not in ("rope_type", "type", "rope_theta", *_ROPE_SCALING_KEYS) and value != _SUPPORTED_VALUES.get(key):
+            raise AstroError(f"config.json: {key}={value!r} in rope_parameters is not supported")
     scaling = None
-    if kind == "llama3":
-        factor, low, high, original = (rope[key] for key in _ROPE_SCALES)
+    if rope_type == "llama3":
+        factor, low, high, original = (rope[key] for key in _ROPE_SCALING_KEYS)
         scaling = RopeScaling(float(factor), float(low), float(high), int(original))
     heads = d["num_attention_heads"]
     return LlamaConfig(
@@ -125,7 +149,11 @@ def from_hf(d: dict[str, Any]) -> LlamaConfig:
 
 
 def to_hf(config: LlamaConfig, dtype: str) -> dict[str, Any]:
-    """The config.json that Hugging Face reads; the inverse of `from_hf`. `dtype` is that of the weights beside it."""
+    """Make a Hugging Face config.json, the inverse of `from_hf`.
+
+    Args:
+      dtype: of the weights in the same folder, for example "bfloat16".
+    """
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if (s := config.rope_scaling) is not None:
         rope |= {

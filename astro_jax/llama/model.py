@@ -1,7 +1,8 @@
-"""Llama as pure functions on one parameter pytree.
+"""The Llama model as pure functions of a parameter pytree.
 
-Training, prefill and decoding share `_block`; they differ only in what a query may attend to. Layers are scanned, so
-depth costs no compile time. Softmax, norms and RoPE are computed in float32 whatever the parameters' type.
+`hidden_states` runs whole sequences, for training. `forward_with_cache` runs tokens that attend to a KV cache, for
+prefill and decode. Both scan over the layers and share `_block`. Softmax, norms and RoPE are computed in float32, with
+parameters of any dtype. Dimension letters: see `astro_jax.llama.config`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,22 +20,24 @@ from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Layers, Params
 from astro_jax.mesh import Sharding
 
-# Models of at most this many layers are unrolled in training.
+# The scan over layers is unrolled in training for models of at most this many layers.
 UNROLLED_LAYERS = 4
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis."""
+    """Normalize the last axis of x [..., D] to a root mean square of 1, times weight [D]."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
     return y.astype(x.dtype) * jnp.broadcast_to(weight, x.shape)
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-    """Angular frequencies [h / 2], with Llama 3.1's scaling: long waves are stretched, short ones kept, with a ramp.
+    """RoPE frequencies float32 [h / 2], in radians a token, with the scaling of Llama 3.1 if the config has one.
 
-    Rounded where the published models' code rounds, and not by XLA, which rounds otherwise inside jit than outside: at
-    position 100000 the last bit of a frequency is 0.006 of its angle.
+    The scaling divides low frequencies by `factor`, keeps high frequencies, and interpolates between them.
+
+    NumPy computes the frequencies and rounds as the code of the published models does. XLA rounds differently inside
+    and outside jit, and the last bit of a frequency changes the angle at position 100000 by 0.006.
     """
     h = config.head_dim
     power = config.rope_theta ** (np.arange(0, h, 2, dtype=np.float32) / np.float32(h)).astype(np.float64)
@@ -46,7 +50,10 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def _rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate the halves of each head of x [B, S, N, h] by cos, sin [B, S, 1, h / 2] (Hugging Face's convention)."""
+    """Rotate queries or keys x [B, S, H or K, h] by the angles of cos and sin [B, S, 1, h / 2].
+
+    Element i of a head is paired with element i + h / 2 (Hugging Face's convention).
+    """
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -59,72 +66,90 @@ def _block(
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     sharding: Sharding | None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """One transformer block on x [B, S, D]; returns the new x and this block's keys and values [B, S, K, h]."""
-    pin, gather, scatter = _placing(sharding, x)
+    """Apply one transformer block to x [B, S, D].
+
+    Args:
+      p: the weights of one layer, without the axis L.
+      attend: (q [B, S, H, h], k [B, S, K, h], v [B, S, K, h]) -> [B, S, H, h].
+
+    Returns:
+      (x [B, S, D], (k, v)), the keys and values [B, S, K, h] of this layer.
+    """
+    constrain, gather, scatter = _constraints(sharding, x.shape[1])
     y = gather(rms_norm(x, p.attn_norm, config.norm_eps))
     q = _rope(jnp.einsum("bsd,dnh->bsnh", y, p.wq), *rope)
     k = _rope(jnp.einsum("bsd,dnh->bsnh", y, p.wk), *rope)
     v = jnp.einsum("bsd,dnh->bsnh", y, p.wv)
-    q = pin(q, "batch", None, "heads", None)
-    k = pin(k, "batch", None, "kv_heads", None)
-    v = pin(v, "batch", None, "kv_heads", None)
+    q = constrain(q, "batch", None, "heads", None)
+    k = constrain(k, "batch", None, "kv_heads", None)
+    v = constrain(v, "batch", None, "kv_heads", None)
     x = x + scatter(jnp.einsum("bsnh,nhd->bsd", attend(q, k, v), p.wo))
     y = gather(rms_norm(x, p.mlp_norm, config.norm_eps))
     y = jax.nn.silu(y @ p.w_gate) * (y @ p.w_up)
-    x = x + scatter(pin(y, "batch", None, "mlp") @ p.w_down)
+    x = x + scatter(constrain(y, "batch", None, "mlp") @ p.w_down)
     return x, (k, v)
 
 
-def _placing(sharding: Sharding | None, x: jax.Array) -> tuple[Callable[..., jax.Array], ...]:
-    """(`constrain`; gather a [B, S, D] of a part of the sequence; scatter one), or nothing where there is no mesh.
+def _constraints(sharding: Sharding | None, length: int) -> tuple[Callable[..., jax.Array], ...]:
+    """Functions that constrain shardings inside a block; without a mesh, functions that return their argument.
 
-    Between blocks the sequence is split over tp; decoding has a sequence of one, which stays whole.
+    Activations [B, S, D] between blocks are split over tp along S (sequence parallelism). A single token (S = 1,
+    decode) is not split.
+
+    Returns:
+      (`Sharding.constrain`, gather activations along S before a matmul, scatter activations along S after a matmul).
     """
     if sharding is None:
         return (lambda x, *_: x,) * 3
-    whole, part = ("batch", None, None), ("batch", None if x.shape[1] == 1 else "seq", None)
+    gathered, scattered = ("batch", None, None), ("batch", None if length == 1 else "seq", None)
     return (
         sharding.constrain,
-        functools.partial(sharding.move, here=part, there=whole),
-        functools.partial(sharding.move, here=whole, there=part),
+        functools.partial(sharding.reshard, source=scattered, target=gathered),
+        functools.partial(sharding.reshard, source=gathered, target=scattered),
     )
 
 
-def hidden(
+def hidden_states(
     params: Params,
     tokens: jax.Array,
     config: LlamaConfig,
     *,
     positions: jax.Array | None = None,
-    segments: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
     sharding: Sharding | None = None,
     remat: bool = False,
 ) -> jax.Array:
-    """The final hidden states [B, S, D] of whole sequences, before the LM head.
+    """Compute the final hidden states of whole sequences, the input of the LM head.
 
     Args:
       tokens: int32 [B, S].
       positions: int32 [B, S], for RoPE; default 0..S-1.
-      segments: int32 [B, S] of packed sequences; default one segment. 0 is padding.
+      segment_ids: int32 [B, S] of packed sequences; default one segment a row. 0 is padding.
+      sharding: None for one device.
       remat: recompute each block in the backward pass.
+
+    Returns:
+      [B, S, D], in the dtype of the parameters.
     """
+    chex.assert_rank(tokens, 2)
     b, s = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(s), (b, s)) if positions is None else positions
-    segments = jnp.ones((b, s), jnp.int32) if segments is None else segments
-    rope = _angles(positions, config)
-    attend = functools.partial(attention.attend, segments=segments, sharding=sharding)
+    segment_ids = jnp.ones((b, s), jnp.int32) if segment_ids is None else segment_ids
+    chex.assert_shape([positions, segment_ids], (b, s))
+    rope = _rope_angles(positions, config)
+    attend = functools.partial(attention.attend, segment_ids=segment_ids, sharding=sharding)
 
     def step(x: jax.Array, layer: Layers) -> tuple[jax.Array, None]:
         return _block(x, layer, config, rope, attend, sharding)[0], None
 
     x = _embed(params, tokens, sharding)
-    # A toy's few layers are unrolled: on a CPU the backward pass of a rolled loop takes a third longer.
+    # On a CPU the backward pass of a rolled scan takes a third longer.
     unroll = config.n_layers if config.n_layers <= UNROLLED_LAYERS else 1
     x, _ = jax.lax.scan(jax.checkpoint(step) if remat else step, x, params.layers, unroll=unroll)
     return rms_norm(x, params.final_norm, config.norm_eps)
 
 
-def cached(
+def forward_with_cache(
     params: Params,
     tokens: jax.Array,
     positions: jax.Array,
@@ -132,21 +157,25 @@ def cached(
     config: LlamaConfig,
     sharding: Sharding | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The final hidden states of tokens whose past is held elsewhere, for decoding and prefill.
+    """Compute the final hidden states of tokens that attend to a KV cache, for prefill and decode.
 
-    The past is only read here, so that the scan over layers needs no second copy of it; the caller writes the new keys
-    and values once, after the scan. The scan is never unrolled: XLA on a CPU could then not tell that the last reader
-    of the past is done, and would copy all of it.
+    The caller owns the cache. `attend` only reads the cache, so that the scan over layers needs no second copy; after
+    the scan the caller writes the new keys and values once. The scan is never unrolled: XLA on a CPU would then copy
+    the whole cache before the write.
 
     Args:
-      tokens, positions: int32 [B, S].
-      attend: (layer int32 [], q [B, S, H, h], k, v [B, S, K, h]) -> [B, S, H, h], the attention of these tokens to
-        their past and to each other.
+      tokens: int32 [B, S].
+      positions: int32 [B, S], for RoPE.
+      attend: (layer int32 [], q [B, S, H, h], k [B, S, K, h], v [B, S, K, h]) -> [B, S, H, h], the attention of the new
+        tokens to the cache and to each other.
+      sharding: None for one device.
 
     Returns:
-      (hidden states [B, S, D], the tokens' keys [L, B, S, K, h], rotated, and their values).
+      (hidden states [B, S, D], keys [L, B, S, K, h] after RoPE, values [L, B, S, K, h]) of the new tokens.
     """
-    rope = _angles(positions, config)
+    chex.assert_rank(tokens, 2)
+    chex.assert_equal_shape([tokens, positions])
+    rope = _rope_angles(positions, config)
 
     def step(x: jax.Array, inputs: tuple[Layers, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         layer, index = inputs
@@ -157,51 +186,62 @@ def cached(
 
 
 def lm_head(params: Params, x: jax.Array) -> jax.Array:
-    """Logits float32 [..., V] of hidden states [..., D]."""
-    return logits(*head(params), x)
+    """Compute the logits float32 [..., V] of hidden states x [..., D]."""
+    return logits(*lm_head_weight(params), x)
 
 
-def head(params: Params) -> tuple[jax.Array, tuple[str, str]]:
-    """The matrix of the LM head, [V, D] where it is tied to the embedding, else [D, V]; and its logical axes."""
+def lm_head_weight(params: Params) -> tuple[jax.Array, tuple[str, str]]:
+    """The weight of the LM head and its logical axes: the embedding table [V, D] if tied, otherwise [D, V]."""
     if params.lm_head is None:
         return params.embed, ("vocab", "embed")
     return params.lm_head, ("embed", "vocab")
 
 
-def logits(matrix: jax.Array, axes: tuple[str, str], x: jax.Array) -> jax.Array:
-    """`lm_head` by a matrix with those axes, or by a part of its vocabulary."""
+def logits(weight: jax.Array, axes: tuple[str, str], x: jax.Array) -> jax.Array:
+    """Compute the logits float32 [..., V] of x [..., D].
+
+    Args:
+      weight: of the LM head, or the columns of one shard of the vocabulary.
+      axes: the logical axes of `weight`, as `lm_head_weight` returns them.
+    """
+    chex.assert_rank(weight, 2)
     letters = "vd" if axes[0] == "vocab" else "dv"
-    return jnp.einsum(f"...d,{letters}->...v", x, matrix, preferred_element_type=jnp.float32)
+    return jnp.einsum(f"...d,{letters}->...v", x, weight, preferred_element_type=jnp.float32)
 
 
 def forward(params: Params, tokens: jax.Array, config: LlamaConfig) -> jax.Array:
-    """Logits float32 [B, S, V] of tokens int32 [B, S]; for small inputs and tests (losses chunk the LM head)."""
-    return lm_head(params, hidden(params, tokens, config))
+    """Compute the logits float32 [B, S, V] of tokens int32 [B, S].
+
+    For small inputs: all logits are in memory at once. The losses compute them in chunks (`astro_jax.train.losses`).
+    """
+    return lm_head(params, hidden_states(params, tokens, config))
 
 
 def _embed(params: Params, tokens: jax.Array, sharding: Sharding | None) -> jax.Array:
-    """The tokens' rows of the table, [B, S, D]. Each device looks up those that it has; their sum over tp is whole.
+    """Look up the embeddings [B, S, D] of tokens int32 [B, S].
 
-    Spelled out, since XLA splits the width of the gradient's scatter in place of its rows: all activations then move.
+    With a mesh, each device looks up the tokens of its own shard of the table, and an all-reduce over tp adds the
+    results. `shard_map` fixes this plan: XLA alone would split the gradient's scatter along D and move all activations.
     """
     if sharding is None:
         return jnp.take(params.embed, tokens, axis=0)
-    (vocab,), (embed,) = sharding.axes("vocab"), sharding.axes("embed") or (None,)
+    (vocab,), (embed,) = sharding.mesh_axes("vocab"), sharding.mesh_axes("embed") or (None,)
 
     def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
         if embed:
             table = jax.lax.all_gather(table, embed, axis=1, tiled=True)
         row = tokens - jax.lax.axis_index(vocab) * len(table)
-        own = (row >= 0) & (row < len(table))
-        return jax.lax.psum(jnp.where(own[..., None], jnp.take(table, row, axis=0, mode="clip"), 0), vocab)
+        in_shard = (row >= 0) & (row < len(table))
+        return jax.lax.psum(jnp.where(in_shard[..., None], jnp.take(table, row, axis=0, mode="clip"), 0), vocab)
 
-    where = (sharding.spec(("vocab", "embed")), sharding.spec(("batch", None)))
-    whole = sharding.spec(("batch", None, None))
-    x = jax.shard_map(look_up, mesh=sharding.mesh, in_specs=where, out_specs=whole)(params.embed, tokens)
-    return _placing(sharding, x)[2](x)
+    in_specs = (sharding.spec(("vocab", "embed")), sharding.spec(("batch", None)))
+    out_specs = sharding.spec(("batch", None, None))
+    x = jax.shard_map(look_up, mesh=sharding.mesh, in_specs=in_specs, out_specs=out_specs)(params.embed, tokens)
+    scatter = _constraints(sharding, x.shape[1])[2]
+    return scatter(x)
 
 
-def _angles(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Array]:
+def _rope_angles(positions: jax.Array, config: LlamaConfig) -> tuple[jax.Array, jax.Array]:
     """cos and sin [B, S, 1, h / 2] of positions [B, S]."""
     angle = positions.astype(jnp.float32)[:, :, None] * rope_frequencies(config)[None, None, :]
     return jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]

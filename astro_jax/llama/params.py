@@ -1,7 +1,8 @@
-"""The parameters of a Llama, declared once.
+"""The parameters of a Llama model, declared once.
 
-Shape, logical axes, initial scale and Hugging Face name stand together in one `Spec` a tensor. Initialization,
-sharding, ahead-of-time compilation, import, export and restore are views of that declaration.
+One `ParamSpec` a parameter holds its shape, logical axes, initial scale and Hugging Face name (`param_specs`).
+Initialization, sharding, ahead-of-time compilation, import, export and restore read these specs.
+Dimension letters: see `astro_jax.llama.config`.
 """
 
 from __future__ import annotations
@@ -13,42 +14,53 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.mesh import Sharding
 
+# A leaf of `Params`: jax.Array, or in a view of the parameters a ParamSpec, jax.ShapeDtypeStruct or NamedSharding.
+Array = Any
+
 
 @struct.dataclass
 class Layers:
-    """All transformer blocks, stacked on a leading axis L so that they can be scanned."""
+    """The weights of all transformer blocks, stacked on a leading axis L for `jax.lax.scan`."""
 
-    attn_norm: Any  # [L, D]
-    wq: Any  # [L, D, H, h]
-    wk: Any  # [L, D, K, h]
-    wv: Any  # [L, D, K, h]
-    wo: Any  # [L, H, h, D]
-    mlp_norm: Any  # [L, D]
-    w_gate: Any  # [L, D, F]
-    w_up: Any  # [L, D, F]
-    w_down: Any  # [L, F, D]
+    attn_norm: Array  # [L, D]
+    wq: Array  # [L, D, H, h]
+    wk: Array  # [L, D, K, h]
+    wv: Array  # [L, D, K, h]
+    wo: Array  # [L, H, h, D]
+    mlp_norm: Array  # [L, D]
+    w_gate: Array  # [L, D, F]
+    w_up: Array  # [L, D, F]
+    w_down: Array  # [L, F, D]
 
 
 @struct.dataclass
 class Params:
-    """One Llama. `lm_head` is None where it is tied to the embedding."""
+    """The parameters of one Llama model. `lm_head` is None where the LM head is the embedding table."""
 
-    embed: Any  # [V, D]
+    embed: Array  # [V, D]
     layers: Layers
-    final_norm: Any  # [D]
-    lm_head: Any  # [D, V] or None
+    final_norm: Array  # [D]
+    lm_head: Array | None  # [D, V]
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
-    """One tensor: its shape, logical axes, initial standard deviation (0: ones) and Hugging Face name.
+class ParamSpec:
+    """The declaration of one parameter.
 
-    Hugging Face stores a linear layer as [out, in]; ours is [in..., out...] with `n_in` input axes (0: stored alike).
-    A name with {} stands for one tensor a layer.
+    Hugging Face stores a linear layer as `[out, in]`. A parameter here is `[in..., out...]`: `wq` is `[L, D, H, h]`
+    for L tensors `[H h, D]`.
+
+    Attributes:
+      shape: for example (L, D, H, h).
+      axes: the logical axis of each dimension, for example ("layers", "embed", "heads", "head").
+      std: standard deviation of the initial values; 0 for ones.
+      hf_name: Hugging Face's name of the tensor; with {} the names of one tensor a layer.
+      n_in: number of input axes of a linear layer; 0 for a tensor that Hugging Face stores in the same layout.
     """
 
     shape: tuple[int, ...]
@@ -59,17 +71,38 @@ class Spec:
 
     @property
     def stacked(self) -> bool:
+        """Whether the first axis is the layers."""
         return self.axes[0] == "layers"
 
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """The shape without the axis of the layers."""
+        return self.shape[1:] if self.stacked else self.shape
 
-def declare(c: LlamaConfig) -> Params:
-    """The Params pytree with a Spec for each tensor. The residual outputs start smaller by sqrt(2 L) (GPT-2)."""
+    @property
+    def hf_names(self) -> list[str]:
+        """The names of Hugging Face's tensors, one a layer if stacked."""
+        return [self.hf_name.format(i) for i in range(self.shape[0])] if self.stacked else [self.hf_name]
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        """The shape of one of Hugging Face's tensors."""
+        if not self.n_in:
+            return self.layer_shape
+        return math.prod(self.layer_shape[self.n_in :]), math.prod(self.layer_shape[: self.n_in])
+
+
+def param_specs(c: LlamaConfig) -> Params:
+    """Declare a model: a `Params` pytree with a ParamSpec for each parameter.
+
+    The projections that add to the residual stream start smaller by sqrt(2 L) (GPT-2, section 2.3).
+    """
     dims = {"layers": c.n_layers, "embed": c.d_model, "heads": c.n_heads, "kv_heads": c.n_kv_heads,
             "head": c.head_dim, "mlp": c.d_ff, "vocab": c.vocab_size}  # fmt: skip
 
-    def spec(axes: str, std: float, hf_name: str, n_in: int = 0) -> Spec:
+    def spec(axes: str, std: float, hf_name: str, n_in: int = 0) -> ParamSpec:
         names = tuple(axes.split())
-        return Spec(tuple(dims[n] for n in names), names, std, hf_name, n_in)
+        return ParamSpec(tuple(dims[n] for n in names), names, std, hf_name, n_in)
 
     std = c.init_std
     out_std = std / math.sqrt(2 * c.n_layers)
@@ -94,26 +127,33 @@ def declare(c: LlamaConfig) -> Params:
     )
 
 
+def hf_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's tensors of a model, {name: shape}: first those outside the layers, then layer by layer."""
+    specs = jax.tree.leaves(param_specs(config))
+    outside = {s.hf_name: s.hf_shape for s in specs if not s.stacked}
+    layers = range(config.n_layers)
+    return outside | {s.hf_name.format(i): s.hf_shape for i in layers for s in specs if s.stacked}
+
+
 def shardings(config: LlamaConfig, sharding: Sharding) -> Params:
-    """The NamedSharding of every parameter."""
-    return jax.tree.map(lambda s: sharding.named(*s.axes), declare(config))
+    """A `Params` pytree with the NamedSharding of each parameter."""
+    return jax.tree.map(lambda s: sharding.named(*s.axes), param_specs(config))
 
 
-def abstract(config: LlamaConfig, sharding: Sharding | None = None, dtype: Any = jnp.float32) -> Params:
-    """ShapeDtypeStructs of the parameters, for restoring and for ahead-of-time compilation."""
+def abstract(config: LlamaConfig, sharding: Sharding | None = None, dtype: DTypeLike = jnp.float32) -> Params:
+    """A `Params` pytree of jax.ShapeDtypeStruct, for restoring and for ahead-of-time compilation."""
 
-    def leaf(s: Spec) -> jax.ShapeDtypeStruct:
-        where = sharding.named(*s.axes) if sharding else None
-        return jax.ShapeDtypeStruct(s.shape, dtype, sharding=where)
+    def leaf(s: ParamSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(s.shape, dtype, sharding=sharding.named(*s.axes) if sharding else None)
 
-    return jax.tree.map(leaf, declare(config))
+    return jax.tree.map(leaf, param_specs(config))
 
 
-def init(key: jax.Array, config: LlamaConfig, dtype: Any = jnp.float32) -> Params:
-    """Random parameters; each tensor's key is folded from its Hugging Face name's place in the declaration."""
-    specs, treedef = jax.tree.flatten(declare(config))
+def init(key: jax.Array, config: LlamaConfig, dtype: DTypeLike = jnp.float32) -> Params:
+    """Draw random parameters. The key of a parameter is `key`, folded with its index among the leaves of `Params`."""
+    specs, treedef = jax.tree.flatten(param_specs(config))
 
-    def leaf(i: int, s: Spec) -> jax.Array:
+    def leaf(i: int, s: ParamSpec) -> jax.Array:
         if s.std == 0:
             return jnp.ones(s.shape, dtype)
         return (s.std * jax.random.normal(jax.random.fold_in(key, i), s.shape)).astype(dtype)
@@ -122,5 +162,5 @@ def init(key: jax.Array, config: LlamaConfig, dtype: Any = jnp.float32) -> Param
 
 
 def count(config: LlamaConfig) -> int:
-    """Number of parameters."""
-    return sum(math.prod(s.shape) for s in jax.tree.leaves(declare(config)))
+    """Count the parameters of a model."""
+    return sum(math.prod(s.shape) for s in jax.tree.leaves(param_specs(config)))

@@ -1,4 +1,4 @@
-"""An independent opinion on what was exported: transformers with torch."""
+"""Compare an exported Hugging Face folder with transformers and torch, an independent implementation."""
 
 from __future__ import annotations
 
@@ -11,20 +11,28 @@ from astro_jax.llama import model
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 
-# Of float32 logits; of lower precision both sides are computed in float32 from the same values.
+# The largest allowed difference of a logit. Both sides compute in float32, also for weights of lower precision.
 TOLERANCE = 1e-3
 
 
-def available(option: str) -> None:
-    """Raise an AstroError where torch, which this option of the command line needs, is not installed."""
+def require_torch(option: str) -> None:
+    """Check that torch is installed, for an option of the command line that needs torch.
+
+    Raises:
+      AstroError: when torch is not installed.
+    """
     try:
         import torch  # noqa: F401
     except ImportError as e:
-        raise AstroError(f"{option}: torch is not installed here; pip install torch, or leave it out") from e
+        raise AstroError(f"{option}: torch is not installed; pip install torch, or leave out the option") from e
 
 
 def compare(folder: epath.Path, config: LlamaConfig, params: Params) -> float:
-    """The largest difference between transformers' logits of a Hugging Face folder and ours, on 64 fixed tokens.
+    """Compute the largest difference of a logit between transformers and this package, on 64 fixed tokens.
+
+    Args:
+      folder: a Hugging Face folder, which transformers loads.
+      params: the parameters that were exported to `folder`.
 
     Raises:
       AstroError: when it exceeds TOLERANCE.
@@ -33,12 +41,12 @@ def compare(folder: epath.Path, config: LlamaConfig, params: Params) -> float:
     from transformers import AutoModelForCausalLM
 
     tokens = (np.arange(min(64, config.max_positions)) * 31 % config.vocab_size)[None]
-    theirs = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
+    torch_model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     with torch.no_grad():
-        wanted = theirs(torch.from_numpy(tokens)).logits.numpy()
-    exact = jax.tree.map(lambda x: x.astype(np.float32), params)
-    found = np.asarray(jax.jit(model.forward, static_argnums=2)(exact, tokens.astype(np.int32), config))
-    difference = float(np.abs(found - wanted).max())
+        expected = torch_model(torch.from_numpy(tokens)).logits.numpy()
+    float32_params = jax.tree.map(lambda x: x.astype(np.float32), params)
+    logits = np.asarray(jax.jit(model.forward, static_argnums=2)(float32_params, tokens.astype(np.int32), config))
+    difference = float(np.abs(logits - expected).max())
     if not difference < TOLERANCE:
         raise AstroError(f"{folder}: transformers computes other logits (by {difference:.2g}); nothing was written")
     return difference

@@ -1,4 +1,7 @@
-"""tokenizer.model without a tokenizer.json: Llama 2's is SentencePiece's, Llama 3's tiktoken's list of byte strings."""
+"""Read tokenizer.model for folders without a tokenizer.json.
+
+Llama 2's file is a SentencePiece model. Llama 3's file is tiktoken's list of byte strings.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +16,38 @@ from astro_jax import storage
 from astro_jax.errors import AstroError
 
 FILE = "tokenizer.model"
-# Llama 3.1's, in order; their ids follow those of the file's 128000 byte strings.
+# Llama 3.1's special tokens in the order of their ids. The first id is 128000, the number of byte strings in the file.
 _NAMED = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
     "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
     "<|eom_id|>", "<|eot_id|>", "<|python_tag|>",
 )  # fmt: skip
 LLAMA3_SPECIAL = _NAMED + tuple(f"<|reserved_special_token_{i}|>" for i in range(3, 256 - len(_NAMED) + 3))
-_TOLD = ("eos_token", "chat_template")  # of tokenizer_config.json
+# The keys of tokenizer_config.json that apply to a Llama 3 tokenizer.
+_LLAMA3_KEYS = ("eos_token", "chat_template")
 
 
 def read(folder: epath.Path) -> Any:
-    """transformers' tokenizer of a folder's tokenizer.model.
+    """Make transformers' tokenizer from tokenizer.model and tokenizer_config.json (if it exists).
 
     Raises:
-      AstroError: when the file is neither of both kinds.
+      AstroError: when the file is neither a SentencePiece model nor a tiktoken file.
     """
     path = folder / FILE
     content = path.read_bytes()
     ranks = _ranks(content)
-    told = storage.read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    config_file = folder / "tokenizer_config.json"
+    options = storage.read_json(config_file) if config_file.exists() else {}
     try:
-        if not content:  # SentencePiece takes it for a model without pieces
-            raise ValueError("it is empty")
-        return _llama3(path, ranks, told) if ranks else _llama2(folder, told)
-    except Exception as e:  # what a parser says about a damaged file may be of any kind
-        raise AstroError(f"{path}: neither a SentencePiece nor a tiktoken file ({str(e).splitlines()[0]})") from e
+        if not content:  # SentencePiece reads an empty file as a model with an empty vocabulary
+            raise ValueError("empty file")
+        return _llama3(path, ranks, options) if ranks else _llama2(folder, options)
+    except Exception as e:  # parsers raise exceptions of many classes for a damaged file
+        raise AstroError(f"{path}: neither a SentencePiece model nor a tiktoken file ({str(e).splitlines()[0]})") from e
 
 
 def _ranks(content: bytes) -> dict[bytes, int]:
-    """The ids of a tiktoken file: on each line a byte string in base64 and its id. Nothing where it is none."""
+    """Parse a tiktoken file, one byte string in base64 and its id a line; {} for a file of another format."""
     try:
         pairs = [line.split() for line in content.splitlines() if line.strip()]
         return {base64.b64decode(text, validate=True): int(rank) for text, rank in pairs}
@@ -50,27 +55,27 @@ def _ranks(content: bytes) -> dict[bytes, int]:
         return {}
 
 
-def _llama2(folder: epath.Path, told: dict[str, Any]) -> Any:
+def _llama2(folder: epath.Path, options: dict[str, Any]) -> Any:
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-    hf = LlamaTokenizer.from_pretrained(str(folder), add_bos_token=told.get("add_bos_token", True))
+    hf = LlamaTokenizer.from_pretrained(str(folder), add_bos_token=options.get("add_bos_token", True))
     backend = hf.backend_tokenizer
-    # SentencePiece puts a space before every text; transformers' own cutting leaves it out before a text with one.
+    # SentencePiece puts a space before every text. transformers leaves the space out before a text that has one.
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = None
-    # LlamaTokenizer would make its own again when it is loaded from what is saved.
+    # PreTrainedTokenizerFast keeps this backend when saved and loaded; LlamaTokenizer would build another backend.
     special = {name: getattr(hf, name) for name in ("bos_token", "eos_token", "unk_token")}
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template=hf.chat_template, clean_up_tokenization_spaces=False, **special
     )
 
 
-def _llama3(path: epath.Path, ranks: dict[bytes, int], told: dict[str, Any]) -> Any:
+def _llama3(path: epath.Path, ranks: dict[bytes, int], options: dict[str, Any]) -> Any:
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     class Converter(TikTokenConverter):
-        """Without the package tiktoken, which would only read the file."""
+        """A TikTokenConverter that takes the parsed file, and does not need the package tiktoken."""
 
         @staticmethod
         def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
@@ -82,5 +87,5 @@ def _llama3(path: epath.Path, ranks: dict[bytes, int], told: dict[str, Any]) -> 
     backend.post_processor = processors.TemplateProcessing(
         f"{begin} $A", f"{begin} $A $B", [(begin, backend.token_to_id(begin))]
     )
-    special = {"bos_token": begin, "eos_token": end} | {k: told[k] for k in _TOLD if k in told}
+    special = {"bos_token": begin, "eos_token": end} | {key: options[key] for key in _LLAMA3_KEYS if key in options}
     return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)

@@ -1,6 +1,6 @@
-"""Weights that lie on disk: tensors in Hugging Face's layout, read and written a block of rows at a time.
+"""Tensors on disk in Hugging Face's layout (safetensors), read and written in blocks of rows.
 
-A model may be many times larger than memory. What is held of it here is a header, and then one block.
+A model may be many times larger than memory. Memory holds the headers of the files and one block of rows.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from astro_jax.errors import AstroError
 
 SUFFIX = ".safetensors"
 WEIGHTS = f"model{SUFFIX}"
-# Of one file of weights.
-MAX_BYTES = 5 * 10**9
-# Rows are read and converted in blocks of about this size.
+# The largest size of one safetensors file.
+MAX_FILE_BYTES = 5 * 10**9
+# The size of a block of rows.
 BLOCK_BYTES = 16 << 20
-# The dtypes that a model may have on disk, and safetensors' names of them.
+# The dtypes that a model may have on disk, with their names in safetensors files.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_NAMES = {code: name for name, code in DTYPES.items()}
+_DTYPE_NAMES = {code: name for name, code in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor on disk.
+    """One tensor on disk. Its values are read on demand.
 
     Attributes:
-      name: in the file that holds it.
-      dtype: NumPy's name of it, or the file's own name where it is none of DTYPES.
-      blocks: reads the rows (of the first axis) in order, some at a time.
+      name: the name in the file.
+      dtype: NumPy's name of the dtype; the file's own name for a dtype outside DTYPES.
+      blocks: makes an iterator over blocks of rows (of the first axis), in order.
     """
 
     name: str
@@ -48,10 +48,14 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
+        """The size on disk."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def to(self, dtype: str | None) -> Tensor:
-        """The same in another dtype (None: its own). Its blocks raise an AstroError at values that are not finite."""
+        """Convert to another dtype (None: keep the dtype), block by block, on demand.
+
+        The blocks of the result raise an AstroError at a value that is not finite.
+        """
         name = dtype or self.dtype
 
         def converted() -> Iterator[np.ndarray]:
@@ -68,7 +72,7 @@ class Tensor:
         return dataclasses.replace(self, dtype=name, blocks=converted)
 
     def read(self) -> np.ndarray:
-        """The whole tensor."""
+        """Read the whole tensor."""
         value, row = np.empty(self.shape, self.dtype), 0
         for block in self.blocks():
             value[row : row + len(block)] = block
@@ -76,62 +80,72 @@ class Tensor:
         return value
 
 
-def spans(shape: tuple[int, ...], itemsize: int, together: int = 1) -> Iterator[tuple[int, int]]:
-    """The first and the last row (exclusive) of each block, which has a multiple of `together` rows."""
+def block_ranges(shape: tuple[int, ...], itemsize: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Split the rows of a tensor into blocks of about BLOCK_BYTES: (first row, end row) of each block.
+
+    Args:
+      itemsize: bytes of one value.
+      multiple: the number of rows of a block is a multiple of this number.
+    """
     rows = BLOCK_BYTES // (itemsize * math.prod(shape[1:]))
-    step = max(rows // together, 1) * together
+    step = max(rows // multiple, 1) * multiple
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
 
 
-def check(source: epath.Path, there: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that lack a tensor, or hold it in another shape or in integers, or hold another tensor: what we do
-    not read, we would not compute. No values are read.
+def check(source: epath.Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a model has exactly the expected tensors, with the expected shapes, in a dtype of DTYPES.
+
+    An extra tensor is an error: this model would ignore the tensor and compute other logits. No values are read.
+
+    Args:
+      source: the model, for error messages.
+      shapes: the expected shape of each tensor.
 
     Raises:
-      AstroError: that names the tensor.
+      AstroError: the message names the tensor.
     """
-    if lacking := wanted.keys() - there.keys():
-        raise AstroError(f"{source}: the tensor {min(lacking)} is missing from the weights")
-    if unread := there.keys() - wanted.keys():
-        raise AstroError(f"{source}: the tensor {min(unread)} has no place in a Llama; this model is not supported")
-    for name, shape in wanted.items():
-        if (tensor := there[name]).shape != shape:
+    if missing := shapes.keys() - tensors.keys():
+        raise AstroError(f"{source}: the tensor {min(missing)} is missing from the weights")
+    if extra := tensors.keys() - shapes.keys():
+        raise AstroError(f"{source}: the tensor {min(extra)} is not part of a Llama model; this model is not supported")
+    for name, shape in shapes.items():
+        if (tensor := tensors[name]).shape != shape:
             raise AstroError(f"{source}: {name} is {tensor.shape}, the model's config says {shape}")
         if tensor.dtype not in DTYPES:
-            raise AstroError(f"{source}: {name} is stored as {tensor.dtype}; {', '.join(DTYPES)} can be read")
+            raise AstroError(f"{source}: {name} is stored as {tensor.dtype}; supported dtypes are {', '.join(DTYPES)}")
 
 
-def of_folder(folder: epath.Path) -> dict[str, Tensor]:
-    """The tensors of a folder's safetensors files. Only headers are read.
+def open_folder(folder: epath.Path) -> dict[str, Tensor]:
+    """Open the safetensors files of a folder: {name: tensor}. Only the headers are read.
 
     Raises:
-      AstroError: for a file that is missing or damaged.
+      AstroError: when a file is missing or damaged.
     """
     index = folder / f"{WEIGHTS}.index.json"
     if not index.exists():
         if not (folder / WEIGHTS).exists():
-            raise AstroError(f"{folder}: no {WEIGHTS} there")
-        return _of_file(folder / WEIGHTS)
+            raise AstroError(f"{folder}: no {WEIGHTS} in this folder; download the weights as safetensors")
+        return _open_file(folder / WEIGHTS)
     try:
-        where = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        file_of = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise AstroError(f"{index}: damaged or unreadable ({e}); copy it again") from e
-    files = sorted(set(where.values()))
-    if lacking := [file for file in files if not file.exists()]:
-        raise AstroError(f"{lacking[0]}: missing, though the index names it; copy it again")
-    held = {file: _of_file(file) for file in files}
-    if astray := [name for name, file in where.items() if name not in held[file]]:
-        raise AstroError(f"{where[astray[0]]}: {astray[0]} is missing, though the index names it; copy it again")
-    return {name: held[file][name] for name, file in where.items()}
+    files = sorted(set(file_of.values()))
+    if missing := [file for file in files if not file.exists()]:
+        raise AstroError(f"{missing[0]}: the file is missing, but {index.name} names it; copy it again")
+    tensors = {file: _open_file(file) for file in files}
+    if absent := [name for name, file in file_of.items() if name not in tensors[file]]:
+        raise AstroError(f"{file_of[absent[0]]}: {absent[0]} is missing, but {index.name} names it; copy it again")
+    return {name: tensors[file][name] for name, file in file_of.items()}
 
 
-def _of_file(path: epath.Path) -> dict[str, Tensor]:
+def _open_file(path: epath.Path) -> dict[str, Tensor]:
     def tensor(name: str, shape: list[int], code: str) -> Tensor:
-        return Tensor(name, tuple(shape), _NAMES.get(code, code), functools.partial(_blocks, path, name))
+        return Tensor(name, tuple(shape), _DTYPE_NAMES.get(code, code), functools.partial(_blocks, path, name))
 
     if storage.is_remote(path):
-        return _of_remote_file(path)
+        return _open_remote_file(path)
     try:
         with safetensors.safe_open(str(path), framework="numpy") as f:
             slices = {name: f.get_slice(name) for name in f.keys()}
@@ -141,22 +155,25 @@ def _of_file(path: epath.Path) -> dict[str, Tensor]:
 
 
 def _blocks(path: epath.Path, name: str) -> Iterator[np.ndarray]:
-    """The library maps the file, and pages that were read count as memory until it is closed: once a tensor."""
+    """Read one tensor, with the file opened anew.
+
+    safetensors maps the file. The pages that were read count as resident memory until the file is closed.
+    """
     try:
         with safetensors.safe_open(str(path), framework="numpy") as f:
             rows = f.get_slice(name)
-            itemsize = np.dtype(_NAMES[rows.get_dtype()]).itemsize
-            for start, stop in spans(tuple(rows.get_shape()), itemsize):
+            itemsize = np.dtype(_DTYPE_NAMES[rows.get_dtype()]).itemsize
+            for start, stop in block_ranges(tuple(rows.get_shape()), itemsize):
                 yield rows[start:stop]
     except (OSError, safetensors.SafetensorError) as e:
         raise _damaged(path, e) from e
 
 
-def _of_remote_file(path: epath.Path) -> dict[str, Tensor]:
-    """The same of a file in a bucket, which the library cannot map: the header, and ranges of bytes (_write_file)."""
+def _open_remote_file(path: epath.Path) -> dict[str, Tensor]:
+    """Open a file in a bucket, which safetensors cannot map: read the header (see _write_file) and ranges of bytes."""
 
-    def tensor(name: str, told: dict[str, Any], start: int) -> Tensor:
-        dtype, shape = _NAMES.get(told["dtype"], told["dtype"]), tuple(told["shape"])
+    def tensor(name: str, entry: dict[str, Any], start: int) -> Tensor:
+        dtype, shape = _DTYPE_NAMES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
         return Tensor(name, shape, dtype, functools.partial(_remote_blocks, path, shape, dtype, start))
 
     try:
@@ -164,19 +181,19 @@ def _of_remote_file(path: epath.Path) -> dict[str, Tensor]:
             size = int.from_bytes(f.read(8), "little")
             header = json.loads(f.read(size))
         header.pop("__metadata__", None)
-        return {name: tensor(name, told, 8 + size + told["data_offsets"][0]) for name, told in header.items()}
+        return {name: tensor(name, entry, 8 + size + entry["data_offsets"][0]) for name, entry in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise _damaged(path, e) from e
 
 
 def _remote_blocks(path: epath.Path, shape: tuple[int, ...], dtype: str, start: int) -> Iterator[np.ndarray]:
-    row = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
     with path.open("rb") as f:
         f.seek(start)
-        for first, last in spans(shape, np.dtype(dtype).itemsize):
-            rows = np.frombuffer(f.read((last - first) * row), dtype)
-            if rows.nbytes < (last - first) * row:
-                raise _damaged(path, EOFError("cut short"))
+        for first, last in block_ranges(shape, np.dtype(dtype).itemsize):
+            rows = np.frombuffer(f.read((last - first) * row_bytes), dtype)
+            if rows.nbytes < (last - first) * row_bytes:
+                raise _damaged(path, EOFError("unexpected end of file"))
             yield rows.reshape(last - first, *shape[1:])
 
 
@@ -184,12 +201,18 @@ def _damaged(path: epath.Path, error: Exception) -> AstroError:
     return AstroError(f"{path}: damaged or unreadable ({error}); copy it again")
 
 
-def files(tensors: Mapping[str, Tensor], max_bytes: int = MAX_BYTES) -> dict[str, dict[str, Tensor]]:
-    """Which file will hold which tensors. A file has at most `max_bytes`, or a single tensor that is larger."""
+def split_into_files(
+    tensors: Mapping[str, Tensor], max_file_bytes: int = MAX_FILE_BYTES
+) -> dict[str, dict[str, Tensor]]:
+    """Assign tensors to files: {file name: {name: tensor}}, with the file names of transformers.
+
+    Args:
+      max_file_bytes: of one file. A larger tensor has a file of its own.
+    """
     groups: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if size and size + tensor.nbytes > max_bytes:
+        if size and size + tensor.nbytes > max_file_bytes:
             groups.append({})
             size = 0
         groups[-1][name] = tensor
@@ -200,26 +223,29 @@ def files(tensors: Mapping[str, Tensor], max_bytes: int = MAX_BYTES) -> dict[str
 
 
 def write(
-    folder: epath.Path, held: Mapping[str, dict[str, Tensor]], written: Callable[[], object] = lambda: None
+    folder: epath.Path, files: Mapping[str, dict[str, Tensor]], on_tensor: Callable[[], object] = lambda: None
 ) -> None:
-    """Write safetensors files, and an index where they are several.
+    """Write safetensors files, and an index for several files.
 
     Args:
-      held: the tensors of each file.
-      written: is called after each tensor.
+      files: the tensors of each file, as `split_into_files` returns them.
+      on_tensor: called after each tensor.
     """
-    for file, tensors in held.items():
-        _write_file(folder / file, tensors, written)
-    if len(held) > 1:
-        size = sum(total_bytes(tensors.values()) for tensors in held.values())
-        where = {name: file for file, tensors in held.items() for name in tensors}
-        index = {"metadata": {"total_size": size}, "weight_map": where}
+    for file, tensors in files.items():
+        _write_file(folder / file, tensors, on_tensor)
+    if len(files) > 1:
+        size = sum(total_bytes(tensors.values()) for tensors in files.values())
+        file_of = {name: file for file, tensors in files.items() for name in tensors}
+        index = {"metadata": {"total_size": size}, "weight_map": file_of}
         (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_file(path: epath.Path, tensors: dict[str, Tensor], written: Callable[[], object]) -> None:
-    """The library's own writer wants all values of a file in memory. The format: the header's length in 8 bytes, the
-    header in JSON, the values one after the other; those of wider dtypes first, so that all are aligned."""
+def _write_file(path: epath.Path, tensors: dict[str, Tensor], on_tensor: Callable[[], object]) -> None:
+    """Write a safetensors file: the length of the header in 8 bytes, the header in JSON, the values.
+
+    Values of wider dtypes come first, so that all values are aligned. safetensors' own writer would need all values of
+    the file in memory.
+    """
     ordered = dict(sorted(tensors.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -233,8 +259,9 @@ def _write_file(path: epath.Path, tensors: dict[str, Tensor], written: Callable[
         for t in ordered.values():
             for block in t.blocks():
                 f.write(np.ascontiguousarray(block).view(np.uint8))
-            written()
+            on_tensor()
 
 
 def total_bytes(tensors: Iterable[Tensor]) -> int:
+    """The size of tensors on disk."""
     return sum(t.nbytes for t in tensors)

@@ -10,7 +10,7 @@ import jax
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
-from astro_jax.llama import checkpoint, gguf_file, hf
+from astro_jax.llama import checkpoint, paths
 from astro_jax.llama.config import LlamaConfig, llama3_8b, llama3_70b
 from astro_jax.mesh import make_mesh
 from astro_jax.plan import collectives, topology
@@ -83,10 +83,10 @@ def model_config(model: str) -> LlamaConfig:
         if name in model.lower():
             return published()
     try:
-        path = checkpoint.resolve(model)
+        path = paths.resolve(model)
     except AstroError as e:
         raise AstroError(f"plan: {e}; published shapes are {', '.join(PUBLISHED)}") from e
-    return gguf_file.File(path).stored()[0] if path.suffix == checkpoint.GGUF else hf.read_config(path)
+    return checkpoint.read_config(path)
 
 
 def _compile_program(program: Program, chip: topology.Chip, compile_only: bool) -> Json:

@@ -24,10 +24,11 @@ from astro_jax.llama.config import LlamaConfig
 from astro_jax.mesh import Sharding, decode_sharding, train_sharding
 from astro_jax.plan import work
 from astro_jax.plan.work import RooflineCost
-from astro_jax.sampler import Engine, cache, decode
-from astro_jax.sampler.cache import KV, Shape
-from astro_jax.sampler.draw import Filters
+from astro_jax.sampler import Engine, kv_cache, programs
 from astro_jax.sampler.engine import batch_sizes
+from astro_jax.sampler.kv_cache import CacheLayout, KVCache
+from astro_jax.sampler.programs import DecodeInputs
+from astro_jax.sampler.sample import SamplingInputs
 from astro_jax.train import grpo, sft
 from astro_jax.train.losses import Batch, RolloutBatch
 from astro_jax.train.state import abstract_state, make_accumulate, make_apply, make_optimizer, make_step
@@ -83,17 +84,9 @@ class Plan:
         """Return the abstract weights of the sampler, in its sharding and a dtype."""
         return llama_params.abstract(self.config, self.sample, jnp.dtype(dtype))
 
-    def stores(self, shape: Shape, dtype: str) -> tuple[KV, KV]:
-        """The caches of a shape: prefixes and suffixes, in the type of the weights."""
-        makers = decode.make_allocate(self.config, self.sample, jnp.dtype(dtype))
-        where = (cache.prefix_sharding(self.sample), cache.suffix_sharding(self.sample))
-        prefix, suffix = (
-            jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(make, shape), w
-            )
-            for make, w in zip(makers, where, strict=True)
-        )
-        return prefix, suffix
+    def kv_cache(self, layout: CacheLayout, dtype: str) -> KVCache:
+        """The key-value cache of a layout, in the type of the weights."""
+        return kv_cache.abstract(self.config, self.sample, jnp.dtype(dtype), layout)
 
     def engine(self) -> Engine:
         return Engine.from_config(self.c.sampler, self.config, self.sample, seed=0)
@@ -107,73 +100,81 @@ class Plan:
             cost = self._train_cost(c.sft, c.sft.batch_size, update=True)
             return [Program("sft", "step", self.sft_step, (), cost)]
         if stage == "search":
-            shape = self.shape(
+            layout = self.layout(
                 c.search.num_rollouts,
                 self.prompt + c.search.max_rollout_tokens,
                 c.search.max_rollout_tokens,
                 c.sampler.dtype,
             )
-            return self._sampling("search", shape, c.sampler.dtype, ())
-        shape = self.shape(c.grpo.num_generations, self.prompt, c.grpo.max_completion_length, c.grpo.dtype)
+            return self._sampling("search", layout, c.sampler.dtype, ())
+        layout = self.layout(c.grpo.num_generations, self.prompt, c.grpo.max_completion_length, c.grpo.dtype)
         cost = self._train_cost(c.grpo, grpo.micro_rows(c.grpo, self.train), update=False)
         return [
             Program("grpo", "reshard", self.reshard, self.state.opt_state),
-            *self._sampling("grpo", shape, c.grpo.dtype, self.state),
+            *self._sampling("grpo", layout, c.grpo.dtype, self.state),
             Program("grpo", "gradient", self.grpo_gradient, self.state.opt_state, cost),
             Program("grpo", "update", self.grpo_update),
         ]
 
     def _train_cost(self, c: cfg.Sft | cfg.Grpo, rows: int, update: bool) -> RooflineCost:
-        kernel = attention.kernel(self.train, c.max_length, self.config.head_dim)
-        score_share = attention.computed(kernel, c.max_length)
+        kernel = attention.choose_kernel(self.train, c.max_length, self.config.head_dim)
+        score_share = attention.computed_share(kernel, c.max_length)
         return work.train(
             self.config, self.mesh, rows * c.max_length, c.max_length, c.remat_policy == "full", update, score_share
         )
 
-    def _sampling(self, stage: str, shape: Shape, dtype: str, held: Any) -> list[Program]:
-        _, suffix = self.stores(shape, dtype)
+    def _sampling(self, stage: str, layout: CacheLayout, dtype: str, resident: ArrayTree) -> list[Program]:
+        completion = self.kv_cache(layout, dtype).completion
         head = self.weights(dtype).lm_head  # prefill does not read it
-        rows, columns = self.chunk(shape)
-        decoded = functools.partial(
+        rows, columns = self.chunk(layout)
+        decode_cost = functools.partial(
             work.decode, self.config, self.mesh, dtype=dtype, steps=self.c.sampler.num_scheduler_steps
         )
-        packing = [Program(stage, "pack", functools.partial(self.pack, shape, dtype), (held, self.weights(dtype)))]
+        packing = [Program(stage, "pack", functools.partial(self.pack, layout, dtype), (resident, self.weights(dtype)))]
         return [
             Program(
-                stage, "prefill", functools.partial(self.prefill, shape, dtype), (held, head, suffix),
-                work.prefill(self.config, self.mesh, rows * columns, shape.prefix_blocks * shape.block, dtype),
+                stage, "prefill", functools.partial(self.prefill, layout, dtype), (resident, head, completion),
+                work.prefill(self.config, self.mesh, rows * columns, layout.prefix_blocks * layout.block_size, dtype),
             ),
             Program(
-                stage, "decode", functools.partial(self.decode, shape, dtype), held,
-                decoded(shape=shape), self.c.sampler.num_scheduler_steps, decoded(shape=self.unshared(shape)),
+                stage, "decode", functools.partial(self.decode, layout, dtype), resident,
+                decode_cost(layout=layout), self.c.sampler.num_scheduler_steps,
+                decode_cost(layout=self.unshared(layout)),
             ),
-            *(packing if self.packed(shape) else ()),
+            *(packing if self.packed(layout) else ()),
         ]  # fmt: skip
 
-    def shape(self, group: int, prefix: int, new: int, dtype: str) -> Shape:
-        """What the sampler decodes with when all its rows are wanted."""
-        sampler = self.engine()
-        sampler.reserve(prefix, new)
-        return sampler.shape(
-            sampler.max_num_seqs, max(sampler.max_num_seqs // group, 1), prefix, new, jnp.dtype(dtype)
-        )[0]
+    def layout(self, group: int, prompt: int, new: int, dtype: str) -> CacheLayout:
+        """The layout that the engine decodes with when all its rows hold a sequence.
 
-    def packed(self, shape: Shape) -> int:
-        """Rows of the largest batch that one of this shape can shrink to; 0 where there is none."""
-        return max(filter(shape.shrinks_to, batch_sizes(shape.rows, self.sample.batch_size)), default=0)
+        Args:
+          group: completions of each prompt.
+          prompt: tokens of the longest prompt.
+          new: tokens of the longest completion.
+          dtype: of the weights and of the cache.
+        """
+        engine = self.engine()
+        engine.reserve(prompt, new)
+        num_seqs = engine.max_num_seqs
+        return engine.choose_layout(num_seqs, max(num_seqs // group, 1), prompt, new, jnp.dtype(dtype))[0]
 
-    def unshared(self, shape: Shape) -> Shape:
-        """Of as many rows as take the memory of this shape where each has a prefix of its own."""
-        columns = (shape.prefix_blocks * shape.block, shape.suffix_blocks * shape.block)
-        shared, own = (cache.row_bytes(self.config, *columns, lane, 2) for lane in (shape.lane, 1))
+    def packed(self, layout: CacheLayout) -> int:
+        """Rows of the largest batch that a batch of this layout can shrink to; 0 if it cannot shrink."""
+        return max(filter(layout.shrinks_to, batch_sizes(layout.num_seqs, self.sample.batch_size)), default=0)
+
+    def unshared(self, layout: CacheLayout) -> CacheLayout:
+        """The layout in the same memory of rows that each have a prefix of their own."""
+        columns = (layout.prefix_blocks * layout.block_size, layout.completion_blocks * layout.block_size)
+        shared, own = (kv_cache.bytes_per_sequence(self.config, *columns, m, 2) for m in (layout.group_size, 1))
         unit = self.sample.batch_size
-        return dataclasses.replace(shape, rows=max(1, shape.rows * shared // (own * unit)) * unit, lane=1)
+        return layout.ungrouped(max(1, layout.num_seqs * shared // (own * unit)) * unit)
 
-    def chunk(self, shape: Shape) -> tuple[int, int]:
-        """The most prefixes that are prefilled at once, and columns of each."""
-        rows = {blocks: max(n) for blocks, n in self.engine().batches.items() if blocks <= shape.prefix_blocks}
+    def chunk(self, layout: CacheLayout) -> tuple[int, int]:
+        """The most prompts that one call of prefill computes, and the columns of each."""
+        batches = self.engine().prefill_batches
+        rows = {blocks: max(n) for blocks, n in batches.items() if blocks <= layout.prefix_blocks}
         blocks = max(rows, key=lambda blocks: rows[blocks] * blocks)
-        return rows[blocks], blocks * shape.block
+        return rows[blocks], blocks * layout.block_size
 
     def sft_step(self) -> jax.stages.Lowered:
         """Lower SFT's step: gradient and update."""
@@ -198,24 +199,32 @@ class Plan:
         """Lower the copy of the trained parameters into the sampler's sharding and dtype."""
         return _lower(grpo.make_reshard(self.c.grpo, self.config, self.sample), self.state.params)
 
-    def prefill(self, shape: Shape, dtype: str) -> Any:
-        (n, columns), (prefix, _) = self.chunk(shape), self.stores(shape, dtype)
-        program = decode.make_prefill(self.config, self.sample)
-        return _lower(program, self.weights(dtype), prefix, ints(n, columns), ints(n), ints(n))
+    def prefill(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
+        """Lower one chunk of prefill."""
+        (n, columns), cache = self.chunk(layout), self.kv_cache(layout, dtype)
+        program = programs.make_prefill(self.config, self.sample)
+        return _lower(program, self.weights(dtype), cache.prefix, ints(n, columns), ints(n), ints(n))
 
-    def pack(self, shape: Shape, dtype: str) -> Any:
-        n = self.packed(shape)
-        smaller = dataclasses.replace(shape, rows=n, lane=1)
-        program = decode.make_pack(self.config, self.sample)
-        return _lower(program, *self.stores(shape, dtype), ints(n), ints(n), smaller)
+    def pack(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
+        """Lower the copy of the remaining rows into a smaller batch."""
+        n, cache = self.packed(layout), self.kv_cache(layout, dtype)
+        program = programs.make_pack(self.config, self.sample)
+        return _lower(program, cache.prefix, cache.completion, ints(n), ints(n), layout.ungrouped(n))
 
-    def decode(self, shape: Shape, dtype: str) -> Any:
-        n, v = shape.rows, self.config.vocab_size
-        rows = decode.Rows(ints(n), ints(n), ints(n), ints(n), ints(n, 2, dtype=jnp.uint32), ints(n))
-        span = decode.Span(ints(), ints(shape.prefixes), ints(shape.tiles), ints())
-        how = Filters(floats(), ints(), floats(), floats())
-        program = decode.make_decode(self.config, self.sample, self.c.sampler.num_scheduler_steps, False)
-        return _lower(program, self.weights(dtype), *self.stores(shape, dtype), rows, span, how, ints(v, dtype=bool))
+    def decode(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
+        """Lower `num_scheduler_steps` decode steps."""
+        n, cache = layout.num_seqs, self.kv_cache(layout, dtype)
+        inputs = DecodeInputs(
+            token=ints(n), position=ints(n), length=ints(n), prefix_slot=ints(n), key=ints(n, 2, dtype=jnp.uint32),
+            left=ints(n), step=ints(), prefix_blocks=ints(layout.prefixes_per_group), oldest=ints(layout.row_groups),
+            min_live=ints(),
+        )  # fmt: skip
+        sampling, stop_tokens = (
+            SamplingInputs(floats(), ints(), floats(), floats()),
+            ints(self.config.vocab_size, dtype=bool),
+        )
+        program = programs.make_decode(self.config, self.sample, self.c.sampler.num_scheduler_steps, False)
+        return _lower(program, self.weights(dtype), cache.prefix, cache.completion, inputs, sampling, stop_tokens)
 
 
 def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
@@ -224,7 +233,7 @@ def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
     Raises:
       AstroError: when it does not. The message names the parameter or the config key.
     """
-    for path, spec in jax.tree_util.tree_leaves_with_path(llama_params.declare(config)):
+    for path, spec in jax.tree_util.tree_leaves_with_path(llama_params.param_specs(config)):
         for n, axis in zip(spec.shape, spec.axes, strict=True):
             mesh_axes = dict(sharding.rules).get(axis, ())
             shards = math.prod(sharding.mesh.shape[name] for name in mesh_axes)
@@ -232,7 +241,7 @@ def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(mesh_axes)}={shards} does not divide")
     for length in (c.sft.max_length, c.grpo.max_length, c.sampler.block_size):
-        attention.kernel(sharding, length, config.head_dim)
+        attention.choose_kernel(sharding, length, config.head_dim)
     if c.sft.batch_size % sharding.batch_size:
         raise AstroError(
             f"sft.batch_size={c.sft.batch_size} cannot be split over data x fsdp = {sharding.batch_size} devices"

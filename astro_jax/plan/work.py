@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.plan.topology import Chip
-from astro_jax.sampler.cache import Shape, row_bytes
+from astro_jax.sampler.kv_cache import CacheLayout, bytes_per_sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def train(
       length: tokens of a row.
       remat: whether each block's forward pass runs again in the backward pass.
       update: whether the program updates the parameters.
-      score_share: computed attention scores as a share of length x length (llama.attention.computed).
+      score_share: computed attention scores as a share of length x length (llama.attention.computed_share).
     """
     chips, tp = mesh.size, mesh.shape["tp"]
     matmuls = config.flops_per_token() - head(config)
@@ -80,14 +80,16 @@ def prefill(config: LlamaConfig, mesh: Mesh, tokens: int, prefix: int, dtype: st
     return RooflineCost(flops, flops, weight_bytes(config, mesh, dtype), tokens)
 
 
-def decode(config: LlamaConfig, mesh: Mesh, shape: Shape, dtype: str, steps: int) -> RooflineCost:
-    """Steps of all rows, their prefixes full and their own columns half full. Bytes: the weights once a step, each
-    prefix once a lane, each row's own columns."""
-    prefix, own = shape.prefix_blocks * shape.block, shape.suffix_blocks * shape.block // 2
-    flops = steps * shape.rows * config.flops_per_token(prefix + own) / mesh.size
-    column = row_bytes(config, 0, 1, 1, jnp.dtype(dtype).itemsize)
-    caches = column * (shape.lanes * prefix + shape.rows * own) / mesh.size
-    return RooflineCost(flops, flops, steps * (weight_bytes(config, mesh, dtype) + caches), steps * shape.rows)
+def decode(config: LlamaConfig, mesh: Mesh, layout: CacheLayout, dtype: str, steps: int) -> RooflineCost:
+    """Decode steps of all rows, with full prefixes and half of the columns for new tokens filled.
+
+    Bytes: the weights once a step, each prefix once a prefix group, each row's own columns.
+    """
+    prefix, own = layout.prefix_blocks * layout.block_size, layout.completion_blocks * layout.block_size // 2
+    flops = steps * layout.num_seqs * config.flops_per_token(prefix + own) / mesh.size
+    column = bytes_per_sequence(config, 0, 1, 1, jnp.dtype(dtype).itemsize)
+    caches = column * (layout.num_groups * prefix + layout.num_seqs * own) / mesh.size
+    return RooflineCost(flops, flops, steps * (weight_bytes(config, mesh, dtype) + caches), steps * layout.num_seqs)
 
 
 def weight_bytes(config: LlamaConfig, mesh: Mesh, dtype: str) -> float:

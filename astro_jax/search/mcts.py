@@ -1,221 +1,175 @@
-"""How trees grow: each phase of an iteration is one call of the sampler, and one of the verifier, for many trees."""
+"""Monte Carlo tree search over reasoning steps (paper, section 2.2).
+
+One simulation of a tree has four phases, each a function of this module:
+
+1. `select`: descend from the root by the PUCT score to a leaf.
+2. `expand`: sample the next steps after the leaf. Different steps become its children.
+3. `evaluate`: roll out each child to the end. Its reward R is the share of correct rollouts (Eq. 2).
+4. `backup`: count the evaluation in N (Eq. 3), and update Q (Eq. 4), from the child up to the root.
+
+`MCTS.step` makes one simulation of many trees at once. Each phase then is one call of the sampler, or of the verifier,
+for all trees.
+"""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
-
-import numpy as np
+from collections.abc import Sequence
 
 from astro_jax import config as cfg
 from astro_jax.policy import Policy
-from astro_jax.sampler import Completion, Request, SamplingParams
-from astro_jax.search.tree import Node, Step, Tree
-from astro_jax.types import Problem, Response, Verdict
+from astro_jax.search import kept_rollouts
+from astro_jax.search.tree import Node, Tree
+from astro_jax.search.tree_sampler import TreeSampler, priors
+from astro_jax.types import Problem, Response
 from astro_jax.verify import Verifier
 
-K = TypeVar("K", bound=Hashable)
 
+def puct_score(node: Node, sqrt_parent_visits: float, c_puct: float) -> float:
+    """The PUCT score of the action a that leads from S to `node`:
 
-def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy, verifier: Verifier) -> list[Tree]:
-    """Grow one tree a problem, all at the same time, to their ends."""
-    driver = Driver(c, policy, verifier, len(problems))
-    trees = [driver.plant(p) for p in problems]
-    with policy.engine.keeping():  # a child's prefix begins with its parent's
-        while growing := [tree for tree in trees if not tree.ended]:
-            driver.grow(growing)
-    return trees
+        Q(S, a) + c_puct * P(a | S) * sqrt(N(S)) / (1 + N(S, a))
 
-
-class Driver:
-    """Grows trees with one policy. What becomes of a tree does not depend on which others grow beside it, but for the
-    last digits of a model's logits, which depend on the shape of the batch.
+    Virtual visits of the node count as visits of value 0.
 
     Args:
-      problems: how many share `c.max_total_tokens`. Each tree gets the same part, whatever the others leave: so it does
-        not depend on their order, nor on how they are spread over processes.
+      sqrt_parent_visits: sqrt(N(S)), virtual visits included.
+    """
+    visits = node.visits + node.virtual_visits
+    value = node.value * node.visits / visits if visits else 0.0
+    return value + c_puct * node.prior * sqrt_parent_visits / (1 + visits)
 
-    Attributes:
-      judged, right: verdicts so far, and the correct ones.
-      sampling: seconds in the sampler's calls.
+
+def select(tree: Tree, c_puct: float) -> Node:
+    """Selection: descend from the root to a leaf, always to the child with the highest PUCT score.
+
+    A leaf is a node without proposed children. Nodes that only kept rollouts lead to are not seen.
+
+    Virtual loss: the selection counts as a visit of value 0 on its whole path, until `undo_virtual_loss`. So further
+    selections before the next backup prefer other leaves (`search.num_parallel_leaves`).
+    """
+    node = tree.nodes[0]
+    while proposed := [child for c in node.children if not (child := tree.nodes[c]).kept_rollouts]:
+        sqrt_visits = math.sqrt(node.visits + node.virtual_visits)
+        node.virtual_visits += 1
+        node = max(proposed, key=lambda child: puct_score(child, sqrt_visits, c_puct))
+    node.virtual_visits += 1
+    return node
+
+
+def undo_virtual_loss(tree: Tree, leaf: Node) -> None:
+    """Take back the virtual visits of one selection of `leaf`."""
+    for node in (tree.nodes[0], *tree.path(leaf.id)):
+        node.virtual_visits -= 1
+
+
+def expand(leaves: Sequence[tuple[Tree, Node]], sampler: TreeSampler) -> list[tuple[Tree, Node]]:
+    """Expansion: sample k next steps after each leaf. Equal steps become one child.
+
+    A leaf without a complete step becomes an incorrect terminal.
+
+    Returns:
+      the new children, with priors and without rewards.
+    """
+    proposals = sampler.propose(leaves)
+    children = []
+    for (tree, leaf), completions in zip(leaves, proposals, strict=True):
+        scores = {tuple(c.token_ids.tolist()): sampler.score(c.logprobs) for c in completions if c.stopped}
+        for tokens, prior in priors(scores).items():
+            text = sampler.policy.tokenizer.decode(tokens)
+            children.append((tree, tree.add_child(leaf.id, tokens, text, prior)))
+        if not scores:
+            leaf.end(False, None)
+            leaf.reward = 0.0
+            tree.unfinished += 1
+    return children
+
+
+def evaluate(children: Sequence[tuple[Tree, Node]], sampler: TreeSampler) -> None:
+    """Evaluation: set the reward R(S') of each child (Eq. 2).
+
+        R(S') = (1 / M) * sum of the verdicts of M rollouts from S'
+
+    The reward of a terminal is its own verdict, 1 or 0. A child is terminal when its step ends the solution, at the
+    depth limit, and where the model's context has no room for a further step.
+    """
+    c = sampler.c
+    terminals, responses, inner = [], [], []
+    for tree, node in children:
+        complete = sampler.ends_solution(node.tokens)
+        if complete or len(tree.path(node.id)) >= c.max_depth or not sampler.fits(tree.prefix_tokens(node.id)):
+            terminals.append(node)
+            responses.append(Response(tree.problem, tree.path_text(node.id), complete))
+        else:
+            inner.append((tree, node))
+    for node, verdict in zip(terminals, sampler.judge(responses), strict=True):
+        node.end(verdict.correct, verdict.answer)
+        node.reward = float(verdict.correct)
+    rollouts, verdicts = sampler.roll_out(inner, c.num_rollouts)
+    for (tree, node), completions, group in zip(inner, rollouts, verdicts, strict=True):
+        node.reward = sum(v.correct for v in group) / len(group)
+        if c.keep_rollouts:
+            kept_rollouts.keep(tree, node, completions, group, sampler)
+
+
+def backup(tree: Tree, node: Node) -> None:
+    """Backup: count one evaluation of `node`, and update N and Q from the node up to the root (Eq. 3 and 4).
+
+    N(S) += 1
+    Q(S, a) = (sum_i Q(S', a_i) N(S', a_i) + R(S')) / (sum_i N(S', a_i) + 1), where a leads from S to S'
+    """
+    for ancestor in (*tree.path(node.id)[::-1], tree.nodes[0]):
+        ancestor.visits += 1
+        children = [tree.nodes[c] for c in ancestor.children]
+        child_visits = sum(child.visits for child in children)
+        ancestor.value = (sum(child.value * child.visits for child in children) + ancestor.reward) / (child_visits + 1)
+
+
+class MCTS:
+    """Tree search with one policy. A tree does not depend on the trees that are searched at the same time.
+
+    Args:
+      num_problems: the number of problems that share `search.max_total_tokens`. Each tree gets an equal share, whatever
+        the other trees leave. So a tree depends neither on their order nor on the number of processes.
     """
 
-    def __init__(self, c: cfg.Search, policy: Policy, verifier: Verifier, problems: int):
-        self.c, self.policy, self.verifier = c, policy, verifier
-        # A step ends with any token whose text ends so, or with an end token.
-        self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.ends)
-        self._cuts = frozenset(self.step_ends)
-        self.room = policy.engine.config.max_positions - max(c.max_step_tokens, c.max_rollout_tokens)
-        share = max(c.max_total_tokens // problems, 1) if c.max_total_tokens else math.inf
-        self.budget = min(c.max_tree_tokens or math.inf, share)
-        self.judged = self.right = 0
-        self.sampling = 0.0
+    def __init__(self, c: cfg.Search, policy: Policy, verifier: Verifier, num_problems: int):
+        self.c, self.sampler = c, TreeSampler(c, policy, verifier)
+        share = max(c.max_total_tokens // num_problems, 1) if c.max_total_tokens else math.inf
+        self.token_budget = min(c.max_tree_tokens or math.inf, share)
 
-    def plant(self, problem: Problem) -> Tree:
-        """A tree that is only a root."""
-        return Tree(problem, self.policy.tokenizer.prompt(problem.prompt))
+    def init(self, problem: Problem) -> Tree:
+        """Make a tree that is only a root."""
+        return self.sampler.root(problem)
 
-    def fits(self, tokens: Sequence[int]) -> bool:
-        """Whether the model's context has room for a step and a rollout after these."""
-        return len(tokens) <= self.room
+    def step(self, trees: Sequence[Tree]) -> None:
+        """Make one simulation of each tree, and set the `end_reason` of the trees that need no more.
 
-    def grow(self, trees: Sequence[Tree]) -> None:
-        """One iteration of each tree, or with best-of-N all of it; those that need no more are marked as ended.
-
-        A tree ends after `iterations`; when it has `enough`; or when it has sampled its budget of tokens: then no
-        further iteration begins, and the last one may have gone past it.
+        With `num_parallel_leaves` > 1 a simulation selects that many leaves of each tree before it expands them.
         """
-        c = self.c
-        if c.method == "best-of-n":
-            self._best_of_n(trees)
-            return
-        self._iterate(trees)
-        for tree in trees:
-            tree.iterations += 1
-            if c.early_stop and tree.enough(c.early_stop.correct, c.early_stop.wrong):
-                tree.ended = "enough"
-            elif tree.sampled >= self.budget:
-                tree.ended = "tokens"
-            elif tree.iterations == c.num_simulations:
-                tree.ended = "iterations"
-
-    def _iterate(self, trees: Sequence[Tree]) -> None:
-        """One round of selection, expansion, evaluation and backup in each tree."""
-        selected = [(tree, tree.select(self.c.c_puct)) for tree in trees for _ in range(self.c.num_parallel_leaves)]
-        leaves = list({(id(tree), node): (tree, node) for tree, node in selected}.values())
-        children = self._expand([(t, n) for t, n in leaves if not t.nodes[n].terminal])
-        self._evaluate(children)
-        for tree, node in selected:
-            tree.release(node)
-        for tree, node in leaves:
-            if tree.nodes[node].terminal:
-                tree.backup(node)
+        selected = [(tree, select(tree, self.c.c_puct)) for tree in trees for _ in range(self.c.num_parallel_leaves)]
+        leaves = list({(id(tree), leaf.id): (tree, leaf) for tree, leaf in selected}.values())
+        children = expand([(tree, leaf) for tree, leaf in leaves if not leaf.terminal], self.sampler)
+        evaluate(children, self.sampler)
+        for tree, leaf in selected:
+            undo_virtual_loss(tree, leaf)
+        for tree, leaf in leaves:
+            if leaf.terminal:  # a terminal has no children: it is evaluated again, by the same verdict
+                backup(tree, leaf)
         for tree, child in children:
-            tree.backup(child.id)
+            backup(tree, child)
+        for tree in trees:
+            tree.simulations += 1
+            tree.end_reason = self._end_reason(tree)
 
-    def _expand(self, leaves: Sequence[tuple[Tree, int]]) -> list[tuple[Tree, Node]]:
-        """Propose k next steps for each leaf; equal ones become one child."""
-        samples = self._sample(leaves, self.c.num_proposals, "propose", self._next_steps)
-        children = []
-        for (tree, leaf), proposed in zip(leaves, samples, strict=True):
-            scores = {tuple(s.token_ids.tolist()): self._score(s.logprobs) for s in proposed if s.stopped}
-            for tokens, prior in _normalized(scores).items():
-                child = tree.add(leaf, tokens, self.policy.tokenizer.decode(tokens), prior)
-                children.append((tree, child))
-            if not scores:  # no step within max_step_tokens: nothing can follow this node
-                tree.nodes[leaf].terminal, tree.nodes[leaf].correct, tree.nodes[leaf].reward = True, False, 0.0
-                tree.unfinished += 1
-        return children
+    def _end_reason(self, tree: Tree) -> str:
+        """Why a tree needs no further simulation; "" if it needs one.
 
-    def _evaluate(self, children: Sequence[tuple[Tree, Node]]) -> None:
-        """Set R(S') of new nodes: a terminal's verdict, else the mean verdict of M rollouts (Eq. 2)."""
-        ended, open_nodes = [], []
-        for tree, node in children:
-            stopped = node.tokens[-1] in self.policy.tokenizer.ends
-            if stopped or len(tree.path(node.id)) >= self.c.max_depth or not self.fits(tree.tokens(node.id)):
-                ended.append((node, Response(tree.problem, tree.text(node.id), stopped)))
-            else:
-                open_nodes.append((tree, node))
-        for (node, _), verdict in zip(ended, self._judge([r for _, r in ended]), strict=True):
-            node.terminal, node.correct = True, verdict.correct
-            node.answer, node.reward = verdict.answer, float(verdict.correct)
-        samples, verdicts = self._solve([(t, n.id) for t, n in open_nodes], self.c.num_rollouts, "rollout")
-        for (tree, node), rollouts, mine in zip(open_nodes, samples, verdicts, strict=True):
-            node.reward = sum(v.correct for v in mine) / len(mine)
-            if self.c.keep_rollouts:
-                self._keep(tree, node, rollouts, mine)
-
-    def _keep(self, tree: Tree, node: Node, rollouts: Sequence[Completion], verdicts: Sequence[Verdict]) -> None:
-        """Add the rollouts that came to an end within the depth limit below the node that they began at."""
-        depth = len(tree.path(node.id))
-        for rollout, verdict in zip(rollouts, verdicts, strict=True):
-            steps = self._steps(rollout)
-            if rollout.stopped and depth + len(steps) <= self.c.max_depth:
-                tree.solution(node.id, steps, verdict.correct, verdict.answer, visit=False)
-
-    def _best_of_n(self, trees: Sequence[Tree]) -> None:
-        """N independent solutions a problem, merged where they begin alike; the depth limit is the search's alone."""
-        samples, verdicts = self._solve([(tree, 0) for tree in trees], self.c.num_samples, "sample")
-        for tree, solutions, mine in zip(trees, samples, verdicts, strict=True):
-            scores: dict[int, dict[int, float]] = {}  # of the children of each node
-            for s, verdict in zip(solutions, mine, strict=True):
-                steps = self._steps(s)
-                starts = np.cumsum([0, *(len(tokens) for tokens, _ in steps)])
-                for i, node in enumerate(tree.solution(0, steps, verdict.correct, verdict.answer, visit=True)):
-                    part = s.logprobs[starts[i] : starts[i + 1]]
-                    scores.setdefault(node.parent, {})[node.id] = self._score(part) if len(part) else 0.0
-            for siblings in scores.values():
-                for i, prior in _normalized(siblings).items():
-                    tree.nodes[i].prior = prior
-            tree.ended = "samples"
-
-    def _steps(self, sample: Completion) -> list[Step]:
-        """A sample cut after each token that ends a step. Of one that was cut off the last step is what there is of it,
-        if need be nothing, so that it is never the same as a step that goes on."""
-        tokens = sample.token_ids.tolist()
-        ends = [i + 1 for i, t in enumerate(tokens) if t in self._cuts]
-        if not sample.stopped:
-            ends.append(len(tokens))
-        parts = [tuple(tokens[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
-        return [(part, self.policy.tokenizer.decode(part)) for part in parts]
-
-    def _score(self, logprobs: np.ndarray) -> float:
-        """What siblings' priors are made from: a step's log-probability by the policy, so that long steps are unlikely,
-        or with `prior: mean` the mean over its tokens, so that length does not matter."""
-        return float((np.sum if self.c.prior == "total" else np.mean)(logprobs))
-
-    def _solve(
-        self, nodes: Sequence[tuple[Tree, int]], n: int, purpose: str
-    ) -> tuple[list[list[Completion]], list[list[Verdict]]]:
-        """n continuations to the end after each node, judged."""
-        samples = self._sample(nodes, n, purpose, self._to_the_end)
-        responses = [
-            self.policy.response(tree.problem, s, tree.text(node))
-            for (tree, node), each in zip(nodes, samples, strict=True)
-            for s in each
-        ]
-        verdicts = self._judge(responses)
-        return samples, [verdicts[i * n : (i + 1) * n] for i in range(len(nodes))]
-
-    def _judge(self, responses: Sequence[Response]) -> list[Verdict]:
-        verdicts = self.verifier.judge(responses)
-        self.judged += len(verdicts)
-        self.right += sum(v.correct for v in verdicts)
-        return verdicts
-
-    def _sample(
-        self,
-        nodes: Sequence[tuple[Tree, int]],
-        n: int,
-        purpose: str,
-        generate: Callable[[list[Request]], list[list[Completion]]],
-    ) -> list[list[Completion]]:
-        requests = [
-            Request(tree.tokens(node), n, ("search", tree.problem.id, purpose, *(s.number for s in tree.path(node))))
-            for tree, node in nodes
-        ]
-        start = time.monotonic()
-        samples = generate(requests) if requests else []
-        self.sampling += time.monotonic() - start
-        for (tree, _), each in zip(nodes, samples, strict=True):
-            tree.sampled += sum(len(s.token_ids) for s in each)
-        return samples
-
-    def _next_steps(self, requests: list[Request]) -> list[list[Completion]]:
-        """Up to the end of the line, or of the text."""
-        c = self.c
-        sampling = SamplingParams(c.max_step_tokens, c.temperature, stop_token_ids=self.step_ends)
-        return self.policy.generate(requests, sampling)
-
-    def _to_the_end(self, requests: list[Request]) -> list[list[Completion]]:
-        c = self.c
-        return self.policy.generate(requests, SamplingParams(c.max_rollout_tokens, c.temperature))
-
-
-def _normalized(scores: Mapping[K, float]) -> dict[K, float]:
-    """Probabilities of siblings from their log-probabilities."""
-    top = max(scores.values(), default=0.0)
-    total = sum(math.exp(logp - top) for logp in scores.values())
-    return {key: math.exp(logp - top) / total for key, logp in scores.items()}
+        The token budget is checked between simulations, so a tree may sample more tokens than the budget.
+        """
+        stop = self.c.early_stop
+        if stop and tree.has_enough(stop.correct, stop.wrong):
+            return "enough"
+        if tree.sampled_tokens >= self.token_budget:
+            return "tokens"
+        return "iterations" if tree.simulations == self.c.num_simulations else ""

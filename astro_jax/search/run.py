@@ -1,4 +1,7 @@
-"""The search of many problems: a few trees in flight, and the next problem begins as soon as a tree has ended."""
+"""The search stage: a tree for each of many problems.
+
+At most `search.max_concurrent_trees` trees are active at once. When a tree ends, the next problem starts.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,32 @@ from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.policy import Policy
 from astro_jax.progress import ProgressBar, log
-from astro_jax.search import meter as meters
-from astro_jax.search.mcts import Driver
-from astro_jax.search.meter import Meter
-from astro_jax.search.store import Part, Store
+from astro_jax.search import cost
+from astro_jax.search.best_of_n import BestOfN
+from astro_jax.search.cost import CostMeter
+from astro_jax.search.mcts import MCTS
+from astro_jax.search.store import Shard, TreeStore
+from astro_jax.search.tree import Tree
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
-SAVE_SECONDS = 15.0  # between two looks at the trees under way: what a kill may cost
+SAVE_SECONDS = 15.0  # between two saves of the active trees. A kill costs at most the work since the last save.
+
+
+def make_search(c: cfg.Search, policy: Policy, verifier: Verifier, num_problems: int) -> MCTS | BestOfN:
+    """Make the search that `search.method` names."""
+    if c.method == "best-of-n":
+        return BestOfN(c, policy, verifier)
+    return MCTS(c, policy, verifier, num_problems)
+
+
+def search(problems: Sequence[Problem], c: cfg.Search, policy: Policy, verifier: Verifier) -> list[Tree]:
+    """Search all problems at the same time, in memory, and return one finished tree a problem."""
+    searcher = make_search(c, policy, verifier, len(problems))
+    trees = [searcher.init(problem) for problem in problems]
+    while active := [tree for tree in trees if not tree.end_reason]:
+        searcher.step(active)
+    return trees
 
 
 def run(
@@ -31,87 +52,87 @@ def run(
     policy: Policy,
     verifier: Verifier,
     digest: str = "",
-    part: Part = (0, 1),
+    shard: Shard = (0, 1),
 ) -> dict[str, Any]:
-    """Search the problems of one part, `c.max_concurrent_trees` at a time, into the tree store `folder` (store.Store).
+    """Search the problems of one process into the tree store `folder`.
 
-    A problem whose prompt leaves no room in the model's context is named and skipped.
+    A problem whose prompt leaves no room in the model's context is skipped, and its id is logged.
+
+    Args:
+      digest: the hash of the run's configuration, for `TreeStore`.
+      shard: (i, n), the i-th of n processes that share the search.
 
     Returns:
-      counts of all that the folder holds (_counts).
+      the counts of all trees in the folder (`_counts`).
 
     Raises:
-      AstroError: when no problem fits the context, and as the Store.
+      AstroError: when no problem fits the context, and as `TreeStore`.
     """
-    driver = Driver(c, policy, verifier, len(problems))
-    short = [p for p in problems if driver.fits(policy.tokenizer.prompt(p.prompt))]
-    skipped = sorted({p.id for p in problems} - {p.id for p in short})
+    searcher = make_search(c, policy, verifier, len(problems))
+    fitting = [p for p in problems if searcher.sampler.fits(policy.tokenizer.prompt(p.prompt))]
+    skipped = sorted({p.id for p in problems} - {p.id for p in fitting})
     if skipped:
         log(f"search: too long for the model's context, skipped: {', '.join(skipped)}")
-    if not short:
+    if not fitting:
         raise AstroError(
             "search: no problem fits the model's context; lower search.max_rollout_tokens or max_step_tokens"
         )
-    store = Store(folder, short, c.shard_size, digest, part)
-    meter = Meter(folder / f"cost-{part[0]}-of-{part[1]}.json", driver)
-    meter.torn = store.torn
-    _grow(store, meter, driver)
+    store = TreeStore(folder, fitting, c.shard_size, digest, shard)
+    meter = CostMeter(folder / f"cost-{shard[0]}-of-{shard[1]}.json", searcher.sampler, store.torn)
+    _search_all(store, meter, searcher)
     store.close()
     return _counts(folder, store, skipped)
 
 
-def _grow(store: Store, meter: Meter, driver: Driver) -> None:
-    """Grow all trees that have not ended."""
-    flight, queue = store.under_way, collections.deque(store.waiting)
+def _search_all(store: TreeStore, meter: CostMeter, searcher: MCTS | BestOfN) -> None:
+    """Search all trees of this process that have not ended."""
+    c = searcher.c
+    active, queue = store.active, collections.deque(store.waiting)
     ended = valid = 0
-    begun = sum(tree.iterations for tree in flight)
+    simulations_before = sum(tree.simulations for tree in active)
     saved = time.monotonic()
-    with (
-        ProgressBar("search", store.total, "problems", store.total - store.left) as bar,
-        driver.policy.engine.keeping(),
-    ):
-        while flight or queue:
-            flight += [
-                driver.plant(queue.popleft())
-                for _ in range(min(driver.c.max_concurrent_trees - len(flight), len(queue)))
-            ]
-            meter.nodes -= sum(len(tree.nodes) for tree in flight)
-            driver.grow(flight)
-            meter.nodes += sum(len(tree.nodes) for tree in flight)
-            done = [tree for tree in flight if tree.ended]
-            flight = [tree for tree in flight if not tree.ended]
-            for tree in done:
-                store.end(tree)
-            ended, valid = ended + len(done), valid + sum(bool(tree.terminals(True)) for tree in done)
+    with ProgressBar("search", store.total, "problems", store.total - store.remaining) as bar:
+        while active or queue:
+            free = min(c.max_concurrent_trees - len(active), len(queue))
+            active += [searcher.init(queue.popleft()) for _ in range(free)]
+            nodes_before = sum(len(tree.nodes) for tree in active)
+            searcher.step(active)
+            meter.nodes += sum(len(tree.nodes) for tree in active) - nodes_before
+            finished = [tree for tree in active if tree.end_reason]
+            active = [tree for tree in active if not tree.end_reason]
+            for tree in finished:
+                store.add(tree)
+            ended, valid = ended + len(finished), valid + sum(bool(tree.terminals(True)) for tree in finished)
             if time.monotonic() - saved >= SAVE_SECONDS:
-                store.save(flight)
+                store.save(active)
                 meter.save()
                 saved = time.monotonic()
+            simulations = sum(tree.simulations for tree in active) - simulations_before
             bar.advance(
-                len(done), (sum(tree.iterations for tree in flight) - begun) / driver.c.num_simulations,
-                **{"yield": valid / max(ended, 1)}, **meters.shares(meter.here()),
+                len(finished), simulations / c.num_simulations,
+                **{"yield": valid / max(ended, 1)}, **cost.rates(meter.sums()),
             )  # fmt: skip
     if ended or meter.torn:
         meter.save()
 
 
-def _counts(folder: epath.Path, store: Store, skipped: Sequence[str]) -> dict[str, Any]:
-    """What the folder holds, and what it has cost all processes that wrote to it.
+def _counts(folder: epath.Path, store: TreeStore, skipped: Sequence[str]) -> dict[str, Any]:
+    """Count the trees of the folder, and add up their cost over all processes.
 
     Returns:
-      trees, nodes, valid_trees (those with a correct terminal) and their share, the yield; sampled_tokens; unfinished,
-      nodes after which the model ended no step; why trees ended; problems skipped; records torn; and meter.shares, with
-      the seconds that they are shares of.
+      trees, nodes, valid_trees (those with a correct terminal), and the share of valid trees, the yield;
+      sampled_tokens; unfinished, the nodes after which no proposed step was complete; ended, the trees by end_reason;
+      the problems skipped; the trees torn; the seconds of all processes; and the rates of `cost.rates`.
     """
     trees = nodes = valid = tokens = unfinished = 0
-    why: collections.Counter[str] = collections.Counter()
+    end_reasons: collections.Counter[str] = collections.Counter()
     for tree in store.read():
         trees, nodes, valid = trees + 1, nodes + len(tree.nodes), valid + bool(tree.terminals(True))
-        tokens, unfinished = tokens + tree.sampled, unfinished + tree.unfinished
-        why[tree.ended] += 1
-    cost = meters.total(storage.read_json(path) for path in folder.glob("cost-*.json"))
+        tokens, unfinished = tokens + tree.sampled_tokens, unfinished + tree.unfinished
+        end_reasons[tree.end_reason] += 1
+    sums = cost.add_up(storage.read_json(path) for path in folder.glob("cost-*.json"))
     return {
         "trees": trees, "nodes": nodes, "valid_trees": valid, "yield": round(valid / max(trees, 1), 4),
-        "sampled_tokens": tokens, "unfinished": unfinished, "ended": dict(why), "skipped": list(skipped),
-        "torn": int(cost["torn"]), "seconds": cost["seconds"],
-    } | {name: round(value, 4) for name, value in meters.shares(cost).items()}  # fmt: skip
+        "sampled_tokens": tokens, "unfinished": unfinished, "ended": dict(end_reasons), "skipped": list(skipped),
+        "torn": int(sums["torn"]), "seconds": sums["seconds"],
+    } | {name: round(value, 4) for name, value in cost.rates(sums).items()}  # fmt: skip

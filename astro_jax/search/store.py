@@ -1,4 +1,4 @@
-"""The tree store: finished trees in files that are written once, and beside them the trees under way."""
+"""The tree store: finished trees in files that are written once, and beside them the active trees."""
 
 from __future__ import annotations
 
@@ -13,132 +13,138 @@ from astro_jax.search.tree import Tree
 from astro_jax.storage import Json, Shards
 from astro_jax.types import Problem
 
-Part = tuple[int, int]  # (i, n): the i-th of n processes
+Shard = tuple[int, int]  # (i, n): the i-th of n processes, counted from 0
 
 
-class Store:
+class TreeStore:
     """The trees of a list of problems, in a folder.
 
-    The problems are cut into blocks of `size`, in order. Block b is the file trees-0000b.jsonl, one tree a line: it is
-    written whole once the last of its trees has ended, and its bytes are the same whoever writes it. Process i of n has
-    the blocks b with b mod n = i, so no two write the same file. What it has besides, trees under way and trees that
-    wait for the rest of their block, stands in underway-i-of-n.jsonl with all that it takes to go on.
+    The problems are cut, in order, into blocks of `size`. Block b is the file trees-0000b.jsonl, one tree a line. A
+    block is written whole when its last tree has ended, and its bytes do not depend on the process that writes it.
+    Process i of n owns the blocks b with b mod n = i, so no two processes write the same file. Example: 11 problems and
+    size 3 make 4 blocks; with n = 3, process 0 owns blocks 0 and 3.
+
+    The file active-i-of-n.jsonl holds the other trees of process i, with all that a restart needs: active trees, and
+    ended trees whose block is not complete yet.
 
     Args:
-      digest: of the run's configuration, which each record names.
+      digest: the hash of the run's configuration. Each record holds it.
 
     Attributes:
-      total: trees of this process.
-      under_way: trees to go on with, in their order. waiting: problems without a tree yet.
-      torn: trees that were found lost with the end of a file; they are grown again.
+      total: the number of trees of this process.
+      active: trees whose search goes on, in their order.
+      waiting: problems without a tree yet.
+      torn: trees that were lost because a file was cut short. They are searched again.
 
     Raises:
-      AstroError: when a file holds trees of another configuration, of other problems, or what is no record.
+      AstroError: when a file holds trees of another configuration or of other problems, or a line that is no tree.
     """
 
-    def __init__(self, folder: epath.Path, problems: Sequence[Problem], size: int, digest: str, part: Part = (0, 1)):
+    def __init__(self, folder: epath.Path, problems: Sequence[Problem], size: int, digest: str, shard: Shard = (0, 1)):
         blocks = [problems[i : i + size] for i in range(0, len(problems), size)]
-        if part[1] > len(blocks):
+        if shard[1] > len(blocks):
             raise AstroError(
-                f"--shard {part[0]}/{part[1]}: search.shard_size={size} cuts the problems into {len(blocks)} parts"
+                f"--shard {shard[0]}/{shard[1]}: search.shard_size={size} cuts the problems into {len(blocks)} blocks; "
+                "use fewer processes or a smaller shard_size"
             )
         self.folder, self.digest, self.torn = folder, digest, 0
-        self.total = sum(map(len, blocks[part[0] :: part[1]]))
-        self._alone = part[1] == 1
+        self.total = sum(map(len, blocks[shard[0] :: shard[1]]))
+        self._alone = shard[1] == 1
         self._shards = Shards(folder, "trees")
-        self._mine = folder / f"underway-{part[0]}-of-{part[1]}.jsonl"
+        self._active_path = folder / f"active-{shard[0]}-of-{shard[1]}.jsonl"
         self._missing: dict[int, Sequence[Problem]] = {}  # blocks without a file
-        self._ended: dict[str, Tree] = {}  # trees that wait for their block
-        for b in range(part[0], len(blocks), part[1]):
-            self._find(b, blocks[b])
-        self._block = {p.id: b for b, block in self._missing.items() for p in block}
-        self.under_way: list[Tree] = []
-        for tree in self._read_under_way():
-            if tree.ended:
+        self._ended: dict[str, Tree] = {}  # trees whose block is not complete yet, by problem
+        for b in range(shard[0], len(blocks), shard[1]):
+            self._check_block(b, blocks[b])
+        self._block_of = {p.id: b for b, block in self._missing.items() for p in block}
+        self.active: list[Tree] = []
+        for tree in self._read_active():
+            if tree.end_reason:
                 self._ended[tree.problem.id] = tree
             else:
-                self.under_way.append(tree)
-        begun = self._ended.keys() | {tree.problem.id for tree in self.under_way}
-        self.waiting = [p for block in self._missing.values() for p in block if p.id not in begun]
-        distributed.assert_equal_across_processes("the trees so far", [sorted(begun), sorted(self._missing)])
+                self.active.append(tree)
+        started = self._ended.keys() | {tree.problem.id for tree in self.active}
+        self.waiting = [p for block in self._missing.values() for p in block if p.id not in started]
+        distributed.assert_equal_across_processes("the trees so far", [sorted(started), sorted(self._missing)])
         for b in list(self._missing):
-            self._write(b)
+            self._write_if_complete(b)
 
     @property
-    def left(self) -> int:
-        """Trees that have not ended."""
-        return len(self._block) - len(self._ended)
+    def remaining(self) -> int:
+        """The number of trees that have not ended."""
+        return len(self._block_of) - len(self._ended)
 
-    def end(self, tree: Tree) -> None:
-        """Take a tree that has ended, and write its block if it was the last."""
+    def add(self, tree: Tree) -> None:
+        """Add a tree that has ended. Its block is written if it was the last tree of the block."""
         self._ended[tree.problem.id] = tree
-        self._write(self._block[tree.problem.id])
+        self._write_if_complete(self._block_of[tree.problem.id])
 
-    def save(self, under_way: Iterable[Tree]) -> None:
-        """Write the trees under way, after an iteration: a kill costs what comes after this."""
-        trees = (*under_way, *self._ended.values())
-        storage.write_jsonl(self._mine, (self._named(tree.record(whole=True)) for tree in trees))
+    def save(self, active: Iterable[Tree]) -> None:
+        """Write the active trees, so that a restart goes on from here."""
+        trees = (*active, *self._ended.values())
+        storage.write_jsonl(self._active_path, (self._with_digest(tree.record(resumable=True)) for tree in trees))
 
     def close(self) -> None:
-        """Remove what was under way: all trees of this process are in their blocks."""
-        for path in list(self.folder.glob("underway-*.jsonl")):
-            if distributed.is_main_process() and (self._alone or path == self._mine):
+        """Remove the files of active trees: all trees of this process are in their blocks."""
+        for path in list(self.folder.glob("active-*.jsonl")):
+            if distributed.is_main_process() and (self._alone or path == self._active_path):
                 path.unlink()
 
     def read(self) -> Iterator[Tree]:
-        """The finished trees of all blocks."""
+        """Read the finished trees of all blocks."""
         return map(Tree.from_record, self._shards.read())
 
-    def _named(self, record: Json) -> Json:
+    def _with_digest(self, record: Json) -> Json:
         return {"config": self.digest, **record}
 
-    def _write(self, b: int) -> None:
+    def _write_if_complete(self, b: int) -> None:
         if all(p.id in self._ended for p in self._missing[b]):
             trees = [self._ended.pop(p.id) for p in self._missing.pop(b)]
-            self._block = {i: block for i, block in self._block.items() if block != b}
-            self._shards.write(b, (self._named(tree.record()) for tree in trees))
+            self._block_of = {problem: block for problem, block in self._block_of.items() if block != b}
+            self._shards.write(b, (self._with_digest(tree.record()) for tree in trees))
 
-    def _find(self, b: int, block: Sequence[Problem]) -> None:
-        """Check the file of a block; without one, or with a part of one, the block is missing."""
+    def _check_block(self, b: int, block: Sequence[Problem]) -> None:
+        """Check the file of a block. A block whose file is missing or cut short is added to the missing ones."""
         path = self._shards.path(b)
         if not path.exists():
             self._missing[b] = block
             return
-        trees = self._trees(path)
+        trees = self._read_trees(path)
         if [tree.problem.id for tree in trees] != [p.id for p in block[: len(trees)]]:
             raise AstroError(
                 f"{path}: holds trees of other problems; nothing was changed, remove it or choose another out"
             )
         if lost := len(block) - len(trees):
-            log(f"{path}: cut short, {lost} of its {len(block)} trees are grown again")
+            log(f"{path}: cut short, {lost} of its {len(block)} trees are searched again")
             self.torn += lost
             self._missing[b] = block
             self._ended |= {tree.problem.id: tree for tree in trees}
 
-    def _read_under_way(self) -> Iterator[Tree]:
-        """What this process has left, and where it works alone, what others have, each tree once."""
-        paths = [self._mine] if self._mine.exists() else []
+    def _read_active(self) -> Iterator[Tree]:
+        """Read the active trees of this process, each tree once. A process that works alone takes over the active trees
+        of all processes."""
+        paths = [self._active_path] if self._active_path.exists() else []
         if self._alone and self.folder.exists():
-            paths += sorted(path for path in self.folder.glob("underway-*.jsonl") if path != self._mine)
+            paths += sorted(path for path in self.folder.glob("active-*.jsonl") if path != self._active_path)
         seen = set(self._ended)
         for path in paths:
-            for tree in self._trees(path):
-                if tree.problem.id in self._block and tree.problem.id not in seen:
+            for tree in self._read_trees(path):
+                if tree.problem.id in self._block_of and tree.problem.id not in seen:
                     seen.add(tree.problem.id)
                     yield tree
 
-    def _trees(self, path: epath.Path) -> list[Tree]:
-        """The whole records of a file, which may be cut short."""
+    def _read_trees(self, path: epath.Path) -> list[Tree]:
+        """Read the complete records of a file whose last line may be cut short."""
         records = list(storage.read_jsonl(path, allow_truncated=True))
         for record in records:
-            if (theirs := record.get("config")) != self.digest:
+            if (digest := record.get("config")) != self.digest:
                 raise AstroError(
-                    f"{path}: holds trees of another config ({theirs} there, {self.digest} here); nothing was changed, "
+                    f"{path}: holds trees of another config ({digest} there, {self.digest} here); nothing was changed, "
                     "remove it or choose another out"
                 )
         try:
             return [Tree.from_record(record) for record in records]
         except (KeyError, TypeError, ValueError, IndexError) as e:
             raise AstroError(
-                f"{path}: holds a record that is no tree ({e!r}); remove it to grow its trees again"
+                f"{path}: holds a record that is no tree ({e!r}); remove it to search its problems again"
             ) from e

@@ -1,35 +1,49 @@
-"""One search tree: PUCT selection, expansion, backup. No model in here.
+"""A search tree: its nodes, and their JSON records. The search itself stands in `mcts`.
 
-A node is a reasoning state: the problem and the steps so far. A node is terminal when its last step ended with the
-end token, or when nothing can follow it: it stands at the depth limit, the model's context has no room for more, or no
-step that was proposed after it came to an end.
+A node is a reasoning state: the problem and the steps so far. An action is one step. A node is terminal when its last
+step ended with the end token, or when no step can follow: the node stands at the depth limit, the model's context has
+no room for more, or no proposed step was complete within `search.max_step_tokens`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from astro_jax.storage import Json
 from astro_jax.types import Problem
 
 
+class Step(NamedTuple):
+    """An action: one reasoning step as tokens, and as text without the end token."""
+
+    tokens: tuple[int, ...]
+    text: str
+
+
 @dataclasses.dataclass
 class Node:
-    """A state, and the action (step) that led to it from its parent.
+    """A state S, and the action (step) a that led to S from its parent.
 
     Attributes:
-      tokens: the action's tokens.
-      text: the action's text, without the end token.
-      prior: P_LM(a | S) among its siblings.
-      reward: R(S) (Eq. 2), the mean verdict of its rollouts; of a terminal node its own verdict.
-      visits: N(S) (Eq. 3): evaluations in its subtree, its own included.
-      value: Q (Eq. 4) of the action that leads here.
-      virtual: selections under way, which count as visits of value 0 until they are backed up.
-      number: of those that the search has proposed, in order; it names the draws at the node.
-      kept: rollouts that were kept and lead through it, until the search proposes it itself (Tree.solution).
+      id: the node's index in `Tree.nodes`.
+      parent: the id of the parent, -1 for the root.
+      tokens: the tokens of the action.
+      text: the text of the action, without the end token.
+      prior: P(a | parent), the policy's probability of the action among its siblings.
+      reward: R(S) (Eq. 2), the share of correct rollouts. For a terminal node: 1 if it is correct, else 0.
+      visits: N(S) (Eq. 3), the number of evaluations in the node's subtree, its own included.
+      value: Q(parent, a) (Eq. 4).
+      terminal: whether no step can follow.
+      correct: the verdict on a terminal node. None for all other nodes.
+      answer: the final answer of a terminal node. None if none could be read.
+      children: the ids of the children.
+      virtual_visits: selections that lead through the node and are not backed up yet (`mcts.select`).
+      number: the node is the number-th that the search proposed. It names the random draws at the node.
+      kept_rollouts: the number of kept rollouts that lead through the node. 0 once the search has proposed the node
+        itself (`kept_rollouts.keep`).
     """
 
     id: int
@@ -44,174 +58,129 @@ class Node:
     correct: bool | None = None
     answer: str | None = None
     children: list[int] = dataclasses.field(default_factory=list)
-    virtual: int = 0
+    virtual_visits: int = 0
     number: int = 0
-    kept: int = 0
+    kept_rollouts: int = 0
 
-
-Step = tuple[tuple[int, ...], str]  # its tokens and its text
+    def end(self, correct: bool, answer: str | None) -> None:
+        """Make the node terminal, with the verdict on its solution."""
+        self.terminal, self.correct, self.answer = True, correct, answer
 
 
 class Tree:
     """The tree of one problem. Node 0 is the root.
 
+    Args:
+      prompt_tokens: the tokens of the prompt.
+
     Attributes:
-      iterations: rounds of selection, expansion, evaluation and backup so far.
-      sampled: tokens drawn for it, of proposals and rollouts alike.
-      unfinished: nodes after which no proposed step came to an end within `max_step_tokens`.
-      ended: why it grows no further: "iterations", "enough", "tokens", or "samples" (best-of-N); "" while it does.
+      nodes: all nodes. A node's id is its index.
+      simulations: the number of simulations so far (selection, expansion, evaluation and backup).
+      sampled_tokens: tokens that were sampled for the tree, in proposals and in rollouts.
+      unfinished: the number of nodes after which no proposed step was complete within `search.max_step_tokens`.
+      end_reason: why the search of the tree ended: "iterations" (all simulations are done), "enough" (early stop),
+        "tokens" (the token budget is spent) or "samples" (best-of-N). "" while the tree is active.
     """
 
-    def __init__(self, problem: Problem, prompt: Sequence[int] = ()):
+    def __init__(self, problem: Problem, prompt_tokens: Sequence[int] = ()):
         self.problem = problem
-        self.prompt = tuple(prompt)
+        self.prompt_tokens = tuple(prompt_tokens)
         self.nodes = [Node(0, -1)]
-        self.iterations = self.sampled = self.unfinished = 0
-        self.ended = ""
-        self._proposed = 0
+        self.simulations = self.sampled_tokens = self.unfinished = 0
+        self.end_reason = ""
+        self._proposals = 0
 
     def path(self, node: int) -> list[Node]:
-        """The nodes from the root's child down to this one."""
-        found = []
+        """The nodes from the root's child down to `node`. Empty for the root."""
+        nodes = []
         while node:
-            found.append(self.nodes[node])
+            nodes.append(self.nodes[node])
             node = self.nodes[node].parent
-        return found[::-1]
+        return nodes[::-1]
 
-    def tokens(self, node: int) -> tuple[int, ...]:
-        """The prompt and all steps up to a node."""
-        return self.prompt + tuple(t for n in self.path(node) for t in n.tokens)
+    def prefix_tokens(self, node: int) -> tuple[int, ...]:
+        """The tokens of the prompt and of all steps up to `node`."""
+        return self.prompt_tokens + tuple(token for n in self.path(node) for token in n.tokens)
 
-    def text(self, node: int) -> str:
-        """All steps up to a node."""
+    def path_text(self, node: int) -> str:
+        """The text of all steps up to `node`, without the prompt."""
         return "".join(n.text for n in self.path(node))
 
-    def select(self, c_puct: float) -> int:
-        """Descend by PUCT to a node without proposed children: argmax_a Q + c_puct P sqrt(N(S)) / (1 + N(S, a)).
+    def add_child(self, parent: int, tokens: Sequence[int], text: str, prior: float) -> Node:
+        """Add a proposed step as a child that is not evaluated yet.
 
-        A selection counts as a visit of value 0 on its path until it is backed up (virtual loss).
+        If a kept rollout has already added a child with these tokens, that child becomes the proposed one.
         """
-        at = self.nodes[0]
-        while proposed := [self.nodes[c] for c in at.children if not self.nodes[c].kept]:
-            total = math.sqrt(at.visits + at.virtual)
-            at.virtual += 1
-            at = max(proposed, key=lambda n: _puct(n, total, c_puct))
-        at.virtual += 1
-        return at.id
-
-    def release(self, node: int) -> None:
-        """Take back the virtual visits of one selection."""
-        for n in (self.nodes[0], *self.path(node)):
-            n.virtual -= 1
-
-    def add(self, parent: int, tokens: Sequence[int], text: str, prior: float) -> Node:
-        """A child, not evaluated yet: a new one, or the one with these tokens that a kept rollout has left there."""
         node = self._child(parent, tuple(tokens))
-        if node is None or not node.kept:
-            node = self._new(parent, tuple(tokens), text)
-        self._proposed += 1
-        node.prior, node.number, node.kept = prior, self._proposed, 0
+        if node is None or not node.kept_rollouts:
+            node = self._append(parent, tuple(tokens), text)
+        self._proposals += 1
+        node.prior, node.number, node.kept_rollouts = prior, self._proposals, 0
         return node
 
-    def solution(self, node: int, steps: Sequence[Step], correct: bool, answer: str | None, visit: bool) -> list[Node]:
-        """Put a judged solution below a node: one node a step, equal beginnings merged, the last one terminal.
-
-        R(S) is Eq. 2 over the solutions that lead through S, and Q = R: by Eq. 4 too, since the mean over S's children
-        is the mean over those same solutions.
-
-        Args:
-          visit: each solution is an evaluation, N(S) += 1 from the root on (best-of-N). Otherwise it is a rollout that
-            is kept and counts in the R of `node` already: N = 0 and prior 0, so neither PUCT nor a Q above sees it.
+    def add_chain(self, node: int, steps: Sequence[Step]) -> list[Node]:
+        """Add a chain of steps below `node`, one node a step. Steps that the tree already holds are not added again.
 
         Returns:
           the nodes of the steps.
         """
-        found: list[Node] = []
+        chain: list[Node] = []
         for tokens, text in steps:
-            at = found[-1].id if found else node
-            found.append(self._child(at, tokens) or self._new(at, tokens, text))
-        for n in (self.nodes[0], *found) if visit else found:
-            if visit:
-                n.visits += 1
-            else:
-                n.prior, n.kept = 0.0, n.kept + 1
-            n.reward += (correct - n.reward) / (n.visits or n.kept)
-            n.value = n.reward
-        found[-1].terminal, found[-1].correct, found[-1].answer = True, correct, answer
-        return found
-
-    def _child(self, parent: int, tokens: tuple[int, ...]) -> Node | None:
-        """The child that these tokens lead to."""
-        children = (self.nodes[c] for c in self.nodes[parent].children)
-        return next((child for child in children if child.tokens == tokens), None)
-
-    def _new(self, parent: int, tokens: tuple[int, ...], text: str) -> Node:
-        node = Node(len(self.nodes), parent, tokens, text)
-        self.nodes.append(node)
-        self.nodes[parent].children.append(node.id)
-        return node
-
-    def backup(self, node: int) -> None:
-        """Count one evaluation of a node, whose reward is set, and refresh N and Q up to the root (Eq. 3 and 4).
-
-        Q(S, a) = (sum_i Q(S', a_i) N(S', a_i) + R(S')) / (sum_i N(S', a_i) + 1), where a leads to S'.
-        """
-        for n in (*self.path(node)[::-1], self.nodes[0]):
-            n.visits += 1
-            children = [self.nodes[c] for c in n.children]
-            visits = sum(c.visits for c in children)
-            n.value = (sum(c.value * c.visits for c in children) + n.reward) / (visits + 1)
+            parent = chain[-1].id if chain else node
+            chain.append(self._child(parent, tokens) or self._append(parent, tokens, text))
+        return chain
 
     def terminals(self, correct: bool) -> list[Node]:
-        """The correct or incorrect terminal nodes, in depth-first order."""
-        found, stack = [], [0]
+        """The correct or the incorrect terminal nodes, in depth-first order."""
+        terminals, stack = [], [0]
         while stack:
             node = self.nodes[stack.pop()]
             if node.terminal and node.correct == correct:
-                found.append(node)
+                terminals.append(node)
             stack.extend(reversed(node.children))
-        return found
+        return terminals
 
-    def enough(self, correct: int, wrong: int) -> bool:
-        """Whether it has so many correct terminals, and incorrect ones with so many different answers."""
-        answers = {n.answer for n in self.terminals(False) if n.answer}
-        return len(self.terminals(True)) >= correct and len(answers) >= wrong
+    def has_enough(self, correct: int, wrong: int) -> bool:
+        """Whether the tree has `correct` correct terminals, and incorrect ones with `wrong` different answers."""
+        wrong_answers = {n.answer for n in self.terminals(False) if n.answer}
+        return len(self.terminals(True)) >= correct and len(wrong_answers) >= wrong
 
-    def record(self, whole: bool = False) -> Json:
+    def record(self, resumable: bool = False) -> Json:
         """The tree as one JSON record.
 
-        No field is null or differs in type from tree to tree, which `datasets` would refuse: what has no answer has the
-        answer "", what is not terminal is not correct, and the problem's `meta` is JSON in a text.
+        Each field has one type in all records, and none is null: `datasets` refuses other files. A node without an
+        answer has the answer "", a node that is not terminal is not correct, and the problem's `meta` is JSON as text.
 
         Args:
-          whole: with tokens and every digit, so that the tree can grow on.
+          resumable: keep tokens and all digits, so that the search of the tree can go on.
         """
         fields: tuple[str, ...] = (
-            "id", "parent", "text", "terminal", "correct", "answer", "visits", "value", "prior", "reward", "kept",
+            "id", "parent", "text", "terminal", "correct", "answer", "visits", "value", "prior", "reward",
+            "kept_rollouts",
         )  # fmt: skip
-        fields += ("tokens", "number") if whole else ()
+        fields += ("tokens", "number") if resumable else ()
         nodes = [{f: getattr(n, f) for f in fields} for n in self.nodes]
         for node in nodes:
             node |= {"correct": bool(node["correct"]), "answer": node["answer"] or ""}
-            node |= {} if whole else {f: round(node[f], 6) for f in ("value", "prior", "reward")}
+            node |= {} if resumable else {f: round(node[f], 6) for f in ("value", "prior", "reward")}
         problem = dataclasses.asdict(self.problem)
         return {
             "problem": problem | {"meta": json.dumps(problem["meta"])},
-            "ended": self.ended,
-            "iterations": self.iterations,
-            "sampled_tokens": self.sampled,
+            "end_reason": self.end_reason,
+            "simulations": self.simulations,
+            "sampled_tokens": self.sampled_tokens,
             "unfinished": self.unfinished,
-            **({"prompt": self.prompt} if whole else {}),
+            **({"prompt": self.prompt_tokens} if resumable else {}),
             "nodes": nodes,
         }
 
     @classmethod
     def from_record(cls, record: Json) -> Tree:
-        """The tree of a record: with tokens if it is whole."""
+        """Read the tree of a record. Only the tree of a resumable record has tokens."""
         problem = record["problem"]
         tree = cls(Problem(**problem | {"meta": json.loads(problem["meta"])}), record.get("prompt", ()))
-        tree.ended, tree.iterations = record["ended"], record["iterations"]
-        tree.sampled, tree.unfinished = record["sampled_tokens"], record["unfinished"]
+        tree.end_reason, tree.simulations = record["end_reason"], record["simulations"]
+        tree.sampled_tokens, tree.unfinished = record["sampled_tokens"], record["unfinished"]
         tree.nodes = [
             Node(**fields | {
                 "tokens": tuple(fields.get("tokens", ())),
@@ -219,13 +188,18 @@ class Tree:
                 "answer": fields["answer"] or None,
             }) for fields in record["nodes"]
         ]  # fmt: skip
-        tree._proposed = max(node.number for node in tree.nodes)
+        tree._proposals = max(node.number for node in tree.nodes)
         for node in tree.nodes[1:]:
             tree.nodes[node.parent].children.append(node.id)
         return tree
 
+    def _child(self, parent: int, tokens: tuple[int, ...]) -> Node | None:
+        """The first child of `parent` with these tokens. None if no child has them."""
+        children = (self.nodes[c] for c in self.nodes[parent].children)
+        return next((child for child in children if child.tokens == tokens), None)
 
-def _puct(node: Node, sqrt_total: float, c_puct: float) -> float:
-    visits = node.visits + node.virtual
-    value = node.value * node.visits / visits if visits else 0.0
-    return value + c_puct * node.prior * sqrt_total / (1 + visits)
+    def _append(self, parent: int, tokens: tuple[int, ...], text: str) -> Node:
+        node = Node(len(self.nodes), parent, tokens, text)
+        self.nodes.append(node)
+        self.nodes[parent].children.append(node.id)
+        return node

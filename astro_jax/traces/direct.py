@@ -1,42 +1,52 @@
-"""The Direct control's data: solutions without search, as much of them as ASTRO has."""
+"""The data of the Direct control: solutions without search, as many examples or tokens as ASTRO has."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.sampler import SamplingParams
 from astro_jax.storage import Json
-from astro_jax.traces.author import Author
+from astro_jax.traces.writer import TraceWriter
 from astro_jax.types import Problem
 
 
-def best_of_n(problems: Sequence[Problem], c: cfg.Traces, author: Author) -> list[list[str]]:
-    """The different right answers among N independent samples of each problem: what needs no tree (asked for by the
-    paper's reviewers)."""
-    requests = [author.policy.request(p.prompt, c.direct_samples, "traces", "best-of-n", p.id) for p in problems]
-    samples = author.policy.generate(requests, SamplingParams(c.direct_tokens))
-    responses = [[author.policy.response(p, s) for s in each] for p, each in zip(problems, samples, strict=True)]
-    verdicts = iter(author.verifier.judge([r for each in responses for r in each]))
-    return [list(dict.fromkeys(r.text for r in each if next(verdicts).correct)) for each in responses]
+def sample_solutions(problems: Sequence[Problem], c: cfg.Traces, writer: TraceWriter) -> list[list[str]]:
+    """Sample N independent solutions of each problem, and keep the different correct ones (`traces.direct: best-of-n`).
+
+    Such a control needs no tree. The paper's reviewers asked for it.
+    """
+    policy = writer.policy
+    requests = [policy.request(p.prompt, c.direct_samples, "traces", "best-of-n", p.id) for p in problems]
+    completions = policy.generate(requests, SamplingParams(c.direct_tokens))
+    responses = [
+        [policy.response(p, completion) for completion in group] for p, group in zip(problems, completions, strict=True)
+    ]
+    verdicts = iter(writer.verifier.judge([r for group in responses for r in group]))
+    return [list(dict.fromkeys(r.text for r in group if next(verdicts).correct)) for group in responses]
 
 
-def by_turns(pool: Sequence[Sequence[Json]]) -> list[Json]:
-    """The examples of many problems in one list: one of each problem, then another of each."""
-    return [e for turn in itertools.zip_longest(*pool) for e in turn if e is not None]
+def interleave(examples_by_problem: Sequence[Sequence[Json]]) -> list[Json]:
+    """Join the examples of many problems: the first of each problem, then the second of each, and so on."""
+    turns = itertools.zip_longest(*examples_by_problem)
+    return [example for turn in turns for example in turn if example is not None]
 
 
-def matched(pool: Sequence[Json], astro: Sequence[Json], how: str, length: Callable[[Json], int]) -> list[Json]:
-    """As much of a pool of examples as there is of ASTRO's, from its beginning again when it ends.
+def match_size(
+    pool: Sequence[Json], astro: Sequence[Json], by: Literal["examples", "tokens"], length: Callable[[Json], int]
+) -> list[Json]:
+    """Take as much from a pool of examples as ASTRO has. A pool that is too small is taken again from its beginning.
 
     Args:
-      how: "examples": equally many; "tokens": as many tokens, to within half of the last example.
-      length: an example's tokens.
+      by: "examples": the same number of examples. "tokens": the same number of tokens, to within half of the last
+        example.
+      length: gives the number of tokens of an example.
 
     Raises:
-      AstroError: when there is nothing to take.
+      AstroError: when the pool is empty.
     """
     if not astro:
         return []
@@ -45,10 +55,10 @@ def matched(pool: Sequence[Json], astro: Sequence[Json], how: str, length: Calla
             "traces.direct: no sample is right, so there is no Direct control; raise traces.direct_samples"
         )
     endless = itertools.cycle(pool)
-    if how == "examples":
+    if by == "examples":
         return list(itertools.islice(endless, len(astro)))
-    left, found = sum(map(length, astro)), []
-    while 2 * left >= length(example := next(endless)):
-        found.append(example)
-        left -= length(example)
-    return found
+    remaining, taken = sum(map(length, astro)), []
+    while 2 * remaining >= length(example := next(endless)):
+        taken.append(example)
+        remaining -= length(example)
+    return taken

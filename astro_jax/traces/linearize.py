@@ -1,4 +1,12 @@
-"""Algorithm 1: a tree becomes a sequence of nodes that visits wrong answers first and ends at a right one."""
+"""Algorithm 1 of the paper (section 2.3): `linearize` turns a tree into a sequence of nodes.
+
+The sequence visits k wrong answers first and ends at a correct terminal. Example, with the wrong terminals 3 and 5, the
+correct terminal 4 and k = 2:
+
+    root -+- 1 -+- 3  wrong, answer 2        [1, 3, 4]        for k = 1 with terminal 3
+          |     `- 4  correct                [2, 5, 1, 4]     for k = 1 with terminal 5
+          `- 2 --- 5  wrong, answer 9        [1, 3, 2, 5, 4]  for k = 2
+"""
 
 from __future__ import annotations
 
@@ -8,98 +16,102 @@ from typing import Literal
 
 from astro_jax.search.tree import Node, Tree
 
-
-def wrong_answers(tree: Tree) -> dict[str, list[Node]]:
-    """The incorrect terminals by their answer. A terminal without a valid answer teaches nothing and is left out."""
-    found: dict[str, list[Node]] = {}
-    for node in tree.terminals(correct=False):
-        if node.answer is not None:
-            found.setdefault(node.answer, []).append(node)
-    return found
+LeaveAt = Literal["terminal", "inside"]
+MergeAt = Literal["ancestor", "root", "random"]
 
 
-def sample(
-    tree: Tree, k: int, rng: random.Random, leave: Literal["terminal", "inside"] = "terminal",
-    point: Literal["ancestor", "root", "random"] = "ancestor", passed: Collection[int] | None = None,
+def linearize(
+    tree: Tree, k: int, rng: random.Random, leave_at: LeaveAt = "terminal", merge_at: MergeAt = "ancestor",
+    passed: Collection[int] | None = None,
 ) -> list[int] | None:  # fmt: skip
-    """Draw one correct terminal and k incorrect ones with pairwise different answers, and linearize them.
+    """Algorithm 1: draw one correct terminal and k incorrect ones with different answers, and merge their paths.
 
     Args:
-      leave: whether a wrong branch is left at its terminal or at a node inside.
-      point: where the next one is entered, see `merge`.
-      passed: Psi', the correct terminals to draw from (traces.self_evaluation); None: all of Psi, as where a verifier
-        is exact and no answer is right by luck.
+      k: the number of wrong answers.
+      leave_at: where a wrong branch is left: at its terminal, or at a node before the terminal.
+      merge_at: where the next path is entered (`merge_paths`).
+      passed: Psi', the correct terminals that self-evaluation let pass. None: all correct terminals (Psi). A verifier
+        that is exact leaves nothing to filter.
 
     Returns:
-      node ids; None when the tree has no such terminal or fewer than k different wrong answers. With `leave` inside k
-      is the most, and None is for a tree none of whose wrong branches can be left before its end.
+      node ids. None when the tree has no such correct terminal, or fewer than k different wrong answers. With
+      `leave_at="inside"` the sequence has at most k wrong branches, and None stands for a tree whose wrong branches
+      cannot be left before their terminals.
     """
     correct = [n for n in tree.terminals(correct=True) if passed is None or n.id in passed]
     wrong = wrong_answers(tree)
     if not correct or len(wrong) < k:
         return None
     last = rng.choice(correct)
-    if leave == "inside":
-        left = _inside(tree, wrong, k, last, rng)
+    if leave_at == "inside":
+        ends = _draw_inside(tree, wrong, k, last, rng)
     else:
-        drawn = (rng.choice(wrong[answer]).id for answer in rng.sample(sorted(wrong), k))
-        left = {terminal: terminal for terminal in drawn}
-    if k and not left:
+        terminals = (rng.choice(wrong[answer]).id for answer in rng.sample(sorted(wrong), k))
+        ends = {terminal: terminal for terminal in terminals}
+    if k and not ends:
         return None
-    # In depth-first order, so that a branch is searched out before the next one (ours: the paper gives no order).
-    ends = [tree.nodes[left[n.id]] for n in tree.terminals(correct=False) if n.id in left]
-    return merge(tree, [*ends, last], point, rng)
+    # In depth-first order, so that a branch is finished before the next one starts (ours: the paper gives no order).
+    branches = [tree.nodes[ends[n.id]] for n in tree.terminals(correct=False) if n.id in ends]
+    return merge_paths(tree, [*branches, last], merge_at, rng)
 
 
-def merge(
-    tree: Tree, ends: Sequence[Node], point: Literal["ancestor", "root", "random"] = "ancestor",
-    rng: random.Random | None = None,
-) -> list[int]:  # fmt: skip
-    """The paths from the root to each end, in order. No end lies on the path to another.
+def merge_paths(
+    tree: Tree, ends: Sequence[Node], merge_at: MergeAt = "ancestor", rng: random.Random | None = None
+) -> list[int]:
+    """Join the paths from the root to each end, in order. No end lies on the path to another end.
+
+    Where the next node is not a child of the node before, the sequence goes back to the next node's parent. The two
+    invariants of the paper follow: the sequence ends at the last end, and no wrong answer occurs twice.
 
     Args:
-      point: where a path is entered from the end before it. "ancestor": at the deepest node that it shares with any
-        path before, so that each node stands once; "root": at the root, so that the path is repeated as a whole;
-        "random": at any node from the root to that deepest one.
-      rng: draws the random one.
-
-    Where the next node is not a child of the one before, the sequence goes back to the next node's parent. Both of the
-    paper's invariants hold by construction of the arguments: the sequence ends at the last end, and no wrong answer
-    occurs twice, since no terminal does.
+      merge_at: where a path is entered after the end before. "ancestor": below the deepest node that the path shares
+        with any earlier path, so each node stands once. "root": at the root, so the whole path is repeated. "random":
+        below any node between the root and that deepest node.
+      rng: draws the node for "random".
     """
     sequence: list[int] = []
     seen: set[int] = set()
     for end in ends:
         path = [node.id for node in tree.path(end.id)]
-        start = 0 if point == "root" else sum(n in seen for n in path)
-        if point == "random":
-            assert rng is not None, "a random point is drawn"
+        start = 0 if merge_at == "root" else sum(n in seen for n in path)
+        if merge_at == "random":
+            assert rng is not None, 'merge_at="random" needs rng'
             start = rng.randint(0, start)
         sequence += path[start:]
         seen.update(path)
     return sequence
 
 
-def backtracks(tree: Tree, sequence: Sequence[int]) -> int:
-    """How often a sequence goes back."""
+def wrong_answers(tree: Tree) -> dict[str, list[Node]]:
+    """Lambda of the paper: the incorrect terminals, by answer. A terminal without an answer is left out."""
+    terminals: dict[str, list[Node]] = {}
+    for node in tree.terminals(correct=False):
+        if node.answer is not None:
+            terminals.setdefault(node.answer, []).append(node)
+    return terminals
+
+
+def count_backtracks(tree: Tree, sequence: Sequence[int]) -> int:
+    """Count the nodes of a sequence that are not children of the node before."""
     return sum(tree.nodes[n].parent != before for before, n in zip([0, *sequence], sequence, strict=False))
 
 
-def _inside(
-    tree: Tree, wrong: dict[str, list[Node]], k: int, last: Node, rng: random.Random
-) -> dict[int, int]:  # fmt: skip
-    """At most k incorrect terminals, with the inner node before each at which its branch is left.
+def _draw_inside(tree: Tree, wrong: dict[str, list[Node]], k: int, last: Node, rng: random.Random) -> dict[int, int]:
+    """Draw at most k incorrect terminals, and for each an inner node of its path at which the branch is left.
 
-    Such a node lies neither on the path to another end nor below one: else nothing would be gone back from, or a
-    branch that was left would go on.
+    Such a node lies neither on the path to another end, else nothing would be gone back from; nor below another end,
+    else a branch that was left would go on.
+
+    Returns:
+      {terminal: inner node}.
     """
-    ways = {n.id for n in tree.path(last.id)}
-    left: dict[int, int] = {}
+    on_paths = {n.id for n in tree.path(last.id)}
+    ends: dict[int, int] = {}
     for answer in rng.sample(sorted(wrong), len(wrong)):
         terminal = rng.choice(wrong[answer])
         path = [n.id for n in tree.path(terminal.id)[:-1]]
-        free = [n for n in path if n not in ways]
-        if len(left) < k and free and not set(left.values()) & set(path):
-            end = left[terminal.id] = rng.choice(free)
-            ways.update(path[: path.index(end) + 1])
-    return left
+        free = [n for n in path if n not in on_paths]
+        if len(ends) < k and free and not set(ends.values()) & set(path):
+            end = ends[terminal.id] = rng.choice(free)
+            on_paths.update(path[: path.index(end) + 1])
+    return ends

@@ -148,7 +148,7 @@ class Trainer:
         grads = zero_gradients(self.config, self.sharding)
         sums = []
         for micro in self._micro_batches(rollouts, scores):
-            grads, metrics = self._accumulate(state.params, grads, self.sharding.put(micro, "batch"))
+            grads, metrics = self._accumulate(state.params, grads, self.sharding.device_put(micro, "batch"))
             sums.append(metrics)
         state, metrics = self._apply(state, grads)
         total = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in (sums[0] if sums else {})}

@@ -45,21 +45,22 @@ def token_logprobs(
     Returns:
       two float32 [B, S]; column 0 and each segment's first token hold values without meaning (their weight is 0).
     """
-    x = model.hidden(
+    x = model.hidden_states(
         params, batch.tokens, config,
-        positions=batch.positions, segments=batch.segments, sharding=sharding, remat=remat,
+        positions=batch.positions, segment_ids=batch.segments, sharding=sharding, remat=remat,
     )  # fmt: skip
     targets = jnp.roll(batch.tokens, -1, axis=1)
-    matrix, axes = model.head(params)
+    matrix, axes = model.lm_head_weight(params)
     predict = functools.partial(_predictions, axes=axes)
     if sharding is not None:
         # Gathered once, and spelled out for each device: in XLA's hands every chunk would gather the head and what the
         # blocks give, and scatter the head's gradient.
         there = [axis if axis == "vocab" else None for axis in axes]
-        matrix, x = sharding.move(matrix, axes, there), sharding.move(x, ("batch", "seq", None), ("batch", None, None))
+        matrix = sharding.reshard(matrix, axes, there)
+        x = sharding.reshard(x, ("batch", "seq", None), ("batch", None, None))
         rows = sharding.spec(("batch", None))
         predict = jax.shard_map(
-            functools.partial(predict, vocab=sharding.axes("vocab")), mesh=sharding.mesh,
+            functools.partial(predict, vocab=sharding.mesh_axes("vocab")), mesh=sharding.mesh,
             in_specs=(sharding.spec(there), sharding.spec(("batch", None, None)), rows), out_specs=rows,
         )  # fmt: skip
     logp, entropy = predict(matrix, x, targets)

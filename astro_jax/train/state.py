@@ -15,7 +15,7 @@ from astro_jax import config as cfg
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
-from astro_jax.mesh import Sharding, spread
+from astro_jax.mesh import Sharding, device_put_global
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Params, Any], tuple[jax.Array, Metrics]]
@@ -83,7 +83,7 @@ def abstract_state(config: LlamaConfig, tx: optax.GradientTransformation, shardi
 
 def place(state: TrainState, like: TrainState) -> TrainState:
     """Put a state onto the shardings of `abstract_state`."""
-    return jax.tree.map(lambda x, s: spread(x, s.sharding), state, like)
+    return jax.tree.map(lambda x, s: device_put_global(x, s.sharding), state, like)
 
 
 def make_step(

@@ -56,7 +56,7 @@ def test_what_it_does_not_know_is_unknown(text):
 
 
 def test_special_tokens():
-    assert len({TOKENIZER.end, TOKENIZER.hf.pad_token_id, UNKNOWN}) == 3
+    assert len({TOKENIZER.eos_token_id, TOKENIZER.hf.pad_token_id, UNKNOWN}) == 3
     assert TOKENIZER.hf.pad_token_id == 0  # what packing fills rows with
     assert len(TOKENIZER) == len(set(TOKENIZER.hf.get_vocab().values())) == max(TOKENIZER.hf.get_vocab().values()) + 1
 
@@ -66,9 +66,9 @@ def test_it_is_saved_and_loaded(tmp_path):
     again = tokenizer.load(str(tmp_path))
     for text in itertools.islice(texts(), 50):
         assert again.encode(text) == TOKENIZER.encode(text) and again.decode(again.encode(text)) == text
-    assert again.end == TOKENIZER.end
+    assert again.eos_token_id == TOKENIZER.eos_token_id
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(AstroError, match="no tokenizer can be read there"):
+    with pytest.raises(AstroError, match="no tokenizer can be read from this folder"):
         tokenizer.load(str(tmp_path))

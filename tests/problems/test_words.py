@@ -4,18 +4,16 @@ import json
 from fractions import Fraction
 
 import pytest
-import tokenizers
 from etils import epath
-from helpers import tiny_config, tiny_params
+from helpers import chat_tokenizer, tiny_config, tiny_params
 
 from astro_jax import config as cfg
 from astro_jax import llama, pipeline
 from astro_jax.cli import main
 from astro_jax.errors import AstroError
-from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.problems import words
 from astro_jax.search.tree import Tree
-from astro_jax.traces.clone import clone
+from astro_jax.traces.procedure_cloning import clone
 from astro_jax.types import Problem
 from astro_jax.verify import number, verify
 
@@ -169,7 +167,7 @@ def test_a_trace_quotes_the_line_that_it_goes_back_to():
     tree = Tree(Problem("x", "Tom has 2 cats and 3 dogs. How many pets?", "5", {}, "number"))
     texts = ["He has 2 cats.\n", "The answer is 2.", "The answer is 3.", "2 + 3 = 5.\n", "The answer is 5."]
     for parent, text in zip((0, 1, 1, 0, 4), texts, strict=True):
-        node = tree.add(parent, (), text, 1.0)
+        node = tree.add_child(parent, (), text, 1.0)
         node.terminal = text.startswith("The")
     text = "".join(p.text for p in clone(tree, [1, 2, 3, 4, 5], None, True))
     assert text == (
@@ -193,30 +191,12 @@ def test_a_trace_quotes_the_line_that_it_goes_back_to():
 
 # ---- A whole run
 
-TEMPLATE = "{% for m in messages %}{{ '<' + m.role + '>' + m.content + '<end>' }}{% endfor %}<assistant>"
-
-
-def chatting():
-    """A tokenizer of single characters with a chat template."""
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "<end>", "<unk>", "<system>", "<user>", "<assistant>"]
-    letters = sorted({chr(i) for i in range(32, 127)} | {"\n"})
-    vocab = {c: i for i, c in enumerate([*special, *letters])}
-    chars = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="<unk>"))
-    chars.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("[\\s\\S]"), behavior="isolated")
-    chars.decoder = tokenizers.decoders.Fuse()
-    chars.add_special_tokens(special)
-    return Tokenizer(PreTrainedTokenizerFast(
-        tokenizer_object=chars, eos_token="<end>", unk_token="<unk>", pad_token="<pad>", chat_template=TEMPLATE,
-    ))  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run that a tiny model does in seconds: which of two digits that a problem shows is asked for."""
     folder = tmp_path_factory.mktemp("words")
-    tokenizer = chatting()
+    tokenizer = chat_tokenizer()
     config = tiny_config(vocab_size=len(tokenizer), d_model=32, head_dim=16, n_layers=2, max_positions=512)
     llama.save(epath.Path(folder / "model"), config, tiny_params(config), tokenizer)
     write(

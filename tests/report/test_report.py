@@ -432,7 +432,7 @@ if __name__ == "__main__":
 
 def test_a_record_of_the_search_is_shown_as_it_was_meant():
     tree = Tree(countdown.make_problem((2, 3, 4), 10))
-    tree.add(0, (1,), " 4 - 3 = 1, left 2 1.\n", 1.0)
+    tree.add_child(0, (1,), " 4 - 3 = 1, left 2 1.\n", 1.0)
     nodes = choose._prune(tree.record()["nodes"], set())
     assert choose.label(tree.record()["problem"]) == "10 from 2 3 4"
     assert [n["answer"] for n in nodes] == [None, None] and nodes[1]["text"] == " 4 - 3 = 1, left 2 1.\n"

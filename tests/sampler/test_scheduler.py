@@ -1,66 +1,95 @@
-"""Continuous batching on the host, played with random lengths: what must hold whatever happens."""
+"""Continuous batching on the host, simulated with random lengths."""
 
 import collections
 import random
 
+import numpy as np
 import pytest
 
-from astro_jax.sampler.cache import Shape
-from astro_jax.sampler.schedule import NONE, Schedule
+from astro_jax.sampler.kv_cache import CacheLayout
+from astro_jax.sampler.scheduler import Scheduler, Sequence
+
+KEY = np.zeros(2, np.uint32)
 
 
-def play(counts, shape, seed, drop=()):
-    """Run until nothing waits; returns how often each (request, sample) began, and the loads without a source."""
+def groups(*counts):
+    """So many sequences of each request; the prompt of request i is (i, i)."""
+    return [[Sequence(i, (i, i), KEY, 8) for _ in range(n)] for i, n in enumerate(counts)]
+
+
+def layout(num_seqs, group_size):
+    return CacheLayout(num_seqs, group_size, 1, 1, 8)
+
+
+def simulate(counts, layout, seed, abort=()):
+    """Run until no sequence waits; return the sequences in their order of start, and the computed requests."""
     rng = random.Random(seed)
-    schedule, begun, fresh, holds = Schedule(counts, shape), collections.Counter(), [], {}
-    while schedule.waiting or len(schedule.live):
-        loads, rows = schedule.fill()
-        for load in loads:
-            users = schedule.live[schedule.live // shape.lane == load.slot // shape.prefixes]
-            for row in set(users) - set(rows):  # no prefix is replaced while a row looks at it
-                assert schedule.slot[row] != load.slot % shape.prefixes
-            if load.source is None:
-                fresh.append(load.request)
+    scheduler, started, computed, held = Scheduler(groups(*counts), layout), [], [], {}
+    while scheduler.waiting or len(scheduler.live):
+        prefixes, new = scheduler.schedule()
+        old = [s for s in scheduler.running if s is not None and s not in new]
+        for prefix in prefixes:
+            for sequence in old:  # no prefix is replaced while a row attends to it
+                group = sequence.row // layout.group_size
+                assert group * layout.prefixes_per_group + sequence.prefix_slot != prefix.prefix_slot
+            if prefix.copy_from is None:
+                computed.append(prefix.request)
             else:
-                assert holds[load.source] == load.request  # what is copied is there
-            holds[load.slot] = load.request
-        for row in rows:
-            request = int(schedule.request[row])
-            begun[request, int(schedule.sample[row])] += 1
-            assert holds[row // shape.lane * shape.prefixes + int(schedule.slot[row])] == request
-        free = [r for r in range(shape.rows) if schedule.request[r] == NONE]
-        assert not schedule.waiting or shape.lane > 1 or not free  # one row a lane: none idles while samples wait
-        for request in drop:
-            schedule.drop(request)
-        for row in map(int, schedule.live):
+                assert held[prefix.copy_from] == prefix.request  # the source holds the prompt
+            assert prefix.prompt_token_ids == (prefix.request,) * 2
+            held[prefix.prefix_slot] = prefix.request
+        for sequence in new:
+            group = sequence.row // layout.group_size
+            assert held[group * layout.prefixes_per_group + sequence.prefix_slot] == sequence.request
+            assert scheduler.running[sequence.row] is sequence
+        started += new
+        free = layout.num_seqs - len(scheduler.live)
+        assert not scheduler.waiting or layout.group_size > 1 or not free  # groups of one row: no row idles
+        for request in abort:
+            scheduler.abort(request)
+        for sequence in [s for s in scheduler.running if s is not None]:
             if rng.random() < 0.4:
-                schedule.end(row)
-    return begun, fresh
+                scheduler.finish(sequence)
+    return started, computed
 
 
-@pytest.mark.parametrize("rows, lane", [(1, 1), (8, 1), (8, 2), (16, 4), (16, 16), (12, 4)])
+@pytest.mark.parametrize("num_seqs, group_size", [(1, 1), (8, 1), (8, 2), (16, 4), (16, 16), (12, 4)])
 @pytest.mark.parametrize("counts", [(1,), (3, 3, 3), (40, 1, 2), (16,) * 5, (0, 2, 0), (1,) * 30])
-def test_every_sample_begins_once_beside_its_prefix(rows, lane, counts):
+def test_each_sequence_starts_once_beside_its_prefix(num_seqs, group_size, counts):
     for seed in range(5):
-        begun, fresh = play(counts, Shape(rows, lane, 1, 1, 8), seed)
-        assert begun == {(i, j): 1 for i, n in enumerate(counts) for j in range(n)}
-        assert sorted(fresh) == [i for i, n in enumerate(counts) if n]  # each prefix is computed once
+        started, computed = simulate(counts, layout(num_seqs, group_size), seed)
+        assert len(set(map(id, started))) == len(started)
+        assert collections.Counter(s.request for s in started) == {i: n for i, n in enumerate(counts) if n}
+        assert sorted(computed) == [i for i, n in enumerate(counts) if n]  # each prompt is computed once
 
 
-def test_a_dropped_request_begins_nothing_more():
-    begun, _ = play((5, 30, 5), Shape(4, 2, 1, 1, 8), 0, drop=(1,))
-    assert {i for i, _ in begun} == {0, 1, 2} and sum(n for (i, _), n in begun.items() if i == 1) <= 4
+def test_an_aborted_request_starts_no_more_sequences():
+    started, _ = simulate((5, 30, 5), layout(4, 2), 0, abort=(1,))
+    counts = collections.Counter(s.request for s in started)
+    assert counts[0] == counts[2] == 5 and 1 <= counts[1] <= 4
 
 
-def test_few_groups_spread_over_all_lanes():
-    loads, rows = Schedule((32, 32), Shape(64, 16, 1, 1, 8)).fill()
-    assert len(rows) == 64 and sorted(load.request for load in loads) == [0, 0, 1, 1]
-    assert [load.source is None for load in loads].count(True) == 2
+def test_few_prompts_spread_over_all_prefix_groups():
+    prefixes, started = Scheduler(groups(32, 32), layout(64, 16)).schedule()
+    assert len(started) == 64 and sorted(p.request for p in prefixes) == [0, 0, 1, 1]
+    assert [p.copy_from is None for p in prefixes].count(True) == 2
 
 
-def test_a_lane_begins_the_next_group_before_the_last_sample_of_the_first_has_ended():
-    schedule = Schedule((4, 4), Shape(4, 4, 1, 1, 8))
-    assert len(schedule.fill()[1]) == 4
-    schedule.end(2)
-    loads, rows = schedule.fill()
-    assert [load.request for load in loads] == [1] and rows == [2]
+def test_a_prefix_group_starts_the_next_prompt_before_the_first_has_ended():
+    scheduler = Scheduler(groups(4, 4), layout(4, 4))
+    _, started = scheduler.schedule()
+    assert len(started) == 4
+    scheduler.finish(scheduler.running[2])
+    prefixes, started = scheduler.schedule()
+    assert [(p.request, p.prefix_slot) for p in prefixes] == [(1, 1)] and [s.row for s in started] == [2]
+
+
+def test_shrinking_moves_the_running_sequences_to_the_first_rows():
+    scheduler = Scheduler(groups(4), layout(4, 2))
+    _, started = scheduler.schedule()
+    by_row = sorted(started, key=lambda s: s.row)
+    for row in (0, 2):
+        scheduler.finish(by_row[row])
+    scheduler.shrink(layout(4, 2).ungrouped(2))
+    assert scheduler.running == [by_row[1], by_row[3]]
+    assert [(s.row, s.prefix_slot) for s in scheduler.running] == [(0, 0), (1, 0)]

@@ -1,86 +1,95 @@
-"""What an exported folder says of itself, and what transformers says of it."""
+"""The data card: its numbers, its Markdown, and its hash of the trees."""
 
 import json
+import re
+from collections import Counter
 
+import huggingface_hub
 import pytest
-from helpers import countdown_tokenizer, tiny_config, tiny_params
+from etils import epath
+from helpers import countdown_tokenizer
+from traces_fixtures import ORIGIN, TREES, VALID, read_rows, write_card
 
-from astro_jax import llama, pipeline, storage
-from astro_jax.cli import main
-from astro_jax.errors import AstroError
-from astro_jax.llama import reference
-from astro_jax.report import card
+from astro_jax import config as cfg
+from astro_jax import storage
+from astro_jax.storage import Shards
+from astro_jax.traces import card, dataset
 
-CONFIG = tiny_config(vocab_size=len(countdown_tokenizer(9)), n_layers=1, max_positions=64)
-
-
-def rate(mean):
-    return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 200}
+TOKENIZER = countdown_tokenizer(99)
 
 
-def model(mean):
-    return {"pass@1": rate(mean), "greedy": rate(mean + 0.1), "mean_tokens": 80.4, "mean_backtracks": 1.0,
-            "valid_rate": 0.5, "truncated_rate": 0.0}  # fmt: skip
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory):
+    return write_card(tmp_path_factory.mktemp("made"), problems={"read": 99, "after decontamination": 60})
 
 
-@pytest.fixture
-def run(tmp_path):
-    folder = pipeline.epath.Path(tmp_path / "mine")
-    storage.write_json(folder / "config.json", {
-        "hash": "abc", "command": "astro run x.yaml seed=7",
-        "config": {"model": "llama-x", "seed": 7, "sft": {"batch": 4}},
-    })  # fmt: skip
-    storage.write_manifest(folder / "astro-sft", "astro-sft", "abc", ["traces"], 12.5)
-    storage.write_json(folder / "traces" / "counts.json", {"valid trees": 31, "ASTRO": {"examples": 99, "mean k": 1.5}})
-    models = {"base": model(0.2), "astro-sft": model(0.6)}
-    storage.write_json(folder / "results.json", {"seed": 7, "wall_s": 1, "models": models})
-    llama.save(folder / "astro-sft" / "model", CONFIG, tiny_params(CONFIG), countdown_tokenizer(9))
-    return folder
+def test_the_numbers_of_a_card_equal_a_recount_of_the_files(traces):
+    data = json.loads((traces / "card.json").read_text())
+    for name in ("astro", "direct"):
+        examples, described = read_rows(traces / f"{name}.jsonl"), data["sets"][name]
+        tokens = [len(TOKENIZER.encode(e["prompt"] + e["response"])) + 1 for e in examples]
+        assert (described["examples"], described["tokens"]) == (len(examples), sum(tokens))
+        assert described["longest"] == max(tokens)
+        assert described["by_k"] == {str(k): n for k, n in Counter(e["k"] for e in examples).items()}
+        assert sum(n for *_, n in described["lengths"]) == len(examples)
+        for low, high, n in described["lengths"]:
+            assert n == sum(low <= t <= high for t in tokens)
+    terminals = Counter(
+        "correct" if n.correct else "wrong" if n.answer else "without an answer"
+        for t in TREES for n in t.nodes if n.terminal
+    )  # fmt: skip
+    assert data["counts"]["terminals"] == terminals and data["counts"]["valid trees"] == len(VALID)
+    assert data["problems"] == {"read": 99, "after decontamination": 60}
+    assert data["origin"].items() >= ORIGIN.items() and data["versions"] == storage.versions()
 
 
-def test_the_card_tells_recipe_data_results_and_lineage(run, tmp_path):
-    assert main(["export", str(run / "astro-sft" / "model"), str(tmp_path / "out")]) == 0
-    text = (tmp_path / "out" / "README.md").read_text()
-    for part in (
-        "# ASTRO-SFT of mine", "started from `llama-x`", "200 held-out problems",
-        "| **ASTRO-SFT** | 60.0% (50.0 to 70.0%) | 70.0% (60.0 to 80.0%) | 80 |", "| Base | 20.0% (10.0 to 30.0%) |",
-        "| valid trees | 31 |", "| ASTRO | 99 examples, 1.5 mean k |", "astro run x.yaml seed=7", "batch: 4",
-        "| astro-sft | traces | abc | 12.5 |", "jax 0.",
+def test_the_markdown_and_the_json_agree(traces):
+    data, text = json.loads((traces / "card.json").read_text()), (traces / "README.md").read_text()
+    for line in (
+        "| problems: after decontamination | 60 |", f"| valid trees | {len(VALID)} |",
+        f"| terminals: correct | {data['counts']['terminals']['correct']} |", "| model | some/model |", "| seed | 7 |",
+        f"| trees_sha256 | {data['origin']['trees_sha256']} |", f"astro_jax {storage.versions()['astro_jax']}",
     ):  # fmt: skip
-        assert part in text
-    for folder in (run / "astro-sft" / "model", tmp_path / "out"):  # the card follows no further than it knows
-        assert f"{llama.load(folder)[1].embed.shape[0]} tokens" in text
+        assert line in text, line
+    assert len(data["samples"]) == 10 and len({json.dumps(s) for s in data["samples"]}) == 10
+    for sample in data["samples"]:
+        assert all(f"    {line}\n" in text for line in sample["response"].splitlines())
+        assert sample in read_rows(traces / "astro.jsonl")
+    bars = [len(bar) for bar in re.findall(r"\| (█+) \|", text)]
+    assert max(bars) == 40 and len(bars) > 5
 
 
-def test_a_model_outside_of_a_run_tells_its_shape(tmp_path):
-    folder = pipeline.epath.Path(tmp_path / "lone")
-    llama.save(folder, CONFIG, tiny_params(CONFIG), countdown_tokenizer(9))
-    text = card.text(str(folder), CONFIG)
-    assert "# lone" in text and "1 layers" in text and "## Results" not in text
+def test_the_hash_of_the_trees_depends_on_their_content_not_on_their_order(traces, tmp_path):
+    def digest(folder):
+        return json.loads((folder / "card.json").read_text())["origin"]["trees_sha256"]
+
+    assert digest(write_card(tmp_path / "turned", order=-1)) == digest(traces)
+    assert digest(write_card(tmp_path / "fewer", order=2)) != digest(traces)
 
 
-def test_damaged_results_are_named_and_nothing_is_written(run, tmp_path, capsys):
-    (run / "results.json").write_text(json.dumps({"models": {"base": {}}}))
-    assert main(["export", str(run / "astro-sft" / "model"), str(tmp_path / "out")]) == 2
-    assert "results.json: models.base.pass@1 is missing" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_no_text_of_a_model_is_markdown():
+    example = {"problem_id": "a|b\n# c", "k": 0, "prompt": "# Title\n```\n", "response": "---\n| x |\n"}
+    data = {
+        "origin": ORIGIN, "versions": {}, "problems": None, "counts": {}, "samples": [example],
+        "sets": {n: {"examples": 0, "by_k": {}, "tokens": 0, "longest": 0, "lengths": []} for n in card.SETS},
+    }  # fmt: skip
+    text = card.text(data, "jsonl").partition("drawn at random.")[2].partition("## Origin")[0]
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert lines == ['Problem "a|b\\n# c", k = 0:', "    # Title", "    ```", "    ---", "    | x |"]
 
 
-def test_without_torch_verify_is_one_line(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    assert main(["export", str(run / "astro-sft" / "model"), str(tmp_path / "out"), "--verify", "torch"]) == 2
-    assert "torch is not installed" in capsys.readouterr().err and not (tmp_path / "out").exists()
+def test_a_folder_without_examples_has_a_card_too(tmp_path):
+    store = Shards(epath.Path(tmp_path) / "search", "trees")
+    store.write(0, (t.record() for t in TREES if t not in VALID))
+    counts = dataset.run(epath.Path(tmp_path) / "traces", store, cfg.Traces(), 0)
+    card.write(epath.Path(tmp_path) / "traces", counts, store, TOKENIZER, ORIGIN)
+    data = json.loads((tmp_path / "traces" / "card.json").read_text())
+    assert data["sets"]["astro"]["lengths"] == [] and data["samples"] == [] and data["problems"] is None
 
 
-def test_transformers_agrees_and_a_difference_stops_the_export(run, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("torch")
-    source = str(run / "astro-sft" / "model")
-    assert main(["export", source, str(tmp_path / "out"), "--verify", "torch"]) == 0
-    assert "transformers agrees: logits differ by " in capsys.readouterr().out
-    config, params = llama.load(source)
-    assert reference.compare(pipeline.epath.Path(tmp_path / "out"), config, params) < 1e-4
-    with pytest.raises(AstroError, match="transformers computes other logits"):
-        reference.compare(pipeline.epath.Path(tmp_path / "out"), config, tiny_params(config, seed=9))
-    monkeypatch.setattr(reference, "TOLERANCE", 0.0)
-    assert main(["export", source, str(tmp_path / "again"), "--verify", "torch"]) == 2
-    assert "other logits" in capsys.readouterr().err and not (tmp_path / "again").exists()
+def test_the_hub_reads_the_header_of_a_card(traces):
+    files = {
+        c["config_name"]: c["data_files"]
+        for c in huggingface_hub.DatasetCard.load(str(traces / "README.md")).data.configs
+    }
+    assert files == {"astro": "astro.jsonl", "direct": "direct.jsonl"}

@@ -325,7 +325,7 @@ def test_a_response_that_was_cut_off_is_wrong():
     def sample(ids, stopped):
         return Completion(np.asarray(ids, np.int32), *2 * [np.zeros(len(ids), np.float32)], stopped)
 
-    end = [tokenizer.end]
+    end = [tokenizer.eos_token_id]
     sampler = Fixed(sample(solution + end, True), sample(solution, False), sample(solution[:-1] + end, True),
                     sample(end, True))  # fmt: skip
     trainer = make(GRPO.model_copy(update={"prompts": 1}), [problem], tokenizer=tokenizer, sampler=sampler)

@@ -1,0 +1,51 @@
+"""A tiny model, engines for it, and requests, for the tests of the engine."""
+
+import functools
+import itertools
+
+import numpy as np
+from helpers import one_device, tiny_config, tiny_params
+
+from astro_jax.sampler import Engine, Request, SamplingParams
+
+CONFIG = tiny_config(max_positions=96)
+PARAMS = tiny_params(CONFIG)
+SEED, STOP = 11, (12,)
+FLOAT32 = np.dtype("float32")
+
+
+def sampling(max_tokens=40, stop_token_ids=STOP, **settings):
+    return SamplingParams(max_tokens, stop_token_ids=stop_token_ids, **settings)
+
+
+def engine(max_num_seqs=8, sharding=None, seed=SEED, num_scheduler_steps=4, block_size=8, config=CONFIG, **options):
+    sizes = dict(max_num_seqs=max_num_seqs, num_scheduler_steps=num_scheduler_steps, block_size=block_size)
+    return Engine(config, sharding or one_device(), seed, **sizes, **options)
+
+
+def prompts(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [tuple(rng.integers(1, 20, n).tolist()) for n in lengths]
+
+
+def make_requests(*lengths, n=2):
+    return [Request(prompt, n, ("test", i)) for i, prompt in enumerate(prompts(*lengths))]
+
+
+REQUESTS = make_requests(1, 3, 3, 17, 8, n=3)
+
+
+@functools.cache
+def expected():
+    """The completions of REQUESTS by the default engine."""
+    return engine().generate(PARAMS, REQUESTS, sampling())
+
+
+def as_lists(completions):
+    return [[(c.token_ids.tolist(), c.stopped) for c in group] for group in completions]
+
+
+def assert_same(completions, others):
+    assert as_lists(completions) == as_lists(others)
+    for a, b in zip(itertools.chain(*completions), itertools.chain(*others), strict=True):
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)

@@ -1,0 +1,53 @@
+"""Steps, their scores and their ends."""
+
+import math
+
+import pytest
+from player import EOS, TOKENIZER, completion, policy
+
+from astro_jax import config as cfg
+from astro_jax.countdown import HIT, MISS
+from astro_jax.phrases import CORRECT, DOUBT, UNSURE
+from astro_jax.search.tree_sampler import TreeSampler, priors
+from astro_jax.verify import Verifier
+
+SHORT, LONG = " 3 * 2 = 6.\n", " 3 * 2 = 6, left 4 6.\n"
+
+
+def sampler(**changes):
+    return TreeSampler(cfg.Search(**changes), policy(), Verifier())
+
+
+@pytest.mark.parametrize("step_end, others", [(".\n", set()), ("\n", {HIT, MISS})])
+def test_a_step_ends_with_a_token_of_that_ending_or_with_the_end_token(step_end, others):
+    step_ends = sampler(step_end=step_end).step_ends
+    texts = {TOKENIZER.decode([token]) for token in step_ends if token != EOS}
+    assert EOS in step_ends and texts == {".\n", DOUBT, UNSURE, CORRECT} | others
+
+
+def test_a_total_score_makes_long_steps_unlikely_and_a_mean_score_does_not():
+    def scores(prior):
+        return [sampler(prior=prior).score(completion(text).logprobs - math.log(2)) for text in (SHORT, LONG)]
+
+    short, long = scores("total")
+    assert short > long + 1
+    short, long = scores("mean")
+    assert short == pytest.approx(long)
+
+
+@pytest.mark.parametrize("prior", ["total", "mean"])
+def test_priors_are_the_normalized_probabilities_of_siblings(prior):
+    s = sampler(prior=prior)
+    exponents = (1 / len(TOKENIZER.encode(SHORT)), 1 / len(TOKENIZER.encode(LONG))) if prior == "mean" else (1, 1)
+    a, b = 0.6 ** exponents[0], 0.2 ** exponents[1]
+    scores = {"a": s.score(completion(SHORT, 0.6).logprobs), "b": s.score(completion(LONG, 0.2).logprobs)}
+    assert priors(scores) == {"a": pytest.approx(a / (a + b)), "b": pytest.approx(b / (a + b))}
+    assert priors({}) == {}
+
+
+def test_a_completion_is_split_into_steps_and_its_unfinished_rest():
+    step = " 3 * 2 = 6, left 4 6.\n"
+    texts = [s.text for s in sampler().split_into_steps(completion(step + " 6 + 4 = 10" + HIT, ended=True))]
+    assert texts == [step, " 6 + 4 = 10" + HIT]
+    texts = [s.text for s in sampler().split_into_steps(completion(step, stopped=False))]
+    assert texts == [step, ""]
