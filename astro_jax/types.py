@@ -1,4 +1,4 @@
-"""A problem, a response to a problem, and the verdict on a response: the types that all stages share.
+"""Problem, Response and Verdict: the types that all stages share.
 
 The module imports no other part of the package, so that every part can import it.
 """
@@ -9,7 +9,8 @@ import dataclasses
 from typing import Any, Literal, NamedTuple
 
 Task = Literal["countdown", "number", "math", "gym"]
-# "unparsed": no answer could be read. "timeout" and "error": the verifier failed, which says nothing about the answer.
+# "unparsed": the response has no answer that can be read. "timeout", "error": the verifier failed, and the answer may
+# be right or wrong.
 Status = Literal["correct", "wrong", "unparsed", "timeout", "error"]
 
 
@@ -18,11 +19,11 @@ class Problem:
     """One problem.
 
     Attributes:
-      id: unique and stable. The random draws for this problem are named after it.
+      id: a unique and stable name. It also names the random draws for this problem.
       prompt: the text of the problem.
       answer: the correct answer, as text.
-      meta: further values that the verifier of this problem needs.
-      task: the kind of problem. It decides how answers are judged and how traces are written.
+      meta: further values that the verifier of the task needs, such as the numbers and the target of Countdown.
+      task: the kind of problem. The task selects the verifier (verify.tasks) and how traces are written.
     """
 
     id: str
@@ -33,10 +34,10 @@ class Problem:
 
 
 class Response(NamedTuple):
-    """What a verifier judges.
+    """A model's response to a problem.
 
     Attributes:
-      problem: the problem that was asked.
+      problem: the problem.
       text: the text after the prompt, without the end token.
       stopped: whether an end token ended the text. A response that was cut off is not correct.
     """
@@ -48,15 +49,15 @@ class Response(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The judgement of one response.
+    """The verdict on one response.
 
     Attributes:
       correct: whether the response ends with a correct answer.
-      valid: whether every step is true and allowed, also in the branches that the response left.
-      answer: the final answer as text. None if there is none, or if the steps to it are not valid.
-      backtracks: how often the response went back.
-      expression: for Countdown, the arithmetic expression that the answer stands for.
-      failure: why there is no verdict. Such a response does not count as correct.
+      valid: whether all steps are true and allowed, also the steps of abandoned branches.
+      answer: the final answer as text. None if the response has no answer, or if a step that leads to it is not valid.
+      backtracks: the number of backtracks.
+      expression: for Countdown, the arithmetic expression that makes the answer.
+      failure: why the verifier has no verdict. A response without a verdict does not count as correct.
     """
 
     correct: bool

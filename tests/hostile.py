@@ -1,4 +1,4 @@
-"""Answers that are made to crash, stall or misuse a verifier."""
+"""Random answers that try to crash, stall or misuse a verifier."""
 
 import random
 
@@ -9,7 +9,7 @@ CODE = (
     "print(open('/etc/passwd').read())", "import subprocess; subprocess.run(['touch','{path}'])", "os.fork()",
     "\\input{{/etc/passwd}}", "\\write18{{touch {path}}}", "\\def\\a{{\\a\\a}}\\a", "1;touch {path}", "$(touch {path})",
 )  # fmt: skip
-PIECES = (
+FRAGMENTS = (
     "\\frac{", "}", "{", "\\sqrt{", "^", "_", "(", ")", "[", "]", "\\left(", "\\right)", "9", "x", "+", "-", "!", "=", ",", "\\int",
     "\\sum_{n=1}^{\\infty}", "\\lim_{x\\to0}", "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "\\infty", "\\sin", "\\log",
     "\\text{", "\\%", "\\pm", "|", "<", "\\in", "\\cup", "i", "e", "\\pi", "\\cdot", "\\prod", "\\partial", "d", "'", "\\binom{",
@@ -18,7 +18,7 @@ ODD = "\u0000\u202e\u200b\ufeff\ud800\udfff\U0001f600٣٤৫𝟙𝟚½²³∞√
 
 
 def answers(n, path, seed=0):
-    """n responses; those that are code would make the file `path`."""
+    """n responses. The responses that are code try to write the file `path`."""
     rng = random.Random(seed)
     kinds = (_code, _nested, _powers, _soup, _unicode, _digits, _long, _heavy, _matrix, _factorials)
     return [rng.choice(kinds)(rng, str(path)) for _ in range(n)]
@@ -51,7 +51,7 @@ def _powers(rng, _):
 
 
 def _soup(rng, _):
-    return _box("".join(rng.choice(PIECES) for _ in range(rng.randint(1, 60))))
+    return _box("".join(rng.choice(FRAGMENTS) for _ in range(rng.randint(1, 60))))
 
 
 def _unicode(rng, _):
@@ -92,26 +92,26 @@ def _factorials(rng, _):
 
 
 def main():
-    """`python tests/hostile.py N SECONDS`: the counts of verdicts, the longest time, and what went wrong."""
+    """`python tests/hostile.py N SECONDS`: print the counts of verdicts, the longest time, and whether a file was written."""
     import collections
     import pathlib
     import sys
     import tempfile
 
-    from astro_jax.verify.pool import Pool, Timeout
+    from astro_jax.verify.pool import Call, Timeout, WorkerPool
 
     n, seconds = int(sys.argv[1]), float(sys.argv[2])
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "made"
-        pool = Pool(2, seconds, 2**30)
-        found = pool.ask([("math", ("x^2+1", a, "strict")) for a in answers(n, path)])
+        path = pathlib.Path(folder) / "written"
+        pool = WorkerPool(2, seconds, 2**30)
+        outcomes = pool.run([Call("math", ("x^2+1", a, "strict")) for a in answers(n, path)])
         pool.close()
         kinds = collections.Counter(
             "timeout" if isinstance(o.result, Timeout) else str(o.result) if isinstance(o.result, Exception) else
             "correct" if o.result.correct else "unparsed" if o.result.answer is None else "wrong"
-            for o in found
+            for o in outcomes
         )  # fmt: skip
-        print(dict(kinds), f"longest {max(o.seconds for o in found):.2f} s, file made: {path.exists()}")
+        print(dict(kinds), f"longest {max(o.seconds for o in outcomes):.2f} s, file written: {path.exists()}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,6 @@
 """A whole run on a game that a model of a few thousand parameters learns in seconds, for several tests."""
 
-import contextlib
 import json
-
-import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from astro_jax import config as cfg
 
@@ -44,19 +40,3 @@ def products(folder):
     data = {n: p.read_bytes() for n, p in files(folder).items() if p.suffix == ".jsonl" or n == "eval/models.json"}
     results = json.loads((folder / "results.json").read_text())
     return data | {"results": {k: v for k, v in results.items() if k != "wall_s"}}
-
-
-@contextlib.contextmanager
-def compilation_cache_in(folder):
-    """Keep compiled programs in `folder`: a run that starts again, here or in another process, finds its programs."""
-    settings = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0}
-    before = {name: getattr(jax.config, name) for name in settings}
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()

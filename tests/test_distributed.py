@@ -286,17 +286,17 @@ def test_each_process_judges_its_share_of_the_answers_and_gets_every_verdict(gro
     they are, also a timeout: the verdicts must be equal in every process."""
     golds = ["1", "2", "3", "4", "5"]
     responses = [Response(Problem(g, g, g, {}, "math"), f"\\boxed{{{g}}}", True) for g in golds]
-    put(group, 0, 0, "verdicts", [[0.1, "Graded", ["1", True, True, "1"]], [0.1, "Graded", ["7", False, False, "7"]]])
+    put(group, 0, 0, "verdicts", [[0.1, "Grade", ["1", True, True, "1"]], [0.1, "Grade", ["7", False, False, "7"]]])
     put(group, 0, 2, "verdicts", [[5.0, "Timeout", ""]])
     verifier = Verifier(cfg.Verify(num_workers=1))
     judged_here = []
-    ask = verifier.pool.ask
+    ask = verifier.pool.run
 
     def counted(questions: list) -> list[Outcome]:
         judged_here.extend(arguments[0] for _, arguments in questions)
         return ask(questions)
 
-    monkeypatch.setattr(verifier.pool, "ask", counted)
+    monkeypatch.setattr(verifier.pool, "run", counted)
     try:
         verdicts = verifier.judge(responses)
     finally:
@@ -304,4 +304,4 @@ def test_each_process_judges_its_share_of_the_answers_and_gets_every_verdict(gro
     assert judged_here == ["2", "5"]
     assert [v.status for v in verdicts] == ["correct", "correct", "timeout", "wrong", "correct"]
     sent = json.loads(group.store.values["astro/sync/0/1"])[1]
-    assert [kind for _, kind, _ in sent] == ["Graded", "Graded"]
+    assert [kind for _, kind, _ in sent] == ["Grade", "Grade"]

@@ -14,71 +14,24 @@ import pytest
 import yaml
 from etils import epath
 from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
-from jax.experimental.compilation_cache import compilation_cache
+from micro_run import MICRO, files, micro, products
 
 from astro_jax import config as cfg
 from astro_jax import llama, pipeline, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint
 from astro_jax.policy import Policy
+from astro_jax.run_context import RunContext
+from astro_jax.sampler import SamplingParams
 from astro_jax.search import run as searching
+from astro_jax.stages import MODELS, STAGES
 from astro_jax.train import loop
 
 jax.devices()  # all eight are there before a run asks for one
 
-# Two numbers up to 4, "+" and "-": many random attempts are right, and many miss.
-MICRO = {
-    "model": "scratch",
-    "problems": dict(count=2, max_number=4, max_value=9, ops="+-", held_out=0.4, search=7, rl=6, eval=5),
-    "architecture": dict(d_model=16, d_ff=32, n_layers=1, n_heads=2, n_kv_heads=1, max_positions=96),
-    "corpus": dict(documents=8000, solved=0.1, drills=0.0, recall=0.0),
-    "sampler": dict(max_num_seqs=8, chunk=16),
-    "search": dict(proposals=8, rollouts=2, iterations=2, depth=3, wave=4, max_step_tokens=12, max_tokens=16),
-    "traces": dict(replay=0.25),
-    "pretrain": dict(learning_rate=0.02, batch=16, length=32, save_every=100),
-    "sft": dict(learning_rate=0.003, batch=2, length=96, save_every=3, epochs=4),
-    "grpo": dict(steps=2, prompts=4, group=4, max_tokens=16, learning_rate=0.001, length=64, save_every=1),
-    "eval": dict(max_tokens=16, wave=4),
-}
-MODELS = ("base", "direct-sft", "astro-sft", "direct-rl", "astro-rl")
-
-
-def micro(out, **changes):
-    raw = {**MICRO, "out": str(out)}
-    for key, value in changes.items():
-        raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
-    return cfg.parse(raw)
-
-
-def files(folder):
-    return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def products(folder):
-    """What must not depend on how often a run was stopped: the bytes of all data, and the results without times."""
-    found = {n: p.read_bytes() for n, p in files(folder).items() if p.suffix == ".jsonl" or n == "eval/models.json"}
-    results = json.loads((folder / "results.json").read_text())
-    return found | {"results": {k: v for k, v in results.items() if k != "wall_s"}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """A run that starts again, here or in another process, finds its programs compiled."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for change in (settings, before):
-        for name, value in change.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if change is settings:
-            yield settings["jax_compilation_cache_dir"]
-
 
 @pytest.fixture(scope="module")
-def finished(compiled, tmp_path_factory):
+def finished(tmp_path_factory):
     """(folder, the names of the config's fields that were read) of a run that nothing disturbed."""
     read = set()
 
@@ -93,7 +46,7 @@ def finished(compiled, tmp_path_factory):
         run = pipeline.execute(micro(folder), "astro run micro.yaml")
         # The trained base writes whole attempts; one that writes nonsense needs rollouts and the depth limit too.
         config, _, tokenizer = run.load("base", run.decode_sharding)
-        policy = Policy(run.sampler(config), tiny_params(config), tokenizer)
+        policy = Policy(run.engine(config), tiny_params(config), tokenizer)
         for method in ("mcts", "best-of-n"):
             c = run.c.search.model_copy(update={"method": method})
             searching.search(run.problems("search")[:2], c, policy, run.verifier)
@@ -119,15 +72,15 @@ def test_results_have_the_documented_shape(finished):
         assert m["mean_tokens"] > 1 and 0 <= m["valid_rate"] <= 1 and 0 <= m["truncated_rate"] <= 1
 
 
-def test_the_search_solved_and_missed_so_that_both_kinds_of_traces_are_there(finished):
+def test_the_search_gives_both_kinds_of_traces(finished):
     counts = json.loads((finished[0] / "traces" / "counts.json").read_text())
     assert counts["ASTRO"]["search solutions"] > 0 and counts["Direct"]["direct solutions"] > 0
 
 
-def test_each_stage_leaves_a_manifest_with_what_it_rests_on(finished):
+def test_each_stage_writes_a_manifest_with_its_parents(finished):
     folder, _ = finished
     config = json.loads((folder / "config.json").read_text())
-    assert config["command"] == "astro run micro.yaml" and config["config"]["grpo"]["steps"] == 2
+    assert config["command"] == "astro run micro.yaml" and config["config"]["grpo"]["max_steps"] == 2
     expected = {
         "base": [], "search": ["base"], "traces": ["search"], "direct-sft": ["traces"], "astro-sft": ["traces"],
         "direct-rl": ["direct-sft"], "astro-rl": ["astro-sft"], "eval": list(MODELS), "report": ["eval"],
@@ -150,7 +103,9 @@ def test_every_stage_logs_every_step(finished):
 def test_each_stage_changes_its_parents_weights(finished):
     folder, _ = finished
     params = {m: checkpoint.load(folder / m / "model")[1] for m in MODELS}
-    for child, parent in pipeline.PARENT.items():
+    parents = {name: STAGES[name].initial_model for name in MODELS if STAGES[name].initial_model}
+    assert len(parents) == 4
+    for child, parent in parents.items():
         assert not np.array_equal(params[child].embed, params[parent].embed)
     assert not np.array_equal(params["astro-sft"].embed, params["direct-sft"].embed)
 
@@ -164,23 +119,23 @@ def test_evaluation_and_search_problems_share_no_numbers(finished):
     assert numbers and held_out and not numbers & held_out
 
 
-def test_every_field_of_the_config_is_read(finished):
-    """No flag does nothing: each section's fields, noted while a run read them."""
+def test_every_key_of_the_config_is_read(finished):
+    """No key is without effect: the keys of each section, recorded while a run reads them."""
     _, read = finished
     sections = {type(s) for s in vars(cfg.Config()).values() if isinstance(s, cfg.Section)} | {cfg.Config}
-    every = {(section.__name__, name) for section in sections for name in section.model_fields}
-    # Of a chat, which tests/test_words.py has, and of a model that judges and writes, which tests/test_author.py has.
-    asked = ["wave", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens"]
-    asked += ["clone_retries", "clone_tokens", "clone_temperature"]
-    # Of problems from a source and how hard they are (tests/test_source.py), and of mathematics (test_verify_pool.py).
-    source = ["subset", "split", "where", "fields", "task", "decontaminate", "near"]
-    judged = ["reward", "report", "max_failed"]
-    elsewhere = {"Chat": ["system"], "Traces": asked, "Problems": source, "Verify": judged}
+    keys = {(section.__name__, name) for section in sections for name in section.model_fields}
+    # Keys that other tests read: tests/problems (chat, sources, difficulty), tests/traces/test_writer.py (a model that
+    # judges and writes) and tests/verify (mathematics).
+    writer = ["shard_size", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens",
+              "clone_retries", "clone_tokens", "clone_temperature"]  # fmt: skip
+    source = ["subset", "split", "filters", "fields", "task", "decontaminate", "overlap_threshold"]
+    judged = ["reward_rule", "report_rule", "max_failed_share"]
+    elsewhere = {"Chat": ["system"], "Traces": writer, "Problems": source, "Verify": judged}
     assert len(sections) == 13
-    assert every - read == {(section, name) for section, names in elsewhere.items() for name in names}
+    assert keys - read == {(section, name) for section, names in elsewhere.items() for name in names}
 
 
-def test_a_second_call_does_nothing(finished):
+def test_a_finished_run_is_not_written_again(finished):
     folder, _ = finished
     before = {name: p.stat().st_mtime_ns for name, p in files(folder).items()}
     pipeline.execute(micro(folder), "another command")
@@ -191,10 +146,10 @@ def test_a_second_call_does_nothing(finished):
 
 
 class Stop(Exception):
-    """Where a run is cut off."""
+    """Stops a run in the middle."""
 
 
-def test_a_run_that_fails_at_any_write_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch):
+def test_resume_after_a_failed_write_is_bitwise_equal(finished, tmp_path, monkeypatch):
     """Every file, checkpoint and model that is written is a moment to stop at, just before it or just after."""
     left, written = 0, []
 
@@ -233,16 +188,13 @@ def test_a_run_that_fails_at_any_write_goes_on_and_ends_the_same(finished, tmp_p
         assert_trees_equal(a, b)
 
 
-def test_a_killed_process_goes_on_and_ends_the_same(finished, compiled, tmp_path):
+def test_resume_after_sigkill_is_bitwise_equal(finished, tmp_path):
     config, out = tmp_path / "micro.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(MICRO))
     # As many devices as here, so that what was compiled here is found there.
     start = "import sys, conftest, jax; jax.devices(); from astro_jax.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", start, "run", str(config), f"out={out}"]
-    env = os.environ | {
-        "PYTHONPATH": os.path.dirname(__file__), "JAX_COMPILATION_CACHE_DIR": compiled,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
+    env = os.environ | {"PYTHONPATH": f"{os.path.dirname(__file__)}:{os.environ.get('PYTHONPATH', '')}"}
     for moment in ("base/checkpoints/100", "direct-rl/checkpoints/1"):
         process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while process.poll() is None and not (out / moment).exists():
@@ -253,37 +205,41 @@ def test_a_killed_process_goes_on_and_ends_the_same(finished, compiled, tmp_path
     assert products(out) == products(finished[0])
 
 
-# ---- What cannot run says so, and writes nothing
+# ---- What cannot run is refused, and nothing is written
 
 
 def test_another_config_in_the_same_folder_names_what_differs(finished):
     folder, _ = finished
     before = {name: p.stat().st_mtime_ns for name, p in files(folder).items()}
-    with pytest.raises(AstroError, match=r"grpo\.steps is 2 there, 3 here.*out=DIR"):
-        pipeline.execute(micro(folder, grpo=dict(steps=3)))
+    with pytest.raises(AstroError, match=r"grpo\.max_steps is 2 in the folder, 3 in this config.*out=DIR"):
+        pipeline.execute(micro(folder, grpo=dict(max_steps=3)))
     assert {name: p.stat().st_mtime_ns for name, p in files(folder).items()} == before
 
 
 IMPOSSIBLE = {
-    "a stage without its parent": (dict(stages=["base", "astro-rl"]), ("astro-rl",), "astro-sft, which has not"),
+    "a stage without its parent": (dict(stages=["base", "astro-rl"]), ("astro-rl",), "astro-rl needs astro-sft, which"),
     "no such model": (dict(model="nowhere/model"), (), "nowhere/model: no such folder"),
     "no such stage": (dict(stages=["base", "distill"]), (), "'distill'"),
     "too many problems": (dict(problems=dict(eval=500)), (), "500 problems asked for"),
     "rules without operators": (dict(problems=dict(ops="")), (), "impossible rules"),
-    "a batch that cannot be split": (dict(mesh=dict(data=2), sft=dict(batch=3)), (), "sft.batch_size=3 .* 2 devices"),
+    "a batch that cannot be split": (
+        dict(mesh=dict(data=2), sft=dict(batch_size=3)),
+        (),
+        "sft.batch_size=3 .* 2 devices",
+    ),
     "too many devices": (dict(mesh=dict(data=64)), (), "needs 64 devices"),
 }
 
 
 @pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_what_cannot_run_writes_nothing(name, tmp_path):
+def test_a_config_that_cannot_run_writes_nothing(name, tmp_path):
     changes, only, message = IMPOSSIBLE[name]
     with pytest.raises(AstroError, match=message):
         pipeline.execute(micro(tmp_path / "run", **changes), only=only)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused_and_unchanged(tmp_path):
     (tmp_path / "diary.txt").write_text("mine")
     with pytest.raises(AstroError, match="not empty and not a run"):
         pipeline.execute(micro(tmp_path))
@@ -292,77 +248,70 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     assert list(files(tmp_path)) == ["diary.txt"]
 
 
-def test_without_a_solved_problem_there_is_nothing_to_learn(tmp_path):
-    run = pipeline.Run(micro(tmp_path / "run"))
+def test_sft_without_traces_is_refused(tmp_path):
+    run = RunContext(micro(tmp_path / "run"))
     config = tiny_config(vocab_size=len(countdown_tokenizer(9)))
     llama.save(run.folder / "base" / "model", config, tiny_params(config), countdown_tokenizer(9))
     for stage in ("base", "search"):
         storage.write_manifest(run.folder / stage, stage, run.digest, [], 0.0)
-    run.execute("traces")
+    pipeline.run_stage(run, "traces")
     with pytest.raises(AstroError, match=r"no trace was made.*raise problems\.search"):
-        run.execute("astro-sft")
+        pipeline.run_stage(run, "astro-sft")
 
 
 # ---- What a setting changes
 
 
-def test_replay_mixes_the_bases_documents_in(finished, tmp_path, monkeypatch):
+def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_path, monkeypatch):
     folder, _ = finished
-    seen = {}
+    documents = {}
 
-    def note(run, name, c, config, params, tokenizer, texts):
-        seen[name, run.c.traces.replay] = list(texts)
+    def record(folder, c, config, params, tokenizer, texts, sharding, seed):
+        documents[folder.name, replay] = list(texts)
 
-    monkeypatch.setattr(pipeline, "_train_sft", note)
-    monkeypatch.setattr(pipeline.Run, "load", lambda *_: (None, None, countdown_tokenizer(25)))
+    monkeypatch.setattr(pipeline, "train_sft", record)
+    monkeypatch.setattr(RunContext, "load", lambda *_: (None, None, countdown_tokenizer(25)))
     for replay in (0.0, 0.25):
-        run = pipeline.Run(micro(tmp_path / "new", traces=dict(replay=replay)))
+        run = RunContext(micro(tmp_path / "new", traces=dict(replay=replay)))
         run.folder = epath.Path(folder)
         for kind in ("direct", "astro"):
-            pipeline.fine_tune(kind)(run)
-    n = len(seen["astro-sft", 0.0])
-    extra = {kind: seen[kind, 0.25][n:] for kind in ("direct-sft", "astro-sft")}
-    assert seen["astro-sft", 0.25][:n] == seen["astro-sft", 0.0] and len(extra["astro-sft"]) == round(n / 4)
+            pipeline.fine_tune(run, f"{kind}-sft")
+    n = len(documents["astro-sft", 0.0])
+    extra = {kind: documents[kind, 0.25][n:] for kind in ("direct-sft", "astro-sft")}
+    assert documents["astro-sft", 0.25][:n] == documents["astro-sft", 0.0] and len(extra["astro-sft"]) == round(n / 4)
     assert extra["astro-sft"] == extra["direct-sft"]  # the same for both
     base = list(map(countdown_tokenizer(25).encode, pipeline.islice(pipeline._corpus(run, run.c.seed), 50)))
     assert extra["astro-sft"] != base[: len(extra["astro-sft"])]  # but not the documents that the base began with
-
-
-def test_the_digest_covers_everything_but_the_place():
-    base = micro("a")
-    assert base.digest() == micro("b").digest()
-    for change in (dict(seed=1), dict(grpo=dict(clip=0.1)), dict(mesh=dict(tp=2)), dict(stages=["base"])):
-        assert micro("a", **change).digest() != base.digest()
 
 
 def test_sampling_weights_have_the_dtype_of_the_config(tmp_path):
     run = pipeline.execute(
         micro(tmp_path / "run", model="countdown-base", sampler={"dtype": "bfloat16"}), only=("base",)
     )
-    assert {x.dtype.name for x in jax.tree.leaves(run.policy("base").params)} == {"bfloat16"}
+    policy = run.policy("base")
+    assert {x.dtype.name for x in jax.tree.leaves(policy.params)} == {"bfloat16"}
     assert {x.dtype.name for x in jax.tree.leaves(run.load("base", run.train_sharding)[1])} == {"float32"}
-    (samples,) = run.policy("base").generate(
-        [run.policy("base").request("Let us make 3 from 1 2.\n", 2, "x")], max_tokens=8
-    )
-    assert all(np.isfinite(s.logprobs).all() for s in samples)
+    request = policy.request("Let us make 3 from 1 2.\n", 2, "x")
+    (completions,) = policy.generate([request], SamplingParams(max_tokens=8))
+    assert all(np.isfinite(c.logprobs).all() for c in completions)
 
 
-def test_a_stage_counts_the_verdicts_of_the_processes_before_a_kill_too(tmp_path, monkeypatch):
+def test_a_stage_counts_the_verdicts_from_before_a_kill(tmp_path, monkeypatch):
     """Three verdicts and a disagreement by a process that was killed, two verdicts by the one that went on."""
 
     def killed(run):
-        run.verifier.tally.add(["correct", "correct", "wrong"])
-        run.verifier.tally.disagree("50", "50%", True)
-        run.verifier.tally.save()
+        run.verifier.counts.add(["correct", "correct", "wrong"])
+        run.verifier.counts.add_disagreement("50", "50%", True)
+        run.verifier.counts.save()
         raise KeyboardInterrupt
 
-    def goes_on(run):
-        run.verifier.tally.add(["correct", "timeout"])
+    def resumed(run):
+        run.verifier.counts.add(["correct", "timeout"])
 
-    monkeypatch.setitem(pipeline.STAGES, "base", (killed, ()))
+    monkeypatch.setitem(pipeline.FUNCTIONS, "base", killed)
     with pytest.raises(KeyboardInterrupt):
         pipeline.execute(micro(tmp_path / "run"), only=("base",))
-    monkeypatch.setitem(pipeline.STAGES, "base", (goes_on, ()))
+    monkeypatch.setitem(pipeline.FUNCTIONS, "base", resumed)
     run = pipeline.execute(micro(tmp_path / "run"), only=("base",))
     manifest = json.loads((run.folder / "base" / "manifest.json").read_text())
     assert manifest["verdicts"] == {"correct": 3, "wrong": 1, "timeout": 1} and manifest["disagreements"] == 1

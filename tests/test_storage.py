@@ -9,7 +9,6 @@ from helpers import bucket
 from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.storage import Shards
-from astro_jax.train import loop
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -129,18 +128,3 @@ def test_manifest_marks_a_stage_as_finished(folder):
     manifest = json.loads((stage / "manifest.json").read_text())
     assert manifest.pop("versions").keys() >= {"astro_jax", "jax", "optax"}
     assert manifest == {"stage": "search", "config_hash": "abc", "parents": ["base"], "wall_s": 1.23, "trees": 5}
-
-
-def test_metrics_log_continues_after_truncation(folder):
-    """Also in a bucket, where no object can be appended to."""
-    log = loop._Log(folder / "metrics.jsonl")
-    log.cut(0)
-    for step in range(1, 8):
-        log.add(step, {"loss": float(step)})
-    log.flush()
-    again = loop._Log(folder / "metrics.jsonl")
-    again.cut(5)
-    again.add(6, {"loss": 60.0})
-    again.flush()
-    metrics = [(r["step"], r["loss"]) for r in storage.read_jsonl(folder / "metrics.jsonl")]
-    assert metrics == [*((i, float(i)) for i in range(1, 6)), (6, 60.0)]

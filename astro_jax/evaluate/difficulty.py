@@ -1,4 +1,4 @@
-"""How hard problems are for a policy: the share of its sampled answers that is right (paper, section 3.2)."""
+"""Difficulty of problems for a policy: the share of its sampled answers that is correct (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -19,36 +19,50 @@ from astro_jax.verify import Verifier
 def run(
     folder: epath.Path, problems: Sequence[Problem], n: int, c: cfg.Eval, policy: Policy, verifier: Verifier
 ) -> dict[str, Any]:
-    """Answer every problem n times; shards `folder`/rates-*.jsonl of {problem_id, n, right}.
+    """Sample n answers to each problem, and write how many are correct.
+
+    Writes shards `folder`/rates-*.jsonl of {problem_id, n, right}.
 
     Returns:
-      counts: problems, and how many are never and always solved.
+      counts: problems, and how many of them are never and always solved.
     """
     store = Shards(folder, "rates")
-    for i, wave, bar in evaluation.missing(store, "difficulty", problems, c.shard_size):
-        answers = evaluation.answers("difficulty", wave, c, policy, verifier, n, 1.0, use="reward")
-        right = [sum(a["correct"] for a in each) for each in answers]
-        store.write(i, ({"problem_id": p.id, "n": n, "right": r} for p, r in zip(wave, right, strict=True)))
-        bar.advance(len(wave), solved=sum(right) / (n * len(wave)))
-    rates = [r["right"] / r["n"] for r in store.read()]
+    for index, shard, bar in evaluation.unfinished_shards(store, "difficulty", problems, c.shard_size):
+        groups = evaluation.sample_and_judge("difficulty", shard, c, policy, verifier, n, 1.0, use="reward")
+        correct = [sum(a["correct"] for a in group) for group in groups]
+        store.write(index, ({"problem_id": p.id, "n": n, "right": k} for p, k in zip(shard, correct, strict=True)))
+        bar.advance(len(shard), solved=sum(correct) / (n * len(shard)))
+    rates = list(_pass_rates(folder).values())
     return {"problems": len(rates), "never solved": rates.count(0.0), "always solved": rates.count(1.0)}
 
 
-def moderate(
-    folder: epath.Path, problems: Sequence[Problem], low: float, high: float, least: int
+def filter_by_pass_rate(
+    folder: epath.Path, problems: Sequence[Problem], low: float, high: float, min_problems: int
 ) -> tuple[list[Problem], dict[str, int]]:
-    """Those of the problems whose pass rate lies within low and high; and how many are too easy and too hard.
+    """Keep the problems whose pass rate lies from `low` to `high`.
+
+    Args:
+      folder: where `run` wrote the pass rates.
+      min_problems: the prompts of one step of RL (grpo.prompts_per_step).
+
+    Returns:
+      (the problems, the counts of those left out as too easy and as too hard).
 
     Raises:
-      AstroError: when there are fewer than `least`: they would come several times in a step.
+      AstroError: when fewer than `min_problems` are left. Some would come several times in a step.
     """
-    rates = {r["problem_id"]: r["right"] / r["n"] for r in Shards(folder, "rates").read()}
+    rates = _pass_rates(folder)
     kept = [p for p in problems if low <= rates[p.id] <= high]
     easy = sum(rates[p.id] > high for p in problems)
     hard = len(problems) - len(kept) - easy
-    if len(kept) < least:
+    if len(kept) < min_problems:
         raise AstroError(
             f"problems.rl_pass_rate: {len(kept)} of {len(problems)} prompts are solved {low:g} to {high:g} of the time "
-            f"({easy} more often, {hard} less), and a step takes grpo.prompts_per_step={least}; widen it, or raise problems.rl"
+            f"({easy} more often, {hard} less), and a step takes grpo.prompts_per_step={min_problems}; "
+            "widen it, or raise problems.rl"
         )
     return kept, {"too easy": easy, "too hard": hard}
+
+
+def _pass_rates(folder: epath.Path) -> dict[str, float]:
+    return {r["problem_id"]: r["right"] / r["n"] for r in Shards(folder, "rates").read()}

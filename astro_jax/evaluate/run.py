@@ -1,4 +1,4 @@
-"""One model on the held-out problems: sampled at temperature 1, greedy, and by majority vote."""
+"""Evaluation of one model on held-out problems: pass@1, greedy and majority vote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax.evaluate.metrics import majority, rate
+from astro_jax.evaluate.metrics import majority, success_rate
 from astro_jax.policy import Policy
 from astro_jax.progress import ProgressBar
 from astro_jax.sampler import Completion, SamplingParams
@@ -20,48 +20,57 @@ from astro_jax.verify import Verifier
 def run(
     folder: epath.Path, name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy, verifier: Verifier
 ) -> dict[str, Any]:
-    """Answer every problem once by sampling and once greedily; shards `folder`/NAME-*.jsonl.
+    """Answer each problem once at temperature 1 and once greedily.
+
+    Writes one shard for each `c.shard_size` problems: `folder`/NAME-*.jsonl. A shard that exists is not made again.
 
     Returns:
-      the model's entry in results.json. Tokens, backtracks, valid and truncated rates are of the sampled answers;
-      the valid rate counts the answers whose every step, also in branches that were given up, is true and allowed.
+      the entry of the model in results.json (see `summarize`).
     """
     store = Shards(folder, name)
-    for i, wave, bar in missing(store, name, problems, c.shard_size):
-        sampled, greedy = (answers(name, wave, c, policy, verifier, 1, t) for t in (1.0, 0.0))
-        store.write(
-            i,
-            (
-                {"problem_id": p.id, "prompt": p.prompt, "sampled": s[0], "greedy": g[0]}
-                for p, s, g in zip(wave, sampled, greedy, strict=True)
-            ),
+    for index, shard, bar in unfinished_shards(store, name, problems, c.shard_size):
+        sampled, greedy = (sample_and_judge(name, shard, c, policy, verifier, 1, t) for t in (1.0, 0.0))
+        records = (
+            {"problem_id": problem.id, "prompt": problem.prompt, "sampled": s[0], "greedy": g[0]}
+            for problem, s, g in zip(shard, sampled, greedy, strict=True)
         )
-        bar.advance(len(wave))
+        store.write(index, records)
+        bar.advance(len(shard))
     return summarize(list(store.read()))
 
 
-def missing(
-    store: Shards, label: str, problems: Sequence[Problem], size: int
+def unfinished_shards(
+    store: Shards, label: str, problems: Sequence[Problem], shard_size: int
 ) -> Iterator[tuple[int, Sequence[Problem], ProgressBar]]:
-    """The waves of `size` problems that have no shard yet, by number, under a bar that the caller advances."""
-    waves = [problems[i : i + size] for i in range(0, len(problems), size)]
-    done = sum(len(wave) for i, wave in enumerate(waves) if store.has(i))
+    """Split the problems into shards, and yield the shards that `store` does not hold yet.
+
+    Yields:
+      (index of the shard, its problems, a progress bar that the caller advances).
+    """
+    shards = [problems[i : i + shard_size] for i in range(0, len(problems), shard_size)]
+    done = sum(len(shard) for index, shard in enumerate(shards) if store.has(index))
     with ProgressBar(label, len(problems), "problems", done) as bar:
-        for i, wave in enumerate(waves):
-            if not store.has(i):
-                yield i, wave, bar
+        for index, shard in enumerate(shards):
+            if not store.has(index):
+                yield index, shard, bar
 
 
 def summarize(records: Sequence[Json]) -> dict[str, Any]:
-    """The entry in results.json of a model's records."""
+    """The entry of a model in results.json, from the records of its shards.
+
+    Returns:
+      pass@1 and greedy with their intervals. mean_tokens, mean_backtracks, valid_rate and truncated_rate describe the
+      answers sampled at temperature 1. valid_rate is the share of the answers whose every step is true and allowed,
+      also in branches that the answer left.
+    """
     sampled = [r["sampled"] for r in records]
 
     def mean(key: str) -> float:
         return round(sum(float(s[key]) for s in sampled) / len(sampled), 4)
 
     return {
-        "pass@1": rate([s["correct"] for s in sampled]),
-        "greedy": rate([r["greedy"]["correct"] for r in records]),
+        "pass@1": success_rate([s["correct"] for s in sampled]),
+        "greedy": success_rate([r["greedy"]["correct"] for r in records]),
         "mean_tokens": mean("tokens"),
         "mean_backtracks": mean("backtracks"),
         "valid_rate": mean("valid"),
@@ -69,18 +78,24 @@ def summarize(records: Sequence[Json]) -> dict[str, Any]:
     }
 
 
-def vote(
+def majority_vote(
     name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy, verifier: Verifier, k: int
 ) -> dict[str, Any]:
-    """maj@k: the share of problems whose most common answer among k samples is right, and the tokens spent for it."""
+    """maj@k: the share of problems whose most common answer among k samples is correct (arXiv 2203.11171).
+
+    The samples are drawn anew: their random draws differ from the draws of pass@1.
+
+    Returns:
+      k, the rate with its interval, and mean_tokens: the tokens of all k answers to a problem, over the problems.
+    """
     with ProgressBar(f"{name} vote", k * len(problems), "answers") as bar:
-        every = answers(f"{name}/vote", problems, c, policy, verifier, k, 1.0, bar.advance)
-    right = [_won(each) for each in every]
-    tokens = sum(a["tokens"] for each in every for a in each) / len(problems)
-    return {"k": k} | rate(right) | {"mean_tokens": round(tokens, 4)}
+        groups = sample_and_judge(f"{name}/vote", problems, c, policy, verifier, k, 1.0, bar.advance)
+    outcomes = [_majority_is_correct(group) for group in groups]
+    tokens = sum(a["tokens"] for group in groups for a in group) / len(problems)
+    return {"k": k} | success_rate(outcomes) | {"mean_tokens": round(tokens, 4)}
 
 
-def answers(
+def sample_and_judge(
     name: str,
     problems: Sequence[Problem],
     c: cfg.Eval,
@@ -91,28 +106,38 @@ def answers(
     progress: Callable[[int], None] | None = None,
     use: Literal["reward", "report"] = "report",
 ) -> list[list[Json]]:
-    """n judged answers to each problem; `use` says by which of the verifier's rules."""
+    """Sample n answers to each problem and judge them.
+
+    Args:
+      name: names the random draws, together with the id of the problem. The size of a shard does not change them.
+      progress: called with the number of completions that have finished since the last call.
+      use: the rule of the verifier: verify.reward_rule or verify.report_rule.
+
+    Returns:
+      for each problem a list of n records (see `_record`).
+    """
     requests = [policy.request(p.prompt, n, "eval", name, p.id) for p in problems]
     sampling = SamplingParams(max_tokens=c.max_tokens, temperature=temperature)
-    samples = policy.generate(requests, sampling, progress)
-    responses = [policy.response(p, s) for p, each in zip(problems, samples, strict=True) for s in each]
-    found = map(_judged, responses, verifier.judge(responses, use), (s for each in samples for s in each))
-    return [[next(found) for _ in each] for each in samples]
+    groups = policy.generate(requests, sampling, progress)
+    responses = [policy.response(p, s) for p, group in zip(problems, groups, strict=True) for s in group]
+    completions = (completion for group in groups for completion in group)
+    records = map(_record, responses, verifier.judge(responses, use), completions)
+    return [[next(records) for _ in group] for group in groups]
 
 
-def _won(answers: Sequence[Json]) -> bool:
-    """Whether the most common answer is right."""
+def _majority_is_correct(answers: Sequence[Json]) -> bool:
     winner = majority([a["answer"] for a in answers])
     return any(a["correct"] for a in answers if a["answer"] == winner)
 
 
-def _judged(response: Response, verdict: Verdict, sample: Completion) -> Json:
+def _record(response: Response, verdict: Verdict, completion: Completion) -> Json:
+    """One judged answer, as it stands in a shard."""
     return {
         "text": response.text,
         "correct": verdict.correct,
         "answer": verdict.answer,
-        "tokens": len(sample.token_ids),
+        "tokens": len(completion.token_ids),
         "backtracks": verdict.backtracks,
         "valid": verdict.valid,
-        "truncated": not sample.stopped,
+        "truncated": not completion.stopped,
     }

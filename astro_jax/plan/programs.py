@@ -108,7 +108,7 @@ class Plan:
             )
             return self._sampling("search", layout, c.sampler.dtype, ())
         layout = self.layout(c.grpo.num_generations, self.prompt, c.grpo.max_completion_length, c.grpo.dtype)
-        cost = self._train_cost(c.grpo, grpo.micro_rows(c.grpo, self.train), update=False)
+        cost = self._train_cost(c.grpo, grpo.micro_batch_size(c.grpo, self.train), update=False)
         return [
             Program("grpo", "reshard", self.reshard, self.state.opt_state),
             *self._sampling("grpo", layout, c.grpo.dtype, self.state),
@@ -185,7 +185,7 @@ class Plan:
 
     def grpo_gradient(self) -> jax.stages.Lowered:
         """Lower the gradient of one micro-batch of GRPO."""
-        shape = (grpo.micro_rows(self.c.grpo, self.train), self.c.grpo.max_length)
+        shape = (grpo.micro_batch_size(self.c.grpo, self.train), self.c.grpo.max_length)
         loss = grpo.make_loss(self.c.grpo, self.config, self.train)
         rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
         accumulate = make_accumulate(loss, self.tx, self.config, self.train)
@@ -271,4 +271,4 @@ def floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 def batch(*shape: int) -> Batch:
     """Return an abstract training batch: rows x tokens."""
-    return Batch(tokens=ints(*shape), segments=ints(*shape), positions=ints(*shape), weights=floats(*shape))
+    return Batch(tokens=ints(*shape), segment_ids=ints(*shape), positions=ints(*shape), loss_weights=floats(*shape))

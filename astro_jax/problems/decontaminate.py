@@ -1,10 +1,14 @@
-"""Which problems to train on are those of an evaluation set: the same, or nearly so.
+"""Remove training problems that overlap with evaluation problems.
 
-The same: equal words and signs, whatever the spaces, capitals and punctuation. Nearly: the sets of n-grams of words
-and signs overlap by at least a given Jaccard index, which is computed for all pairs that MinHash proposes (datasketch).
-It proposes from half that index on, so that few are missed. A text of fewer than n words has one n-gram. Contained: one
-of two texts has at least that share of the n-grams of the other, the shorter; an index of n-grams finds all such pairs.
-Texts of few n-grams are not looked for, as those may be in another by accident.
+A training problem is removed in three cases:
+
+- exact: it has the same words and signs as an evaluation problem. Spaces, capitals and punctuation do not matter.
+- near: the sets of n-grams of the two texts have at least a given Jaccard index. MinHash (datasketch) proposes the
+  pairs to compare. It proposes pairs from half the given index on, so that it misses few pairs.
+- contained: at least the given share of the shorter text's n-grams is in the longer text. An index of all n-grams finds
+  these pairs. Texts of few n-grams are exempt, because a longer text may hold their n-grams by accident.
+
+An n-gram is a sequence of words and signs. A text of fewer than n words has one n-gram.
 """
 
 from __future__ import annotations
@@ -17,68 +21,77 @@ from datasketch import MinHash, MinHashLSH
 
 from astro_jax.types import Problem
 
-WORDS = 5  # of an n-gram: word problems are short
+NGRAM_WORDS = 5  # word problems are short
 PERMUTATIONS = 128
-MIN_GRAMS = 10  # of a text that is looked for in another (ours): 14 words
+MIN_NGRAMS = 10  # of the shorter text of a contained pair (ours): 14 words
 
 
-def drop(problems: Sequence[Problem], against: Sequence[str], near: float) -> tuple[list[Problem], Counter[str]]:
-    """The problems that are not among some texts, and how many were dropped: exact, near and contained.
+def remove_overlapping(
+    problems: Sequence[Problem], texts: Sequence[str], threshold: float
+) -> tuple[list[Problem], Counter[str]]:
+    """Remove the problems that overlap with the texts of evaluation problems.
 
     Args:
-      against: texts of evaluation problems.
-      near: the Jaccard index from which two texts are nearly the same, and the share of the shorter text's n-grams
-        from which it is contained in the other; 1: only equal ones are dropped.
+      texts: the texts of the evaluation problems.
+      threshold: the Jaccard index of near pairs, and the share of n-grams of contained pairs. At 1 only exact problems
+        are removed.
+
+    Returns:
+      The problems that stay, and the number of removed problems as {"exact", "near", "contained"}.
     """
-    exact, dropped = {tuple(_words(text)) for text in against}, Counter({"exact": 0, "near": 0, "contained": 0})
-    grams = [ngrams(text) for text in dict.fromkeys(against)]
-    index = MinHashLSH(threshold=near / 2, num_perm=PERMUTATIONS) if near < 1 else None
-    if index is not None:
-        with index.insertion_session() as session:
-            for i, h in enumerate(_hashes(grams)):
-                session.insert(i, h)
-    having: Mapping[str, Sequence[int]] = _having(grams) if near < 1 else {}
+    exact, removed = {tuple(_words(text)) for text in texts}, Counter({"exact": 0, "near": 0, "contained": 0})
+    text_ngrams = [ngrams(text) for text in dict.fromkeys(texts)]
+    problem_ngrams = [ngrams(p.prompt) for p in problems]
+    minhash_index = MinHashLSH(threshold=threshold / 2, num_perm=PERMUTATIONS) if threshold < 1 else None
+    ngram_index: Mapping[str, Sequence[int]] = {}
+    hashes: Sequence[MinHash | None] = [None] * len(problems)
+    if minhash_index is not None:
+        with minhash_index.insertion_session() as session:
+            for i, text_hash in enumerate(_hashes(text_ngrams)):
+                session.insert(i, text_hash)
+        ngram_index, hashes = _ngram_index(text_ngrams), _hashes(problem_ngrams)
     kept = []
-    mine = [ngrams(p.prompt) for p in problems]
-    for p, own, h in zip(problems, mine, _hashes(mine) if index is not None else [None] * len(mine), strict=True):
+    for p, own, own_hash in zip(problems, problem_ngrams, hashes, strict=True):
         if tuple(_words(p.prompt)) in exact:
-            dropped["exact"] += 1
-        elif index is not None and any(jaccard(own, grams[i]) >= near for i in index.query(h)):
-            dropped["near"] += 1
-        elif _contained(own, grams, having, near):
-            dropped["contained"] += 1
+            removed["exact"] += 1
+        elif minhash_index is not None and any(
+            jaccard(own, text_ngrams[i]) >= threshold for i in minhash_index.query(own_hash)
+        ):
+            removed["near"] += 1
+        elif _is_contained(own, text_ngrams, ngram_index, threshold):
+            removed["contained"] += 1
         else:
             kept.append(p)
-    return kept, dropped
+    return kept, removed
 
 
 def ngrams(text: str) -> frozenset[str]:
-    """The n-grams of a text's words and signs."""
+    """Return the n-grams of a text's words and signs."""
     words = _words(text)
-    n = min(WORDS, max(len(words), 1))
+    n = min(NGRAM_WORDS, max(len(words), 1))
     return frozenset(" ".join(words[i : i + n]) for i in range(max(len(words) - n + 1, 1)))
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """The share of what two sets have in common."""
+    """Compute the Jaccard index of two sets: the size of the intersection over the size of the union."""
     return len(a & b) / len(a | b)
 
 
-def _having(sets: Sequence[frozenset[str]]) -> Mapping[str, Sequence[int]]:
-    """Which sets have an n-gram."""
-    having = defaultdict(list)
+def _ngram_index(sets: Sequence[frozenset[str]]) -> Mapping[str, Sequence[int]]:
+    """Map each n-gram to the indices of the sets that hold it."""
+    index = defaultdict(list)
     for i, grams in enumerate(sets):
         for gram in grams:
-            having[gram].append(i)
-    return having
+            index[gram].append(i)
+    return index
 
 
-def _contained(
-    own: frozenset[str], sets: Sequence[frozenset[str]], having: Mapping[str, Sequence[int]], share: float
+def _is_contained(
+    own: frozenset[str], sets: Sequence[frozenset[str]], index: Mapping[str, Sequence[int]], share: float
 ) -> bool:
-    """Whether that share of the shorter text's n-grams is in the other, for a text and any of the others."""
-    found = Counter(i for gram in own for i in having.get(gram, ()))
-    return any((size := min(len(own), len(sets[i]))) >= MIN_GRAMS and n >= share * size for i, n in found.items())
+    """Whether at least the share of the smaller set's n-grams is in the larger set, for `own` and any of the sets."""
+    common = Counter(i for gram in own for i in index.get(gram, ()))
+    return any((size := min(len(own), len(sets[i]))) >= MIN_NGRAMS and n >= share * size for i, n in common.items())
 
 
 def _hashes(sets: Sequence[frozenset[str]]) -> list[MinHash]:
@@ -86,5 +99,5 @@ def _hashes(sets: Sequence[frozenset[str]]) -> list[MinHash]:
 
 
 def _words(text: str) -> list[str]:
-    """Words and signs; of signs, punctuation is none."""
+    """Split a text into words and signs, without punctuation."""
     return re.findall(r"\w+|[^\w\s.,;:!?'\"]", text.lower())

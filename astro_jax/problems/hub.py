@@ -1,6 +1,6 @@
-"""Problems from data sets on the Hugging Face hub, or a folder of their files, through `datasets` (extra `hub`).
+"""Problems from data sets of the Hugging Face hub, or a folder of their files, through `datasets` (extra `hub`).
 
-The columns of the data sets in KNOWN are as their pages describe them.
+DATASETS describes the columns of published data sets, as the pages of the data sets do.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from astro_jax.errors import AstroError
-from astro_jax.problems import words
-from astro_jax.problems.words import FIELDS, Task
+from astro_jax.problems.records import FIELDS, RecordTask, from_records
 from astro_jax.types import Problem
 from astro_jax.verify.answer import extract
 
@@ -21,17 +20,18 @@ Record = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
-    """How a published data set is read.
+class DatasetSpec:
+    """How to read a data set.
 
     Attributes:
-      subsets: its usual configurations, which are read one after the other.
-      fields: our names of its columns.
-      answer: takes the answer from a record, where no column holds it.
-      keep: which records have an answer that can be checked.
+      task: how the answers are judged.
+      subsets: the subsets (configurations) that are read by default, one after the other.
+      fields: the data set's column for each of our fields.
+      answer: extracts the answer from a record. None: a column holds the answer.
+      keep: whether a record has an answer that can be checked.
     """
 
-    task: Task = "math"
+    task: RecordTask = "math"
     subsets: tuple[str | None, ...] = (None,)
     fields: Mapping[str, str] = dataclasses.field(default_factory=lambda: FIELDS)
     answer: Callable[[Record], str | None] | None = None
@@ -39,18 +39,18 @@ class Known:
 
 
 def _boxed(record: Record) -> str | None:
-    """MATH: the answer stands in the solution's last box."""
+    """MATH: the answer is in the last box of the solution."""
     return extract(str(record.get("solution")), "strict")
 
 
 def _after_hashes(record: Record) -> str | None:
-    """GSM8K: the answer stands after #### at the end of the solution."""
-    _, found, answer = str(record.get("answer")).rpartition("####")
-    return answer.strip() if found else None
+    """GSM8K: the answer is after #### at the end of the solution."""
+    _, marker, answer = str(record.get("answer")).rpartition("####")
+    return answer.strip() if marker else None
 
 
-def _checkable(record: Record) -> bool:
-    """NuminaMath-1.5: no proofs and no multiple choice, and both parts were found valid."""
+def _is_checkable(record: Record) -> bool:
+    """NuminaMath-1.5: the record is no proof and no multiple choice, and its problem and solution are marked valid."""
     return (
         record.get("question_type") == "math-word-problem"
         and record.get("problem_is_valid") == "Yes"
@@ -62,13 +62,15 @@ _SUBJECTS = (
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
     "precalculus",
 )  # fmt: skip
-KNOWN = {
-    "openai/gsm8k": Known("number", ("main",), FIELDS | {"problem": "question", "solution": "answer"}, _after_hashes),
-    "hendrycks/competition_math": Known(answer=_boxed),
-    "EleutherAI/hendrycks_math": Known(subsets=_SUBJECTS, answer=_boxed),
-    "nlile/hendrycks-MATH-benchmark": Known(),
-    "HuggingFaceH4/MATH-500": Known(),
-    "AI-MO/NuminaMath-1.5": Known(keep=_checkable),
+DATASETS = {
+    "openai/gsm8k": DatasetSpec(
+        "number", ("main",), FIELDS | {"problem": "question", "solution": "answer"}, _after_hashes
+    ),
+    "hendrycks/competition_math": DatasetSpec(answer=_boxed),
+    "EleutherAI/hendrycks_math": DatasetSpec(subsets=_SUBJECTS, answer=_boxed),
+    "nlile/hendrycks-MATH-benchmark": DatasetSpec(),
+    "HuggingFaceH4/MATH-500": DatasetSpec(),
+    "AI-MO/NuminaMath-1.5": DatasetSpec(keep=_is_checkable),
 }
 
 
@@ -76,60 +78,70 @@ def read(
     name: str,
     subset: str | None = None,
     split: str = "train",
-    where: Mapping[str, list[Any]] | None = None,
-    task: Task | None = None,
+    filters: Mapping[str, list[Any]] | None = None,
+    task: RecordTask | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> tuple[list[Problem], Counter[str]]:
-    """All usable problems of a data set, and how many records were left out, by reason.
+    """Read all usable problems of a data set.
 
     Args:
-      name: of the hub (KNOWN holds how some are read), or a folder.
-      where: allowed values of columns, as in {"source": ["amc_aime", "aops_forum"]}.
-      task, fields: in place of what KNOWN says; default number.
+      name: the data set's name on the hub (DATASETS describes some), or a folder.
+      subset: the subset to read. None: the default subsets of the data set.
+      filters: allowed values of columns, such as {"source": ["amc_aime", "aops_forum"]}.
+      task: overrides the task of the data set's entry in DATASETS. Data sets without an entry have the task "number".
+      fields: overrides the columns of the entry.
+
+    Returns:
+      The problems, and how many records were skipped, by reason.
 
     Raises:
-      AstroError: when it cannot be loaded, or nothing is left.
+      AstroError: if the data set cannot be loaded, or if no problem is left.
     """
-    known = KNOWN.get(name, Known("number"))
-    task, fields = task or known.task, fields or known.fields
+    spec = DATASETS.get(name, DatasetSpec("number"))
+    columns = fields or spec.fields
     skipped: Counter[str] = Counter()
-    data = itertools.chain.from_iterable(_load(name, s, split) for s in ((subset,) if subset else known.subsets))
 
-    def rows() -> Iterator[tuple[str, Record]]:
-        for i, record in enumerate(data):
-            if any(record.get(column) not in values for column, values in (where or {}).items()):
+    def records() -> Iterator[tuple[str, Record]]:
+        for i, record in enumerate(_load(name, (subset,) if subset else spec.subsets, split)):
+            if any(record.get(column) not in values for column, values in (filters or {}).items()):
                 skipped["not asked for (problems.filters)"] += 1
-            elif not known.keep(record):
+            elif not spec.keep(record):
                 skipped["no answer that can be checked"] += 1
             else:
-                answer = {} if known.answer is None else {"answer": known.answer(record)}
-                theirs = {ours: record.get(column) for ours, column in fields.items()}
-                yield f"{name}, record {i}", theirs | answer
+                answer = {} if spec.answer is None else {"answer": spec.answer(record)}
+                values = {field: record.get(column) for field, column in columns.items()}
+                yield f"{name}, record {i}", values | answer
 
-    found = words.collect(rows(), task, skipped=skipped)
-    if not found:
-        told = ", ".join(f"{n} {reason}" for reason, n in skipped.items()) or "it is empty"
+    problems = from_records(records(), task or spec.task, skipped=skipped)
+    if not problems:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.items()) or "it is empty"
         raise AstroError(
-            f"{name}: no problem is left ({told}); see problems.fields, problems.filters and problems.task"
+            f"{name}: no problem is left ({reasons}); see problems.fields, problems.filters and problems.task"
         )
-    return found, skipped
+    return problems, skipped
 
 
-def texts(name: str, split: str) -> list[str]:
-    """The texts of all problems of a data set, with an answer or without.
+def problem_texts(name: str, split: str) -> list[str]:
+    """Read the texts of all problems of a data set, also of problems without an answer.
 
     Raises:
-      AstroError: when it cannot be loaded, or its column has no texts.
+      AstroError: if the data set cannot be loaded, or has no column of problem texts.
     """
-    known = KNOWN.get(name, Known())
-    records = itertools.chain.from_iterable(_load(name, s, split) for s in known.subsets)
-    found = [r.get(known.fields["problem"]) or r.get("question") for r in records]
-    if not found or not all(isinstance(text, str) for text in found):
-        raise AstroError(f"{name}, split {split}: no column `{known.fields['problem']}` or `question` of texts")
-    return found
+    spec = DATASETS.get(name, DatasetSpec())
+    column = spec.fields["problem"]
+    values = [record.get(column) or record.get("question") for record in _load(name, spec.subsets, split)]
+    texts = [value for value in values if isinstance(value, str)]
+    if not texts or len(texts) < len(values):
+        raise AstroError(f"{name}, split {split}: no column `{column}` or `question` of texts")
+    return texts
 
 
-def _load(name: str, subset: str | None, split: str) -> Any:
+def _load(name: str, subsets: Sequence[str | None], split: str) -> Iterator[Record]:
+    """Load the records of some subsets, one subset after the other."""
+    return itertools.chain.from_iterable(_load_subset(name, subset, split) for subset in subsets)
+
+
+def _load_subset(name: str, subset: str | None, split: str) -> Any:
     try:
         import datasets
     except ImportError as e:
@@ -137,6 +149,6 @@ def _load(name: str, subset: str | None, split: str) -> Any:
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(name, subset, split=split)
-    except Exception as e:  # it raises many kinds, from several libraries
+    except Exception as e:  # datasets raises exceptions of many kinds
         reason = " ".join(str(e).split())[:200]
         raise AstroError(f"{name}: cannot be loaded (subset {subset}, split {split}: {reason})") from e

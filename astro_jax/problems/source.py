@@ -1,11 +1,14 @@
-"""A run's problems, from whatever its config names, split in two, and the training side kept apart from evaluation."""
+"""The problems of a run: read from the source that the config names, split in two, and decontaminated.
+
+SOURCES is the table of sources. docs/problems.md says how to add a source.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -13,18 +16,19 @@ from etils import epath
 from astro_jax import config as cfg
 from astro_jax import storage
 from astro_jax.errors import AstroError
-from astro_jax.problems import gym, hub, words
+from astro_jax.problems import gym, hub, records, split
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ProblemSet:
     """All problems of a source.
 
     Attributes:
-      training, evaluation: the two sides of the split.
-      counts: what was read, skipped by reason, held out, and dropped from training as in an evaluation set.
+      training: the problems for search and RL.
+      evaluation: the problems that are only for evaluation.
+      counts: how many problems were read, skipped (by reason), held out, dropped by decontamination, left for training.
     """
 
     training: list[Problem]
@@ -32,100 +36,139 @@ class Source:
     counts: dict[str, Any]
 
     @property
-    def every(self) -> list[Problem]:
+    def problems(self) -> list[Problem]:
+        """The problems of both sides."""
         return self.training + self.evaluation
 
     def draw(self, n: int, seed: int, *, evaluation: bool) -> list[Problem]:
-        """n problems of one side, in an order that `seed` names (words.draw)."""
-        return words.draw(self.evaluation if evaluation else self.training, n, seed, evaluation=evaluation)
+        """Draw n problems of one side (split.draw)."""
+        return split.draw(self.evaluation if evaluation else self.training, n, seed, evaluation=evaluation)
 
 
-def given(c: cfg.Problems) -> bool:
-    """Whether problems come from a source; else they are Countdown's, which are made."""
-    return bool(c.path or c.dataset or c.gym)
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A kind of source.
+
+    Attributes:
+      read: reads all problems by the config's section `problems` and the seed. Returns the problems, each text once,
+        and how many records were skipped, by reason.
+      name: names the source of a config, for people.
+      decontaminate: whether training problems that overlap with evaluation problems are removed.
+    """
+
+    read: Callable[[cfg.Problems, int], tuple[list[Problem], Mapping[str, int]]]
+    name: Callable[[cfg.Problems], str]
+    decontaminate: bool = True
 
 
-def load(c: cfg.Problems, seed: int) -> Source:
-    """Read a source.
+def _read_path(c: cfg.Problems, seed: int) -> tuple[list[Problem], Mapping[str, int]]:
+    fields = records.FIELDS | dict(c.fields or {})
+    return records.read_jsonl(epath.Path(c.path), c.task or "number", fields), {}
 
-    Problems of reasoning-gym are only kept apart where they are equal: those of a task have most words in common.
+
+def _read_dataset(c: cfg.Problems, seed: int) -> tuple[list[Problem], Mapping[str, int]]:
+    fields = records.FIELDS | dict(c.fields) if c.fields else None
+    return hub.read(c.dataset, c.subset, c.split, c.filters, c.task, fields)
+
+
+def _read_gym(c: cfg.Problems, seed: int) -> tuple[list[Problem], Mapping[str, int]]:
+    tasks = [gym.read(g.task, g.size, seed, g.params) for g in c.gym]
+    return list({p.prompt: p for problems in tasks for p in problems}.values()), {}
+
+
+# Each key is a key of the config's section `problems`. A config sets at most one of them.
+SOURCES: Mapping[str, Source] = {
+    "path": Source(_read_path, lambda c: c.path),
+    "dataset": Source(_read_dataset, lambda c: c.dataset),
+    # Problems of one reasoning-gym task share most of their words, so only equal problems are removed.
+    "gym": Source(_read_gym, lambda c: f"reasoning-gym {', '.join(g.task for g in c.gym)}", decontaminate=False),
+}
+
+
+def has_source(c: cfg.Problems) -> bool:
+    """Whether the config names a source. Without a source, problems are Countdown's."""
+    return any(getattr(c, key) for key in SOURCES)
+
+
+def _source(c: cfg.Problems) -> Source:
+    return next(source for key, source in SOURCES.items() if getattr(c, key))
+
+
+def load(c: cfg.Problems, seed: int) -> ProblemSet:
+    """Read the problems of the config's source, split them, and decontaminate the training side.
 
     Raises:
-      AstroError: when it cannot be read.
+      AstroError: if the source, or an evaluation set of problems.decontaminate, cannot be read.
     """
-    skipped: dict[str, int] = {}
-    if c.path:
-        every = words.read(epath.Path(c.path), c.task or "number", words.FIELDS | dict(c.fields or {}))
-    elif c.dataset:
-        fields = words.FIELDS | dict(c.fields) if c.fields else None
-        every, skipped = hub.read(c.dataset, c.subset, c.split, c.filters, c.task, fields)
-    else:
-        read = [gym.read(g.task, g.size, seed, g.params) for g in c.gym]
-        every = list({p.prompt: p for each in read for p in each}.values())
-    sides: tuple[list[Problem], list[Problem]] = ([], [])
-    for p in every:
-        sides[words.held_out(p, c.held_out)].append(p)
-    training, evaluation = sides
+    source = _source(c)
+    problems, skipped = source.read(c, seed)
+    evaluation = [p for p in problems if split.is_held_out(p, c.held_out)]
+    training = [p for p in problems if not split.is_held_out(p, c.held_out)]
     dropped: Mapping[str, int] = {}
-    if not c.gym:
-        from astro_jax.problems import decontaminate  # scipy comes with it
+    if source.decontaminate:
+        from astro_jax.problems import decontaminate  # imports scipy, which is slow
 
-        against = [p.prompt for p in evaluation] + [t for name in c.decontaminate for t in _texts(name)]
-        training, dropped = decontaminate.drop(training, against, c.overlap_threshold)
-    counts = {"read": len(every), "skipped": dict(skipped), "held out": len(evaluation), "dropped": dict(dropped)}
-    return Source(training, evaluation, counts | {"for training": len(training)})
+        texts = [p.prompt for p in evaluation] + [text for name in c.decontaminate for text in _texts(name)]
+        training, dropped = decontaminate.remove_overlapping(training, texts, c.overlap_threshold)
+    counts = {"read": len(problems), "skipped": dict(skipped), "held out": len(evaluation), "dropped": dict(dropped)}
+    return ProblemSet(training, evaluation, counts | {"for training": len(training)})
 
 
 def _texts(name: str) -> Sequence[str]:
-    """The problems' texts of an evaluation set: a JSONL file, or a data set, as NAME or NAME:SPLIT (default: test)."""
+    """Read the problem texts of an evaluation set: a JSONL file, or a data set as NAME or NAME:SPLIT (default test)."""
     if not name.endswith(".jsonl"):
-        name, _, split = name.partition(":")
-        return hub.texts(name, split or "test")
-    found = [r.get("problem") for r in storage.read_jsonl(epath.Path(name))]
-    texts = [text for text in found if isinstance(text, str)]
-    if len(texts) < len(found):
+        name, _, split_name = name.partition(":")
+        return hub.problem_texts(name, split_name or "test")
+    values = [record.get("problem") for record in storage.read_jsonl(epath.Path(name))]
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) < len(values):
         raise AstroError(f"{name}: `problem` must be a text in each line")
     return texts
 
 
 def describe(c: cfg.Config) -> dict[str, Any]:
-    """What a run of this config draws from: the source's counts, answers that the verifier cannot read (they are
-    compared as text), quartiles of the prompts' lengths in characters, and three samples.
+    """Describe the problems that a run of a config draws from (`astro problems`).
+
+    Returns:
+      The counts of the problem set, the answers that the verifier can only compare as text, quartiles of the prompts'
+      lengths in characters, and three sample problems.
 
     Raises:
-      AstroError: when the source cannot be read, or has fewer problems than the config asks for.
+      AstroError: if the source cannot be read, or has fewer problems than the config asks for.
     """
     p = c.problems
-    if not given(p):
+    if not has_source(p):
         raise AstroError(
             "problems: Countdown's are made by its rules; set problems.path, dataset or gym to see a source"
         )
-    found = load(p, c.seed)
+    problem_set = load(p, c.seed)
     for use in ("search", "rl", "eval"):
-        found.draw(getattr(p, use), c.seed, evaluation=use == "eval")
-    math = [x for x in found.every if x.task == "math"]
+        problem_set.draw(getattr(p, use), c.seed, evaluation=use == "eval")
+    problems = problem_set.problems
+    math = [x for x in problems if x.task == "math"]
     with contextlib.closing(Verifier(c.verify)) as verifier:
-        unread = [x for x, can in zip(math, verifier.readable([x.answer for x in math]), strict=True) if not can]
-    lengths = sorted(len(x.prompt) for x in found.every)
+        readable = verifier.readable([x.answer for x in math])
+    unreadable = [x.answer for x, can_read in zip(math, readable, strict=True) if not can_read]
+    lengths = sorted(len(x.prompt) for x in problems)
     return {
-        "source": p.path or p.dataset or f"reasoning-gym {', '.join(g.task for g in p.gym)}",
-        "task": found.every[0].task,
-        **found.counts,
-        **({"of tasks": dict(Counter(x.meta["task"] for x in found.every))} if p.gym else {}),
-        "answers compared as text": {"count": len(unread), "first": [x.answer for x in unread[:5]]},
+        "source": _source(p).name(p),
+        "task": problems[0].task,
+        **problem_set.counts,
+        **({"of tasks": dict(Counter(x.meta["task"] for x in problems))} if p.gym else {}),
+        "answers compared as text": {"count": len(unreadable), "first": unreadable[:5]},
         "characters of a prompt": {f"{q}%": lengths[(len(lengths) - 1) * q // 100] for q in (0, 25, 50, 75, 100)},
-        "samples": [{"problem": x.prompt, "answer": x.answer} for x in found.draw(3, c.seed, evaluation=False)],
+        "samples": [{"problem": x.prompt, "answer": x.answer} for x in problem_set.draw(3, c.seed, evaluation=False)],
     }
 
 
-def shown(found: dict[str, Any]) -> str:
-    """The same for people."""
+def format_description(description: dict[str, Any]) -> str:
+    """Format a description (describe) for people."""
     lines = []
-    for key, value in found.items():
+    for key, value in description.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
         if key != "samples":
             lines.append(f"{key:>26}  {value}")
-    for sample in found["samples"]:
+    for sample in description["samples"]:
         lines.append(f"\n{sample['problem']}\n  = {sample['answer']}")
     return "\n".join(lines)

@@ -1,27 +1,26 @@
-"""One self-contained HTML page about a run: the results, the curves, the data, and the trees beside their traces.
+"""One self-contained HTML page about a run: results, curves, data, and search trees beside their traces.
 
-The page needs no network and no server. Everything that a model wrote is data in it: it is embedded as JSON and put
-on the page as text, and the page's content security policy runs no script but its own.
+The page needs no network and no server. Text that a model wrote is embedded as JSON and shown as text. The content
+security policy of the page runs no script but its own.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
-import json
 import math
-import re
-import shlex
 from typing import Any
 
+import jinja2
 from etils import epath
 
 from astro_jax import phrases, storage
-from astro_jax.report import choose, summary
-from astro_jax.report.run import Json, Run, missing, read
+from astro_jax.report import run_folder, selection, summary
+from astro_jax.report.run_folder import RunFolder
+from astro_jax.stages import MODELS
+from astro_jax.storage import Json
 
-# The fixed phrases of a trace, which the page marks wherever a model writes them; the open ones up to their line's end.
+# The fixed phrases of a trace. The page marks them wherever a model writes them; an open phrase up to the line's end.
 MARKS: tuple[Json, ...] = tuple(
     {
         "text": phrase.strip(),
@@ -32,99 +31,81 @@ MARKS: tuple[Json, ...] = tuple(
 )
 _SCRIPTS = ("dom.js", "charts.js", "tree.js", "results.js", "explore.js", "app.js")  # in the order they run
 _HERE = epath.resource_path("astro_jax.report")
+# Inside a script element: the filter `tojson` escapes "<", ">" and "&", so no text can close the element.
+_JINJA = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+_JINJA.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
 
 
 def build(run_dir: epath.PathLike) -> str:
-    """The page about the run in `run_dir`, as HTML. The same folder gives the same bytes.
+    """The page about the run in `run_dir`, as HTML. Equal folders give equal bytes.
 
     Raises:
-      AstroError: when there is no such folder, or a file in it is not what its stage writes.
+      AstroError: when the folder does not exist, or when a file lacks a field or holds a bad value.
     """
-    run = read(run_dir)
-    lacks = missing(run)
+    run = run_folder.read(run_dir)
+    missing = run_folder.missing(run)
     script = "(() => {\n'use strict';\n" + "\n".join((_HERE / name).read_text() for name in _SCRIPTS) + "\n})();"
-    parts = {
-        "title": html.escape(f"ASTRO run {run.path.name}"),
-        "name": html.escape(run.path.name),
-        "headline": html.escape(summary.headline(run.results)),
-        "missing": html.escape(f"Not in this folder yet: {'; '.join(lacks)}." if lacks else ""),
-        "style": (_HERE / "style.css").read_text(),
-        "data": _embed(page_data(run)),
-        "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    }
-    template = (_HERE / "template.html").read_text()
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    return _JINJA.from_string((_HERE / "template.html").read_text()).render(
+        name=run.path.name,
+        headline=summary.headline(run.results),
+        missing=f"Not in this folder yet: {'; '.join(missing)}." if missing else "",
+        style=(_HERE / "style.css").read_text(),
+        data=_finite(page_data(run)),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
 
 
 def write(run_dir: epath.PathLike) -> epath.Path:
-    """Writes the page to report.html in `run_dir`, whole or not at all, and returns its path."""
+    """Write the page to report.html in `run_dir`, atomically, and return its path."""
     path = epath.Path(run_dir) / "report.html"
     storage.write_text(path, build(run_dir))
     return path
 
 
-def page_data(run: Run) -> Json:
-    """What the page's script reads; its texts come from models and are not trusted."""
+def page_data(run: RunFolder) -> Json:
+    """The data that the script of the page reads. Its texts come from models and are not trusted."""
+    models = run.results.models if run.results else {}
     return {
-        "names": summary.NAMES,
+        "names": summary.model_titles(),
         "phrases": MARKS,
-        "models": (run.results or {}).get("models", {}),
+        "models": {name: m.model_dump(by_alias=True, exclude_none=True) for name, m in models.items()},
         "equal_tokens": summary.equal_tokens(run.results),
         "metrics": {stage: summary.thin(rows) for stage, rows in run.metrics.items() if rows},
-        "pearson": {stage: summary.correlation(run.metrics[stage]) for stage in ("direct-rl", "astro-rl")},
+        "pearson": {name: summary.correlation(run.metrics[name]) for name in MODELS if name.endswith("-rl")},
         "counts": run.counts,
-        "problems": choose.problems(run),
-        "held_out": choose.held_out(run),
+        "problems": selection.problems(run),
+        "held_out": selection.held_out(run),
         "provenance": provenance(run),
     }
 
 
-def provenance(run: Run) -> Json:
-    """Where the numbers come from: seed, hash, versions, command, and each stage's wall time and counts."""
-    known = {"stage", "wall_s", "versions", "config_hash", "command", "argv"}
+def provenance(run: RunFolder) -> Json:
+    """The origin of the figures: seed, hash, versions, command, and the wall time and counts of each stage."""
     stages = [
-        {"stage": stage, "wall_s": m.get("wall_s"), "extra": {k: v for k, v in m.items() if k not in known}}
-        for stage, m in run.manifests.items()
+        {"stage": stage, "wall_s": manifest.wall_s, "extra": manifest.model_extra}
+        for stage, manifest in run.manifests.items()
     ]
     versions: dict[str, list[str]] = {}
     for manifest in run.manifests.values():
-        for name, version in (manifest.get("versions") or {}).items():
-            if str(version) not in versions.setdefault(name, []):
-                versions[name].append(str(version))
-    config = run.config or {}
+        for name, version in manifest.versions.items():
+            if version not in versions.setdefault(name, []):
+                versions[name].append(version)
+    config = run.config.config if run.config else {}
+    config_hash = run.config.hash if run.config else None
     return {
-        "seed": (run.results or {}).get("seed", (config.get("config") or {}).get("seed")),
-        "hash": config.get("hash"),
-        "other_hashes": sorted(
-            {str(m["config_hash"]) for m in run.manifests.values() if m.get("config_hash")} - {str(config.get("hash"))}
-        ),
+        "seed": run.results.seed if run.results else config.get("seed"),
+        "hash": config_hash,
+        "other_hashes": sorted({m.config_hash for m in run.manifests.values()} - {config_hash}),
         "versions": versions,
-        "command": _command(run),
+        "command": run.config.command if run.config else None,
         "stages": stages,
-        "config": config.get("config"),
+        "config": config or None,
     }
 
 
-def _command(run: Run) -> str | None:
-    """The command that made the run, if config.json or a manifest holds it."""
-    for record in (run.config or {}, *run.manifests.values()):
-        command = record.get("command") or record.get("argv")
-        if command:
-            return shlex.join(map(str, command)) if isinstance(command, list) else str(command)
-    return None
-
-
-def _embed(data: Json) -> str:
-    """JSON that is safe inside a script element: no "<" or "&" of any text is left, so no text can close it."""
-    text = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return text
-
-
 def _finite(value: Any) -> Any:
-    """The same value with NaN and infinities as None, which JSON can hold; lone surrogates become "?"."""
+    """The same value with NaN and infinities as None, since JSON has neither; lone surrogates become "?"."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):

@@ -2,7 +2,7 @@
 
 const DATA = JSON.parse(document.getElementById("page-data").textContent);
 const SVG_NS = "http://www.w3.org/2000/svg";
-const KNOWN_MODELS = ["base", "direct-sft", "direct-rl", "astro-sft", "astro-rl"];
+const KNOWN_MODELS = Object.keys(DATA.names); // base first, then each family, SFT before RL
 
 /** Fill a node: attributes (on… are listeners, class and text as they read), then children; null children are skipped. */
 function fill(node, attrs, kids) {

@@ -23,10 +23,10 @@ function problemView(problem) {
       ? "No trace was made from this tree." : "Search found no right answer here, so no trace was made from this tree."), pane];
   }
   const names = problem.traces.map((t) => {
-    const jumps = t.pieces.filter((p) => p.kind === "backtrack").length;
+    const jumps = t.segments.filter((p) => p.kind === "backtrack").length;
     return t.kind === "direct" ? "Direct, no backtracks" : `ASTRO, ${plural(jumps, "backtrack")}`;
   });
-  const tabs = choices("Trace", names, (i) => pane.replaceChildren(...treeAndTrace(problem, problem.traces[i])), "segments");
+  const tabs = choices("Trace", names, (i) => pane.replaceChildren(...treeAndTrace(problem, problem.traces[i])), "segmented");
   tabs.select(0);
   return [prompt, tabs, pane];
 }
@@ -36,14 +36,14 @@ function treeAndTrace(problem, trace) {
   const state = { all: false, open: new Set() };
   const scroller = el("div", { class: "tree-scroll", tabindex: "0", "aria-label": "Search tree, scrolls" });
   let nodes = new Map();
-  const pieces = trace ? tracePieces(problem, trace) : [];
+  const segments = trace ? traceSegments(problem, trace) : [];
   const light = (id) => {
     for (const [key, g] of nodes) g.classList.toggle("lit", key === id);
-    for (const p of pieces) p.row.classList.toggle("lit", id !== null && p.node === id);
+    for (const s of segments) s.row.classList.toggle("lit", id !== null && s.node === id);
   };
-  const toPiece = (id) => { const p = pieces.find((q) => q.node === id); if (p) reveal(p.row, list); };
+  const toSegment = (id) => { const s = segments.find((t) => t.node === id); if (s) reveal(s.row, list); };
   const toNode = (id) => { if (nodes.has(id)) reveal(nodes.get(id), scroller); };
-  const act = { enter: (id) => { light(id); toPiece(id); }, leave: () => light(null), pick: toPiece };
+  const act = { enter: (id) => { light(id); toSegment(id); }, leave: () => light(null), pick: toSegment };
   const redraw = () => { nodes = drawTree(scroller, problem, trace, state, act, redraw); };
   let width = 0;
   new ResizeObserver(() => {
@@ -51,14 +51,14 @@ function treeAndTrace(problem, trace) {
     const first = width === 0;
     width = scroller.clientWidth;
     redraw();
-    if (first && pieces.length && nodes.has(pieces[0].node)) {
-      reveal(nodes.get(pieces[0].node), scroller, "instant");
+    if (first && segments.length && nodes.has(segments[0].node)) {
+      reveal(nodes.get(segments[0].node), scroller, "instant");
       scroller.scrollLeft = 0;
     }
   }).observe(scroller);
-  for (const p of pieces) {
-    for (const come of ["pointerenter", "focus"]) p.row.addEventListener(come, () => { light(p.node); toNode(p.node); });
-    for (const go of ["pointerleave", "blur"]) p.row.addEventListener(go, () => light(null));
+  for (const s of segments) {
+    for (const enter of ["pointerenter", "focus"]) s.row.addEventListener(enter, () => { light(s.node); toNode(s.node); });
+    for (const leave of ["pointerleave", "blur"]) s.row.addEventListener(leave, () => light(null));
   }
   const toggle = el("button", { type: "button", class: "quiet", onclick: () => {
     state.all = !state.all;
@@ -69,10 +69,10 @@ function treeAndTrace(problem, trace) {
   const shown = problem.nodes.length < problem.size ? `, ${num(problem.nodes.length)} kept here` : "";
   const left = el("div", { class: "tree-side" }, el("div", { class: "side-head" }, el("h3", { text: "Search tree" }),
     el("span", { class: "muted", text: `${num(problem.size)} nodes${shown}` }), toggle), scroller);
-  const list = el("ol", { class: "trace" }, pieces.map((p) => p.row));
+  const list = el("ol", { class: "trace" }, segments.map((s) => s.row));
   const right = trace && el("div", { class: "trace-side" }, el("div", { class: "side-head" }, el("h3", { text: "Trace" }),
     legendOf([[el("mark", { class: "reflect", text: "reflection" }), ""], [el("mark", { class: "backtrack", text: "backtrack" }), ""]])), list,
-    trace.cut > 0 && el("p", { class: "note", text: `${num(trace.cut)} more pieces are not shown.` }));
+    trace.omitted > 0 && el("p", { class: "note", text: `${num(trace.omitted)} more segments are not shown.` }));
   return [left, right].filter(Boolean);
 }
 /** Bring a child that is out of sight to the middle of its own scroller; the page stays where it is. */
@@ -84,18 +84,18 @@ function reveal(child, scroller, behavior = "smooth") {
 }
 
 /** The rows of a trace, numbered as the tree numbers its visits. */
-function tracePieces(problem, trace) {
+function traceSegments(problem, trace) {
   const node = new Map(problem.nodes.map((n) => [n.id, n]));
   let order = 0;
-  return trace.pieces.map((piece) => {
-    const n = node.get(piece.node);
-    const visit = piece.kind === "reflect" || piece.node === null ? null : ++order;
-    const kind = n && piece.kind === "step" ? verdictOf(n) : "open";
-    const row = el("li", { class: `piece ${["step", "backtrack", "reflect"].includes(piece.kind) ? piece.kind : "step"}`, tabindex: "0" },
+  return trace.segments.map((segment) => {
+    const n = node.get(segment.node);
+    const visit = segment.kind === "reflect" || segment.node === null ? null : ++order;
+    const kind = n && segment.kind === "step" ? verdictOf(n) : "open";
+    const row = el("li", { class: `segment ${["step", "backtrack", "reflect"].includes(segment.kind) ? segment.kind : "step"}`, tabindex: "0" },
       el("span", { class: "order-no", text: visit === null ? "" : String(visit) }),
-      el("span", { class: "piece-text" }, marked(piece.text.replace(/^\n+|\s+$/g, "").replace(/^ /, "").replace(/\n /g, "\n"))),
+      el("span", { class: "segment-text" }, marked(segment.text.replace(/^\n+|\s+$/g, "").replace(/^ /, "").replace(/\n /g, "\n"))),
       kind !== "open" && svg("svg", { class: "badge", width: 16, height: 16, viewBox: "0 0 16 16", role: "img", "aria-label": kind }, verdictMark(kind, 8, 8)));
-    return { node: piece.node, row };
+    return { node: segment.node, row };
   });
 }
 
@@ -107,19 +107,19 @@ const OUTCOMES = (stage) => ({
 function answerExplorer() {
   const held = DATA.held_out;
   if (!held.problems.length) return absent("The models' answers are not in this folder yet (eval/<model>-*.jsonl is missing).");
-  const state = { i: 0, how: "sampled" };
+  const state = { i: 0, mode: "sampled" };
   const grid = el("div", { class: "answers" });
   const picker = el("select", { id: "held-out", onchange: () => show(+picker.value) }, pickerGroups(held));
   const show = (i) => {
     state.i = (i + held.problems.length) % held.problems.length;
     picker.value = String(state.i);
-    grid.replaceChildren(...answerCards(held, held.problems[state.i], state.how));
+    grid.replaceChildren(...answerCards(held, held.problems[state.i], state.mode));
   };
-  const how = choices("Which answer", ["Sampled", "Greedy"], (i) => { state.how = i ? "greedy" : "sampled"; show(state.i); }, "segments");
-  how.select(0);
+  const modes = choices("Which answer", ["Sampled", "Greedy"], (i) => { state.mode = i ? "greedy" : "sampled"; show(state.i); }, "segmented");
+  modes.select(0);
   const step = (d, sign, label) => el("button", { type: "button", class: "quiet step-button", "aria-label": label, onclick: () => show(state.i + d) }, sign);
   return [el("p", { class: "prose", text: heldOutText(held) }), held.stage && outcomeTable(held),
-    el("div", { class: "picker" }, el("label", { for: "held-out", text: "Problem" }), picker, step(-1, "‹", "Previous problem"), step(1, "›", "Next problem"), how), grid];
+    el("div", { class: "picker" }, el("label", { for: "held-out", text: "Problem" }), picker, step(-1, "‹", "Previous problem"), step(1, "›", "Next problem"), modes), grid];
 }
 function heldOutText(held) {
   const base = `${plural(held.problems.length, "problem")} that no model was trained on, picked by a fixed rule`;
@@ -144,8 +144,8 @@ function pickerGroups(held) {
 }
 
 /** The problem, and a card for each model: ASTRO's stages in one column, Direct's in the next, base under the problem. */
-function answerCards(held, problem, how) {
-  const cards = KNOWN_MODELS.filter((m) => held.models.includes(m)).map((m) => answerCard(m, problem.answers[m][how]));
+function answerCards(held, problem, mode) {
+  const cards = KNOWN_MODELS.filter((m) => held.models.includes(m)).map((m) => answerCard(m, problem.answers[m][mode]));
   const outcome = problem.outcome ? capital(OUTCOMES(held.stage)[problem.outcome]) + " with its sampled answer." : "";
   return [el("div", { class: "card question" }, el("h3", { text: "The problem" }), el("p", { text: problem.prompt.trim() }),
     el("p", { class: "muted", text: outcome.replace("its sampled answer", problem.outcome === "astro" || problem.outcome === "direct" ? "its sampled answer" : "the sampled answers") })), ...cards];

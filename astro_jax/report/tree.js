@@ -1,6 +1,6 @@
 // A search tree, left to right, with the order in which a trace visits its nodes.
 
-const WIDTH = { least: 170, most: 216 }; // of a box: as wide as lets the tree fit beside its trace
+const WIDTH = { min: 170, max: 216 }; // of a box: wide, if the tree then still fits beside its trace
 const HEIGHT = { big: 42, small: 24 }; // of the trace's own steps, and of the others
 const GAP_X = 40;
 const GAP_Y = 7;
@@ -14,16 +14,16 @@ function index(nodes) {
   return { node, kids, root: nodes.find((n) => !node.has(n.parent)) || nodes[0] };
 }
 
-/** What a trace does in the tree: visits [{id, kind, order}] and jumps [[from, to]]; reflections stay where they are. */
+/** The path of a trace in the tree: visits [{id, kind, order}] and jumps [[from, to]]. A reflection does not move. */
 function route(trace) {
   const visits = [];
   const jumps = [];
   let at = null;
-  for (const piece of trace ? trace.pieces : []) {
-    if (piece.kind === "reflect" || piece.node === null) continue;
-    if (piece.kind === "backtrack" && at !== null) jumps.push([at, piece.node]);
-    at = piece.node;
-    visits.push({ id: at, kind: piece.kind, order: visits.length + 1 });
+  for (const segment of trace ? trace.segments : []) {
+    if (segment.kind === "reflect" || segment.node === null) continue;
+    if (segment.kind === "backtrack" && at !== null) jumps.push([at, segment.node]);
+    at = segment.node;
+    visits.push({ id: at, kind: segment.kind, order: visits.length + 1 });
   }
   return { visits, jumps };
 }
@@ -49,7 +49,7 @@ function shownKids(tree, n, on, state) {
 function layout(tree, on, state, available) {
   const depth = (n) => 1 + Math.max(0, ...shownKids(tree, n, on, state).kids.map(depth));
   const columns = depth(tree.root);
-  const w = Math.max(WIDTH.least, Math.min(WIDTH.most, (available - 30 - GAP_X * (columns - 1)) / columns));
+  const w = Math.max(WIDTH.min, Math.min(WIDTH.max, (available - 30 - GAP_X * (columns - 1)) / columns));
   const boxes = new Map();
   let bottom = 14;
   let right = 0;
@@ -107,7 +107,7 @@ function drawNode(box, label, visits, big, act) {
   const { node: n, x, y, w, h } = box;
   const kind = verdictOf(n);
   const q = isNumber(n.value) ? Math.max(0, Math.min(1, n.value)) : 0;
-  const room = w - 18 - (n.terminal ? 20 : 0);
+  const textWidth = w - 18 - (n.terminal ? 20 : 0);
   const stats = `Q ${num(n.value, 2)}  N ${num(n.visits)}`;
   const font = "11.5px system-ui, sans-serif";
   const g = svg("g", { class: `node ${kind}${big ? " big" : ""}`, tabindex: "0", role: "button", "data-id": n.id,
@@ -115,11 +115,11 @@ function drawNode(box, label, visits, big, act) {
     svg("rect", { class: "back", x, y, width: w, height: h, rx: 5 }),
     svg("rect", { class: "tint", x, y, width: w, height: h, rx: 5, style: `fill-opacity:${(0.42 * q).toFixed(3)}` }));
   if (big) {
-    g.append(svg("text", { class: "step", x: x + 10, y: y + 18, text: fit(label, room, font) }), svg("text", { class: "stats", x: x + 10, y: y + 34, text: stats }));
+    g.append(svg("text", { class: "step", x: x + 10, y: y + 18, text: fit(label, textWidth, font) }), svg("text", { class: "stats", x: x + 10, y: y + 34, text: stats }));
   } else {
     RULER.font = "10px system-ui, sans-serif";
     const short = `Q ${num(n.value, 2)}`;
-    g.append(svg("text", { class: "step", x: x + 9, y: y + 16, text: fit(label, room - 44, "11px system-ui, sans-serif") }),
+    g.append(svg("text", { class: "step", x: x + 9, y: y + 16, text: fit(label, textWidth - 44, "11px system-ui, sans-serif") }),
       svg("text", { class: "stats", x: x + w - (n.terminal ? 28 : 8), y: y + 16, "text-anchor": "end", text: short }));
   }
   if (n.terminal) g.append(verdictMark(kind, x + w - 14, y + h / 2));

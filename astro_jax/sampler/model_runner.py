@@ -44,6 +44,11 @@ class _Chunk(NamedTuple):
     prefix: ScheduledPrefix | None
     block: int  # the first of the chunk
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole prefix."""
+        return self.prefix.num_tokens if self.prefix is not None else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelRunner:
@@ -65,7 +70,7 @@ class ModelRunner:
         """Compute prompts from the blocks on that their slots hold already, many prompts at once."""
 
         def rest(chunks: list[_Chunk]) -> list[_Chunk]:
-            return [c for c in chunks if c.prefix and c.block * layout.block_size < c.prefix.num_tokens]
+            return [c for c in chunks if c.block * layout.block_size < c.num_tokens]
 
         checks: list[FiniteCheck] = []
         todo = rest([_Chunk(*pair) for pair in zip(prefixes, blocks_done, strict=True)])
@@ -83,7 +88,10 @@ class ModelRunner:
     def _batches(self, chunks: list[_Chunk], blocks: int, layout: CacheLayout) -> Iterator[list[_Chunk]]:
         """Batches of chunks; a row of a batch lies on the device of its prefix slot."""
         slots = layout.num_prefixes // layout.devices
-        queues = [[c for c in chunks if c.prefix and c.prefix.prefix_slot // slots == i] for i in range(layout.devices)]
+        queues: list[list[_Chunk]] = [[] for _ in range(layout.devices)]
+        for chunk in chunks:
+            if chunk.prefix is not None:
+                queues[chunk.prefix.prefix_slot // slots].append(chunk)
         while longest := max(map(len, queues)):
             n = smallest_fit(self.prefill_batches[blocks], longest * len(queues)) // len(queues)
             yield [c for queue in queues for c in (queue + [_Chunk(None, 0)] * n)[:n]]
@@ -101,7 +109,7 @@ class ModelRunner:
                 tokens[i, : len(prompt)] = prompt
                 block[i], prefix_slot[i] = first, prefix.prefix_slot % slots
         kv, finite = self.programs.prefill(self.params, cache.prefix, tokens, block, prefix_slot)
-        return cache.replace(prefix=kv), FiniteCheck(finite, [c.prefix and c.prefix.request for c in chunks])
+        return cache.replace(prefix=kv), FiniteCheck(finite, [c.prefix.request if c.prefix else None for c in chunks])
 
     def copy(self, to: KV, source: KV | None, copies: list[PrefixCopy]) -> KV:
         """Copy prefixes to slots of `to`, from slots of `source`, or of `to` itself if source is None."""
@@ -158,8 +166,7 @@ class ModelRunner:
 
 def _chunk_blocks(chunk: _Chunk, layout: CacheLayout) -> int:
     """Blocks of the next chunk of a prompt. A chunk of several blocks must be filled to three quarters."""
-    assert chunk.prefix is not None
-    left = -(-chunk.prefix.num_tokens // layout.block_size) - chunk.block
+    left = -(-chunk.num_tokens // layout.block_size) - chunk.block
     return next(blocks for blocks in PREFILL_BLOCKS if 4 * left >= 3 * blocks or blocks == 1)
 
 

@@ -1,10 +1,16 @@
-"""From documents to packed batches, through grain: shuffled by name, resumable, the same at every start."""
+"""Packing of documents into batches, with grain: shuffled by seed, and resumable.
+
+Two strategies (the config's `packing_strategy`), for the documents `a b c`, `d e` and `f g h` in rows of S = 6:
+
+    first-fit   a b c d e 0 | f g h 0 0 0   whole documents, which do not attend to each other
+    wrapped     a b c d e f | g h ...       documents are joined and split at S, one segment a row
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -14,80 +20,94 @@ from astro_jax.train.losses import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One tokenized example. The weight of a token is what its prediction counts in the loss."""
+    """One tokenized example.
 
-    tokens: np.ndarray  # int32 [S]
-    weights: np.ndarray  # float32 [S]
-    extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # more columns, float32 [S]
+    Attributes:
+      tokens: int32 [S].
+      loss_weights: float32 [S], the weight of each token's prediction in the loss.
+      extras: further columns of float32 [S], by name.
+    """
+
+    tokens: np.ndarray
+    loss_weights: np.ndarray
+    extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def document(tokens: Sequence[int], length: int) -> Document:
-    """A document whose every token is learned (paper, appendix B.2: no masking), cut at `length`."""
-    ids = np.asarray(tokens[:length], np.int32)
-    weights = np.ones(len(ids), np.float32)
-    weights[:1] = 0.0  # nothing precedes the first token
-    return Document(ids, weights)
+def make_document(tokens: Sequence[int], max_length: int) -> Document:
+    """A document whose every token is learned, prompt included (paper, appendix B.2: no masking).
+
+    Tokens after the first `max_length` are left out. The first token has no weight: no token predicts it.
+    """
+    ids = np.asarray(tokens[:max_length], np.int32)
+    loss_weights = np.ones(len(ids), np.float32)
+    loss_weights[:1] = 0.0
+    return Document(ids, loss_weights)
 
 
 def batches(
-    documents: Sequence[Document], batch: int, length: int, seed: int, attend_across: bool = False
+    documents: Sequence[Document],
+    batch_size: int,
+    max_length: int,
+    seed: int,
+    packing_strategy: Literal["first-fit", "wrapped"] = "first-fit",
 ) -> grain.DatasetIterator:
-    """Endless packed batches, a new order each epoch. The iterator is saved and restored by Orbax.
+    """Endless packed batches, in a new order each epoch.
 
-    Args:
-      attend_across: join documents and cut them at `length`, one segment a row, as plain pretraining does;
-        else documents are packed whole and do not see each other.
+    The iterator has get_state and set_state; a checkpoint holds the state.
 
     Yields:
-      Batch of NumPy arrays [batch, length].
+      Batch of NumPy arrays [batch_size, max_length].
     """
     source = _in_memory(grain.MapDataset.source([_element(d) for d in documents]).shuffle(seed=seed).repeat())
-    if attend_across:
-        rows = grain.experimental.ConcatThenSplitIterDataset(source, length_struct=_lengths(documents[0], length))
+    if packing_strategy == "wrapped":
+        lengths = _lengths(documents[0], max_length)
+        rows = grain.experimental.ConcatThenSplitIterDataset(source, length_struct=lengths)
+        to_batch = _wrapped_batch
     else:
-        rows = _pack(source, documents[0], length, bins=batch)
-    rows = rows.batch(batch, drop_remainder=True).map(_whole_rows if attend_across else _segments)
+        rows = _first_fit(source, documents[0], max_length, num_bins=batch_size)
+        to_batch = _first_fit_batch
+    rows = rows.batch(batch_size, drop_remainder=True).map(to_batch)
     return iter(grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=4))
 
 
-def pack(documents: Sequence[Document], length: int) -> tuple[Batch, dict[str, np.ndarray]]:
-    """Pack all documents once, in as few rows of `length` as first-fit finds.
+def pack(documents: Sequence[Document], max_length: int) -> tuple[Batch, dict[str, np.ndarray]]:
+    """Pack all documents once, first-fit, into as few rows of `max_length` as that gives.
 
     Returns:
-      (Batch of NumPy arrays [rows, length], the extra columns in the same places).
+      (Batch of NumPy arrays [B, max_length], the extra columns at the same places).
     """
     source = _in_memory(grain.MapDataset.source([_element(d) for d in documents]))
-    rows = list(_pack(source, documents[0], length, bins=len(documents)))
+    rows = list(_first_fit(source, documents[0], max_length, num_bins=len(documents)))
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return _segments(stacked), {name: stacked[name] for name in documents[0].extras}
+    return _first_fit_batch(stacked), {name: stacked[name] for name in documents[0].extras}
 
 
 def _in_memory(source: grain.MapDataset) -> grain.IterDataset:
-    """Read without threads: they are for slow storage, and cost more than they save on documents in memory."""
+    """Read without threads. Threads help with slow storage; for documents in memory they cost more than they save."""
     return source.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
 
 def _element(d: Document) -> dict[str, np.ndarray]:
-    return {"tokens": d.tokens, "weights": d.weights, **d.extras}
+    return {"tokens": d.tokens, "loss_weights": d.loss_weights, **d.extras}
 
 
-def _lengths(d: Document, length: int) -> dict[str, int]:
-    return dict.fromkeys(_element(d), length)
+def _lengths(d: Document, max_length: int) -> dict[str, int]:
+    return dict.fromkeys(_element(d), max_length)
 
 
-def _pack(source: Any, first: Document, length: int, bins: int) -> Any:
+def _first_fit(source: Any, first: Document, max_length: int, num_bins: int) -> Any:
     return grain.experimental.FirstFitPackIterDataset(
-        source, length_struct=_lengths(first, length), num_packing_bins=bins, shuffle_bins=False
+        source, length_struct=_lengths(first, max_length), num_packing_bins=num_bins, shuffle_bins=False
     )
 
 
-def _segments(row: dict[str, np.ndarray]) -> Batch:
-    return Batch(row["tokens"], row["tokens_segment_ids"], row["tokens_positions"], row["weights"])
+def _first_fit_batch(rows: dict[str, np.ndarray]) -> Batch:
+    return Batch(rows["tokens"], rows["tokens_segment_ids"], rows["tokens_positions"], rows["loss_weights"])
 
 
-def _whole_rows(row: dict[str, np.ndarray]) -> Batch:
-    tokens = row["tokens"]
+def _wrapped_batch(rows: dict[str, np.ndarray]) -> Batch:
+    tokens = rows["tokens"]
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    weights = np.ones_like(row["weights"])
-    weights[:, :1] = 0.0
-    return Batch(tokens, np.ones_like(tokens), positions, weights)
+    loss_weights = np.ones_like(rows["loss_weights"])
+    loss_weights[:, :1] = 0.0
+    return Batch(tokens, np.ones_like(tokens), positions, loss_weights)

@@ -1,4 +1,9 @@
-"""GRPO with a verifiable reward (paper, section 3.2): sample a group, score +1 or -1, push towards the better ones."""
+"""GRPO with a verifiable reward (paper, section 3.2; arXiv 2402.03300).
+
+One step of `GRPOTrainer`: sample a group of M completions for each of G prompts, reward each with +1 or -1
+(`Rollout.reward`), compare each with its group (`group_advantages`), and update the policy by the gradient of
+`losses.grpo_loss`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import numpy as np
+import optax
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
@@ -20,64 +27,104 @@ from astro_jax.policy import Policy
 from astro_jax.sampler import Engine, SamplingParams
 from astro_jax.train import data, losses
 from astro_jax.train.losses import RolloutBatch
-from astro_jax.train.state import Loss, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
+from astro_jax.train.state import LossFn, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One sampled response and its score."""
+    """One sampled completion and its verdict.
 
-    prompt: tuple[int, ...]
-    tokens: np.ndarray  # int32 [T]
-    logprobs: np.ndarray  # float32 [T], the sampler's
+    Attributes:
+      prompt_ids: the tokens of the prompt.
+      completion_ids: int32 [T].
+      logprobs: float32 [T], of the completion's tokens under the policy that sampled them.
+      verdict: the verifier's judgement.
+      stopped: whether an end token ended the completion. False: it was truncated.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: np.ndarray
+    logprobs: np.ndarray
     verdict: Verdict
     stopped: bool
 
     @property
     def reward(self) -> float:
+        """+1 for a correct response, -1 for any other (paper, section 3.2)."""
         return 1.0 if self.verdict.correct else -1.0
 
 
-def advantages(rewards: np.ndarray, scale_rewards: bool) -> np.ndarray:
-    """A_i = (r_i - mean) / std over each group (arXiv 2402.03300, section 4.1.2); rewards float [prompts, group].
+def group_advantages(rewards: np.ndarray, scale_rewards: bool) -> np.ndarray:
+    """Advantages A_i = (r_i - mean(r)) / std(r) over each group (arXiv 2402.03300, section 4.1.2).
 
-    A group whose rewards are all alike has advantages of 0.
+    A group whose rewards are all equal has advantages of 0. Example: rewards `[1, -1, -1, -1]` give
+    `[1.73, -0.58, -0.58, -0.58]` scaled, and `[1.5, -0.5, -0.5, -0.5]` unscaled.
+
+    Args:
+      rewards: float [G, M].
+      scale_rewards: divide by the standard deviation of the group.
+
+    Returns:
+      float [G, M].
     """
+    chex.assert_rank(rewards, 2)
     centered = rewards - rewards.mean(axis=1, keepdims=True)
     if not scale_rewards:
         return centered
     return centered / (rewards.std(axis=1, keepdims=True) + 1e-6)
 
 
-def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Loss:
-    """The clipped surrogate of one micro-batch of a RolloutBatch; sums over micro-batches are the batch's."""
+def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> LossFn:
+    """Make the loss of one micro-batch, a RolloutBatch.
+
+    Losses and gradients of the micro-batches of an update sum to those of the update.
+    """
 
     def loss(params: Params, rollouts: RolloutBatch) -> tuple[jax.Array, Metrics]:
-        batch = rollouts.batch
-        logp, entropy = losses.token_logprobs(
-            losses.cast(params, c.dtype), batch, config, sharding, c.remat_policy == "full"
+        batch, remat = rollouts.batch, c.remat_policy == "full"
+        logprobs, entropy = losses.token_logprobs(losses.cast(params, c.dtype), batch, config, sharding, remat)
+        value, clip_fraction = losses.grpo_loss(
+            logprobs, rollouts.old_logprobs, rollouts.advantages, batch.loss_weights, c.epsilon
         )
-        value, clipped = losses.policy_loss(logp, rollouts.old_logprobs, rollouts.advantages, batch.weights, c.epsilon)
-        gap = jax.numpy.abs(logp - rollouts.old_logprobs)
-        share = batch.weights.sum()
-        sums = {"loss": value, "weight": share, "clip_fraction": clipped * share}
-        sums |= {"entropy": (entropy * batch.weights).sum(), "logp_gap": (gap * batch.weights).sum()}
+        logp_gap = jax.numpy.abs(logprobs - rollouts.old_logprobs)
+        weight = batch.loss_weights.sum()
+        sums = {"loss": value, "weight": weight, "clip_fraction": clip_fraction * weight}
+        sums |= {"entropy": (entropy * batch.loss_weights).sum(), "logp_gap": (logp_gap * batch.loss_weights).sum()}
         return value, sums
 
     return loss
 
 
 def make_reshard(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Callable[[Params], Params]:
-    """The jitted way of the parameters from where they train to where they decode, in the computation's type."""
+    """Make the jitted copy of the trained parameters for the sampler.
+
+    Args:
+      sharding: of decoding. The copy lies on it, in the type `c.dtype`.
+    """
     return jax.jit(lambda p: losses.cast(p, c.dtype), out_shardings=llama_params.shardings(config, sharding))
 
 
-class Trainer:
-    """The i-th GRPO step as a function of the state alone, for train.loop.
+class GRPOTrainer:
+    """Trains a policy by GRPO, one step at a time. `train.loop.run` calls `step`.
 
-    The prompts of step i, and all random draws, are named by (stage, i, place, problem), so a resumed run repeats them.
+    A step depends on the state and the step number alone. Its prompts and all its random draws are named by
+    (stage, step, place of the prompt, problem), so a resumed run repeats them exactly.
+
+    Args:
+      c: the settings.
+      name: the stage, which names the random draws.
+      problems: the prompts to draw from.
+      engine: samples the completions; its seed also orders the prompts.
+      tokenizer: of the policy.
+      verifier: judges the responses.
+      tx: the optimizer.
+      config: of the model.
+      train_sharding: of training.
+
+    Raises:
+      AstroError: when a row of `max_length` tokens cannot hold a prompt and a completion.
     """
 
     def __init__(
@@ -88,15 +135,16 @@ class Trainer:
         engine: Engine,
         tokenizer: Tokenizer,
         verifier: Verifier,
-        tx: Any,
+        tx: optax.GradientTransformation,
         config: LlamaConfig,
         train_sharding: Sharding,
     ):
         longest = max(len(tokenizer.prompt(p.prompt)) for p in problems)
         if longest + c.max_completion_length > c.max_length:
             raise AstroError(
-                f"grpo.max_length={c.max_length}: a row must hold a prompt ({longest} tokens here) and grpo.max_completion_length="
-                f"{c.max_completion_length}; raise it to {longest + c.max_completion_length} or more"
+                f"grpo.max_length={c.max_length}: a row must hold a prompt ({longest} tokens here) and "
+                f"grpo.max_completion_length={c.max_completion_length}; raise it to "
+                f"{longest + c.max_completion_length} or more"
             )
         self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
         self.verifier = verifier
@@ -106,49 +154,56 @@ class Trainer:
         self._reshard = make_reshard(c, config, engine.sharding)
 
     def step(self, state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
-        """Completion, score, update."""
-        groups = self.rollouts(self._reshard(state.params), i)
-        rewards = np.asarray([[r.reward for r in group] for group in groups])
-        every = [r for group in groups for r in group]
-        scores = advantages(rewards, self.c.scale_rewards).reshape(-1)
-        metrics: dict[str, Any] = {}
-        for part in np.array_split(np.arange(len(every)), self.c.steps_per_generation):
-            state, metrics = self._update(state, [every[j] for j in part], scores[part])
-        return state, metrics | rollout_metrics(every)
+        """Sample, score and update: step i, from 0. The state is donated.
 
-    def rollouts(self, params: Params, i: int) -> list[list[Rollout]]:
-        """One group of scored responses for each prompt of step i."""
+        The rollouts of the step are split over `steps_per_generation` optimizer steps.
+
+        Returns:
+          (the new state, metrics: those of the last optimizer step, and `rollout_metrics` of all rollouts).
+        """
+        groups = self.generate_rollouts(self._reshard(state.params), i)
+        rewards = np.asarray([[r.reward for r in group] for group in groups])
+        rollouts = [r for group in groups for r in group]
+        advantages = group_advantages(rewards, self.c.scale_rewards).reshape(-1)
+        metrics: dict[str, Any] = {}
+        for indices in np.array_split(np.arange(len(rollouts)), self.c.steps_per_generation):
+            state, metrics = self._update(state, [rollouts[j] for j in indices], advantages[indices])
+        return state, metrics | rollout_metrics(rollouts)
+
+    def generate_rollouts(self, params: Params, i: int) -> list[list[Rollout]]:
+        """Sample and judge one group of M completions for each of the G prompts of step i."""
         c, policy = self.c, Policy(self.engine, params, self.tokenizer)
-        chosen = [self.problems[j] for j in self._order(i)]
-        # The place is part of the name: where few problems make many prompts, one may come twice in a step.
+        problems = [self.problems[j] for j in self._prompt_indices(i)]
+        # The place is part of the request's id: where few problems make many prompts, a problem may come twice in a
+        # step, and its groups must differ.
         requests = [
             policy.request(p.prompt, c.num_generations, "grpo", self.name, i, place, p.id)
-            for place, p in enumerate(chosen)
+            for place, p in enumerate(problems)
         ]
-        # Temperature 1 and no truncation of the distribution: the samples' log-probabilities are the policy's.
-        samples = policy.generate(requests, SamplingParams(c.max_completion_length))
-        responses = [policy.response(problem, s) for problem, group in zip(chosen, samples, strict=True) for s in group]
+        # Temperature 1 without top-k, top-p or min-p: the log-probabilities of the samples are those of the policy.
+        groups = policy.generate(requests, SamplingParams(c.max_completion_length))
+        responses = [policy.response(p, s) for p, group in zip(problems, groups, strict=True) for s in group]
         verdicts = iter(self.verifier.judge(responses))
         return [
             [Rollout(request.prompt_token_ids, s.token_ids, s.logprobs, next(verdicts), s.stopped) for s in group]
-            for request, group in zip(requests, samples, strict=True)
+            for request, group in zip(requests, groups, strict=True)
         ]
 
-    def _order(self, i: int) -> list[int]:
-        """The problems of step i: one shuffled pass over all of them after another."""
+    def _prompt_indices(self, i: int) -> list[int]:
+        """The problems of step i. All problems come once, in a random order, before any problem comes again."""
         n = len(self.problems)
         places = range(i * self.c.prompts_per_step, (i + 1) * self.c.prompts_per_step)
-        passes = {place // n: np.random.default_rng((self.engine.seed, place // n)).permutation(n) for place in places}
-        return [int(passes[place // n][place % n]) for place in places]
+        orders = {place // n: np.random.default_rng((self.engine.seed, place // n)).permutation(n) for place in places}
+        return [int(orders[place // n][place % n]) for place in places]
 
     def _update(
-        self, state: TrainState, rollouts: Sequence[Rollout], scores: np.ndarray
+        self, state: TrainState, rollouts: Sequence[Rollout], advantages: np.ndarray
     ) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step on these rollouts, a micro-batch at a time."""
+        """One optimizer step on these rollouts, one micro-batch at a time. `advantages` is [number of rollouts]."""
         grads = zero_gradients(self.config, self.sharding)
         sums = []
-        for micro in self._micro_batches(rollouts, scores):
-            grads, metrics = self._accumulate(state.params, grads, self.sharding.device_put(micro, "batch"))
+        for micro_batch in self._micro_batches(rollouts, advantages):
+            grads, metrics = self._accumulate(state.params, grads, self.sharding.device_put(micro_batch, "batch"))
             sums.append(metrics)
         state, metrics = self._apply(state, grads)
         total = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in (sums[0] if sums else {})}
@@ -156,46 +211,49 @@ class Trainer:
         means = {k: total[k] / max(weight, 1e-9) for k in ("clip_fraction", "entropy", "logp_gap") if k in total}
         return state, total | means | metrics
 
-    def _micro_batches(self, rollouts: Sequence[Rollout], scores: np.ndarray) -> list[RolloutBatch]:
-        """Packed micro-batches. Each response token weighs 1 / (all response tokens of the update), so that long
-        responses are neither favoured nor spared (ours; DAPO's choice). Those with advantage 0 have no gradient and
-        are left out, but count in that total."""
-        total = sum(len(r.tokens) for r in rollouts)
-        documents = [_document(r, a, 1.0 / total) for r, a in zip(rollouts, scores, strict=True) if a != 0]
+    def _micro_batches(self, rollouts: Sequence[Rollout], advantages: np.ndarray) -> list[RolloutBatch]:
+        """Pack the rollouts of an update into micro-batches of [micro_batch_size, max_length].
+
+        Each completion token weighs 1 / (all completion tokens of the update), so a long completion is neither
+        favoured nor spared (ours; the choice of DAPO, arXiv 2503.14476). A rollout with advantage 0 has no gradient: it
+        is left out, but its tokens count in the total.
+        """
+        total = sum(len(r.completion_ids) for r in rollouts)
+        documents = [_document(r, a, 1.0 / total) for r, a in zip(rollouts, advantages, strict=True) if a != 0]
         if not documents:
             return []
         batch, extras = data.pack(documents, self.c.max_length)
-        micro = micro_rows(self.c, self.sharding)
-        rows = -(-len(batch.tokens) // micro) * micro
-        every = RolloutBatch(batch, extras["advantages"], extras["old_logprobs"])
-        every = jax.tree.map(lambda x: np.pad(x, [(0, rows - len(x)), (0, 0)]), every)
-        return [jax.tree.map(lambda x, j=j: x[j : j + micro], every) for j in range(0, rows, micro)]
+        size = micro_batch_size(self.c, self.sharding)
+        rows = -(-len(batch.tokens) // size) * size
+        packed = RolloutBatch(batch, extras["advantages"], extras["old_logprobs"])
+        packed = jax.tree.map(lambda x: np.pad(x, [(0, rows - len(x)), (0, 0)]), packed)
+        return [jax.tree.map(lambda x, j=j: x[j : j + size], packed) for j in range(0, rows, size)]
 
 
-def micro_rows(c: cfg.Grpo, sharding: Sharding) -> int:
-    """Rows of a micro-batch: those of the config, rounded up to what divides over the devices."""
+def micro_batch_size(c: cfg.Grpo, sharding: Sharding) -> int:
+    """Rows of a micro-batch: grpo.micro_batch_size, rounded up to a multiple of the devices of the batch axis."""
     n = sharding.batch_size
     return -(-c.micro_batch_size // n) * n
 
 
 def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
-    """Prompt and response as one document; only the response is learned."""
-    head, size = np.zeros(len(r.prompt), np.float32), len(r.tokens)
-    tokens = np.concatenate([np.asarray(r.prompt, np.int32), r.tokens])
+    """Prompt and completion as one document. Only the completion is learned."""
+    zeros, size = np.zeros(len(r.prompt_ids), np.float32), len(r.completion_ids)
+    tokens = np.concatenate([np.asarray(r.prompt_ids, np.int32), r.completion_ids])
     extras = {
-        "advantages": np.concatenate([head, np.full(size, advantage, np.float32)]),
-        "old_logprobs": np.concatenate([head, r.logprobs]),
+        "advantages": np.concatenate([zeros, np.full(size, advantage, np.float32)]),
+        "old_logprobs": np.concatenate([zeros, r.logprobs]),
     }
-    return data.Document(tokens, np.concatenate([head, np.full(size, weight, np.float32)]), extras)
+    return data.Document(tokens, np.concatenate([zeros, np.full(size, weight, np.float32)]), extras)
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """What a step's responses were like, over all of them, those that were cut off included."""
+    """Means over all rollouts of a step, truncated rollouts included (see docs/metrics.md)."""
     mean = lambda values: float(np.mean(list(values)))  # noqa: E731
     return {
         "reward_mean": mean(r.reward for r in rollouts),
         "solve_rate": mean(r.verdict.correct for r in rollouts),
-        "mean_tokens": mean(len(r.tokens) for r in rollouts),
+        "mean_tokens": mean(len(r.completion_ids) for r in rollouts),
         "mean_backtracks": mean(r.verdict.backtracks for r in rollouts),
         "valid_rate": mean(r.verdict.valid for r in rollouts),
         "truncated_rate": mean(not r.stopped for r in rollouts),

@@ -1,100 +1,84 @@
-"""The loop around a training step: checkpoints, exact resume, a log of metrics, a progress bar."""
+"""The loop around a training step: checkpoints, exact resume, metrics and a progress bar."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from astro_jax import distributed, storage
+from astro_jax import distributed
 from astro_jax.progress import ProgressBar
+from astro_jax.train.metrics_logger import MetricsLogger
 from astro_jax.train.state import Metrics, TrainState
 
-# Metrics are fetched this many steps at a time, so that the host does not wait for each step.
-FETCH_EVERY = 5
-
-Advance = Callable[[TrainState, int], tuple[TrainState, Metrics | dict[str, Any]]]
+StepFn = Callable[[TrainState, int], tuple[TrainState, Metrics | dict[str, Any]]]
 
 
 def run(
     folder: epath.Path,
-    label: str,
+    stage: str,
     state: TrainState,
-    like: TrainState,
-    advance: Advance,
-    steps: int,
-    save_every: int,
-    data: Any = None,
+    abstract_state: TrainState,
+    step_fn: StepFn,
+    max_steps: int,
+    save_steps: int,
+    data_iterator: Any = None,
 ) -> TrainState:
-    """Advance `state` to `steps`, from the last checkpoint in `folder` if there is one.
+    """Train to step `max_steps`, from the last checkpoint in `folder` if one exists.
 
-    Killed at any moment and called again, it ends bitwise the same: a checkpoint holds the state and the position in
-    the data, and the log is cut back to it.
+    A run that is killed at any moment and started again ends bitwise equal to a run without interruption. A checkpoint
+    holds the state and the position in the data; the metrics of later steps are dropped and written again.
 
     Args:
-      folder: where checkpoints/ and metrics.jsonl go.
-      label: the stage's name, for the bar.
-      state: the initial state; donated.
-      like: its abstract_state, for the restore.
-      advance: (state, i) -> (state, metrics): the i-th step, from 0.
-      data: a grain iterator that `advance` draws from, saved beside the state.
+      folder: of the stage, for checkpoints/, metrics.jsonl and tensorboard/.
+      stage: label of the progress bar.
+      state: the initial state. It is donated.
+      abstract_state: shapes and shardings of the state, for the restore.
+      step_fn: (state, i) -> (state, metrics), step i from 0.
+      save_steps: steps between two checkpoints. The last step is saved too.
+      data_iterator: a grain iterator that `step_fn` draws from. Its position is saved beside the state.
+
+    Returns:
+      the state at step `max_steps`.
     """
-    log = _Log(folder / "metrics.jsonl")
-    keep = ocp.training.preservation_policies.LatestN(1)
-    with ocp.training.Checkpointer(folder / "checkpoints", preservation_policy=keep) as checkpointer:
+    latest_only = ocp.training.preservation_policies.LatestN(1)
+    with (
+        ocp.training.Checkpointer(folder / "checkpoints", preservation_policy=latest_only) as checkpointer,
+        contextlib.closing(MetricsLogger(folder)) as logger,
+    ):
         first = 0
         if checkpointer.latest is not None:
             first = checkpointer.latest.step
-            wanted = {"state": like} | ({"data": None} if data is not None else {})
-            loaded = checkpointer.load_checkpointables(first, wanted)
-            state = loaded["state"]
-            if data is not None:
-                data.set_state(loaded["data"])
-        log.cut(first)
-        with ProgressBar(label, steps, "steps", done=first) as bar:
-            for i in range(first, steps):
-                state, metrics = advance(state, i)
-                log.add(i + 1, metrics)
-                bar.advance(1, **log.last)
-                if (i + 1) % save_every == 0 or i + 1 == steps:
-                    log.flush()
-                    distributed.assert_equal_across_processes(f"{label}, step {i + 1}", log.last)
-                    # Not the iterator itself: Orbax would write a file a process, and the batches are the same in all.
-                    saved = {"state": state} | ({"data": data.get_state()} if data is not None else {})
-                    checkpointer.save_checkpointables(i + 1, saved)
+            state = _restore(checkpointer, first, abstract_state, data_iterator)
+        logger.start(first)
+        with ProgressBar(stage, max_steps, "steps", done=first) as bar:
+            for i in range(first, max_steps):
+                state, metrics = step_fn(state, i)
+                logger.add(i + 1, metrics)
+                bar.advance(1, **logger.latest)
+                if (i + 1) % save_steps == 0 or i + 1 == max_steps:
+                    logger.flush()
+                    distributed.assert_equal_across_processes(f"{stage}, step {i + 1}", logger.latest)
+                    checkpointer.save_checkpointables(i + 1, _checkpointables(state, data_iterator))
     return state
 
 
-class _Log:
-    """metrics.jsonl: one line a step, fetched from the devices a few steps at a time. The file is written whole each
-    time, since nothing can be appended to one in a bucket."""
+def _checkpointables(state: TrainState, data_iterator: Any) -> dict[str, Any]:
+    """The contents of a checkpoint.
 
-    SHOWN = ("loss", "solve_rate", "mean_tokens")
+    It holds the state of the iterator, not the iterator: Orbax would write one file a process for an iterator, but the
+    batches are equal in all processes.
+    """
+    return {"state": state} | ({"data": data_iterator.get_state()} if data_iterator is not None else {})
 
-    def __init__(self, path: epath.Path):
-        self.path = path
-        self.kept: list[storage.Json] = []
-        self.pending: list[tuple[int, Any]] = []
-        self.last: dict[str, float] = {}
 
-    def cut(self, step: int) -> None:
-        """Keep the lines up to a step; a resumed run writes the later ones again."""
-        lines = storage.read_jsonl(self.path, allow_truncated=True) if self.path.exists() else ()
-        self.kept = [record for record in lines if record["step"] <= step]
-        storage.write_jsonl(self.path, self.kept)
-
-    def add(self, step: int, metrics: Any) -> None:
-        self.pending.append((step, metrics))
-        if len(self.pending) >= FETCH_EVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        records = [{"step": s} | {k: float(v) for k, v in m.items()} for s, m in jax.device_get(self.pending)]
-        self.pending = []
-        if records:
-            self.kept += records
-            storage.write_jsonl(self.path, self.kept)
-            self.last = {k: records[-1][k] for k in self.SHOWN if k in records[-1]}
+def _restore(checkpointer: Any, step: int, abstract_state: TrainState, data_iterator: Any) -> TrainState:
+    """Load the state of a checkpoint, and set the iterator to its position."""
+    abstract = {"state": abstract_state} | ({"data": None} if data_iterator is not None else {})
+    loaded = checkpointer.load_checkpointables(step, abstract)
+    if data_iterator is not None:
+        data_iterator.set_state(loaded["data"])
+    return loaded["state"]

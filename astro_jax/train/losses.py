@@ -1,17 +1,20 @@
-"""Losses over packed sequences. No tensor of [B, S, V] is ever live: the LM head runs in chunks."""
+"""Losses over packed sequences: log-probabilities, cross entropy, and the loss of GRPO.
+
+No array of [B, S, V] is ever live: the LM head runs over chunks of positions.
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from astro_jax.llama import model
 from astro_jax.llama.config import LlamaConfig
-from astro_jax.llama.params import Params
+from astro_jax.llama.params import Array, Params
 from astro_jax.mesh import Sharding
 
 # Positions of each row whose logits are live at once.
@@ -20,66 +23,92 @@ LOGITS_CHUNK = 1024
 
 @struct.dataclass
 class Batch:
-    """Packed rows. A token with weight w counts w times in the loss; its prediction comes from the token before."""
+    """Packed rows of documents.
 
-    tokens: Any  # int32 [B, S]
-    segments: Any  # int32 [B, S]; 0 is padding
-    positions: Any  # int32 [B, S]; restart in each segment
-    weights: Any  # float32 [B, S]; 0 on padding and on each segment's first token
+    Example: the documents `a b c` and `d e` in a row of S = 6 have tokens `a b c d e 0`, segment_ids `1 1 1 2 2 0`,
+    positions `0 1 2 0 1 0` and, where all tokens are learned, loss_weights `0 1 1 0 1 0`.
+
+    Attributes:
+      tokens: int32 [B, S].
+      segment_ids: int32 [B, S], the number of the document in its row, from 1. 0 is padding.
+      positions: int32 [B, S], the place of a token in its document, from 0.
+      loss_weights: float32 [B, S], the weight of a token's prediction in the loss. The prediction is made at the token
+        before. 0 on padding and on the first token of each document.
+    """
+
+    tokens: Array
+    segment_ids: Array
+    positions: Array
+    loss_weights: Array
 
 
 @struct.dataclass
 class RolloutBatch:
-    """Packed rollouts: a Batch and what GRPO knows of each response token. Weights sum to 1 over the batch."""
+    """Packed rollouts.
+
+    Attributes:
+      batch: prompts and completions. Only tokens of completions have a weight; the weights sum to 1 over all
+        micro-batches of an update.
+      advantages: float32 [B, S], the advantage of the completion at each of its tokens.
+      old_logprobs: float32 [B, S], log-probabilities of the tokens under the policy that sampled them.
+    """
 
     batch: Batch
-    advantages: Any  # float32 [B, S]
-    old_logprobs: Any  # float32 [B, S], from the sampler
+    advantages: Array
+    old_logprobs: Array
 
 
 def token_logprobs(
     params: Params, batch: Batch, config: LlamaConfig, sharding: Sharding | None = None, remat: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each token given those before it, and the entropy that it was drawn from.
+    """Log-probability of each token given the tokens before it, and the entropy of the distribution at that place.
 
     Returns:
-      two float32 [B, S]; column 0 and each segment's first token hold values without meaning (their weight is 0).
+      two float32 [B, S], in nats. Column 0 and the first token of each document hold values without meaning; their
+      weight in the loss is 0.
     """
+    chex.assert_rank(batch.tokens, 2)
+    chex.assert_equal_shape([batch.tokens, batch.segment_ids, batch.positions, batch.loss_weights])
     x = model.hidden_states(
         params, batch.tokens, config,
-        positions=batch.positions, segment_ids=batch.segments, sharding=sharding, remat=remat,
+        positions=batch.positions, segment_ids=batch.segment_ids, sharding=sharding, remat=remat,
     )  # fmt: skip
     targets = jnp.roll(batch.tokens, -1, axis=1)
     matrix, axes = model.lm_head_weight(params)
     predict = functools.partial(_predictions, axes=axes)
     if sharding is not None:
-        # Gathered once, and spelled out for each device: in XLA's hands every chunk would gather the head and what the
-        # blocks give, and scatter the head's gradient.
-        there = [axis if axis == "vocab" else None for axis in axes]
-        matrix = sharding.reshard(matrix, axes, there)
+        # Gather the LM head and the hidden states once, and write the collectives by hand. XLA alone would gather both
+        # in every chunk, and would scatter the gradient of the head in every chunk.
+        gathered = [axis if axis == "vocab" else None for axis in axes]
+        matrix = sharding.reshard(matrix, axes, gathered)
         x = sharding.reshard(x, ("batch", "seq", None), ("batch", None, None))
         rows = sharding.spec(("batch", None))
         predict = jax.shard_map(
             functools.partial(predict, vocab=sharding.mesh_axes("vocab")), mesh=sharding.mesh,
-            in_specs=(sharding.spec(there), sharding.spec(("batch", None, None)), rows), out_specs=rows,
+            in_specs=(sharding.spec(gathered), sharding.spec(("batch", None, None)), rows), out_specs=rows,
         )  # fmt: skip
-    logp, entropy = predict(matrix, x, targets)
-    return jnp.roll(logp, 1, axis=1), jnp.roll(entropy, 1, axis=1)
+    logprobs, entropy = predict(matrix, x, targets)
+    return jnp.roll(logprobs, 1, axis=1), jnp.roll(entropy, 1, axis=1)
 
 
 def _predictions(
     matrix: jax.Array, x: jax.Array, targets: jax.Array, axes: tuple[str, str], vocab: tuple[str, ...] = ()
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target, and the entropy, from hidden states [B, S, D]: a chunk of positions at a time.
+    """Log-probability of each target, and the entropy, from hidden states: one chunk of positions at a time.
 
     Args:
       matrix: of the LM head, whose logical axes are `axes`.
-      vocab: the mesh axes that its vocabulary is split over; all sums over it are over them too.
+      x: [B, S, D].
+      targets: int32 [B, S], the next tokens.
+      vocab: the mesh axes that the vocabulary is split over. Sums over the vocabulary are sums over these axes too.
+
+    Returns:
+      two float32 [B, S].
     """
     b, s, d = x.shape
 
-    def chunk(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        x, targets = part
+    def chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x, targets = inputs
         logits = model.logits(matrix, axes, x)
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
         logits = logits - (jax.lax.pmax(top, vocab) if vocab else top)
@@ -87,10 +116,10 @@ def _predictions(
         if vocab:
             ids = ids + jax.lax.axis_index(vocab) * len(ids)
         log_z = jnp.log(total(jnp.exp(logits)))
-        # A masked sum, not a gather: it stays local where the vocabulary is split over devices.
-        picked = total(jnp.where(ids[None, None, :] == targets[..., None], logits, 0.0))
+        # A masked sum, not a gather: the sum stays local where the vocabulary is split over devices.
+        target_logits = total(jnp.where(ids[None, None, :] == targets[..., None], logits, 0.0))
         mean_logit = total(jnp.exp(logits - log_z[..., None]) * logits)
-        return picked - log_z, jax.lax.stop_gradient(log_z - mean_logit)
+        return target_logits - log_z, jax.lax.stop_gradient(log_z - mean_logit)
 
     def total(x: jax.Array) -> jax.Array:
         x = jnp.sum(x, axis=-1)
@@ -99,36 +128,57 @@ def _predictions(
     if s <= LOGITS_CHUNK or s % LOGITS_CHUNK:
         return chunk((x, targets))
     n = s // LOGITS_CHUNK
-    parts = (
+    chunks = (
         jnp.moveaxis(x.reshape(b, n, LOGITS_CHUNK, d), 1, 0),
         jnp.moveaxis(targets.reshape(b, n, LOGITS_CHUNK), 1, 0),
     )
-    logp, entropy = (jnp.moveaxis(y, 0, 1).reshape(b, s) for y in jax.lax.map(jax.checkpoint(chunk), parts))
-    return logp, entropy
+    logprobs, entropy = (jnp.moveaxis(y, 0, 1).reshape(b, s) for y in jax.lax.map(jax.checkpoint(chunk), chunks))
+    return logprobs, entropy
 
 
-def cross_entropy(logp: jax.Array, weights: jax.Array) -> jax.Array:
-    """Weighted mean negative log-likelihood, in nats a token."""
-    return -jnp.sum(logp * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+def cross_entropy(logprobs: jax.Array, loss_weights: jax.Array) -> jax.Array:
+    """Weighted mean of the negative log-likelihood, in nats a token: the loss of SFT.
+
+    Args:
+      logprobs: float32 [B, S].
+      loss_weights: float32 [B, S].
+    """
+    chex.assert_rank(logprobs, 2)
+    chex.assert_equal_shape([logprobs, loss_weights])
+    return -jnp.sum(logprobs * loss_weights) / jnp.maximum(jnp.sum(loss_weights), 1e-9)
 
 
-def policy_loss(
-    logp: jax.Array, old_logp: jax.Array, advantages: jax.Array, weights: jax.Array, clip: float
+def grpo_loss(
+    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, loss_weights: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array]:
-    """GRPO's clipped surrogate without a KL term (arXiv 2402.03300, eq. 3; ASTRO, section 3.2).
+    """The loss of GRPO: the clipped surrogate (arXiv 2402.03300, equation 3; ASTRO, section 3.2).
 
-    -sum_t w_t min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t) with r_t = exp(logp_t - old_logp_t).
+        ratio_t = exp(logprobs_t - old_logprobs_t)
+        loss = -sum_t weight_t * min(ratio_t * A_t, clip(ratio_t, 1 - epsilon, 1 + epsilon) * A_t)
+
+    The KL term of equation 3 is absent (beta = 0). Equation 3 weighs a token by 1 / (M * tokens of its completion);
+    the caller's weights are 1 / (all completion tokens of the update), which is `loss_type="dapo"` in TRL.
+
+    Args:
+      logprobs: float32 [B, S], of the policy that is trained.
+      old_logprobs: float32 [B, S], of the policy that sampled the tokens.
+      advantages: float32 [B, S].
+      loss_weights: float32 [B, S].
+      epsilon: bound of the ratio, for example 0.2.
 
     Returns:
-      (the loss, the share of the weight whose ratio is clipped).
+      (the loss, the share of the weight at tokens whose ratio is clipped and which thus have no gradient).
     """
-    ratio = jnp.exp(jnp.where(weights > 0, logp - old_logp, 0.0))
-    bounded = jnp.clip(ratio, 1 - clip, 1 + clip)
-    gain = jnp.minimum(ratio * advantages, bounded * advantages)
-    clipped = (ratio * advantages > gain).astype(jnp.float32)
-    return -jnp.sum(weights * gain), jnp.sum(weights * clipped) / jnp.maximum(jnp.sum(weights), 1e-9)
+    chex.assert_rank(logprobs, 2)
+    chex.assert_equal_shape([logprobs, old_logprobs, advantages, loss_weights])
+    ratio = jnp.exp(jnp.where(loss_weights > 0, logprobs - old_logprobs, 0.0))
+    clipped_ratio = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
+    surrogate = jnp.minimum(ratio * advantages, clipped_ratio * advantages)
+    is_clipped = (ratio * advantages > surrogate).astype(jnp.float32)
+    clip_fraction = jnp.sum(loss_weights * is_clipped) / jnp.maximum(jnp.sum(loss_weights), 1e-9)
+    return -jnp.sum(loss_weights * surrogate), clip_fraction
 
 
 def cast(params: Params, dtype: str) -> Params:
-    """Parameters in the computation's type; gradients come back in the parameters' own."""
+    """Parameters in the type of the computation. Gradients come back in the type of the parameters (float32)."""
     return jax.tree.map(lambda p: p.astype(dtype), params)

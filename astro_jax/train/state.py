@@ -14,45 +14,57 @@ from flax import struct
 from astro_jax import config as cfg
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
-from astro_jax.llama.params import Params
+from astro_jax.llama.params import Array, Params
 from astro_jax.mesh import Sharding, device_put_global
 
 Metrics = dict[str, jax.Array]
-Loss = Callable[[Params, Any], tuple[jax.Array, Metrics]]
+LossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]  # (params, batch) -> (loss, metrics)
 
 
 @struct.dataclass
 class TrainState:
-    """All that a training run carries from step to step; parameters and moments are float32."""
+    """All that a training run carries from step to step.
 
-    step: Any  # int32 []
+    Attributes:
+      step: int32 [], optimizer steps so far.
+      params: float32.
+      opt_state: the state of the optimizer; its moments are float32.
+    """
+
+    step: Array
     params: Params
     opt_state: Any
 
 
 def make_optimizer(c: cfg.Sft | cfg.Grpo, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; warm-up, then a cosine to min_lr_rate x the peak over `steps`."""
-    warmup = round(c.warmup_ratio * steps)
+    """AdamW (arXiv 1711.05101) after clipping by the global norm, with a schedule of the learning rate.
+
+    The rate rises linearly over the first `warmup_ratio` of the steps, then falls along a cosine to `min_lr_rate` times
+    its peak at step `steps`.
+
+    Args:
+      steps: optimizer steps of the whole run.
+    """
+    warmup_steps = round(c.warmup_ratio * steps)
     schedule = optax.warmup_cosine_decay_schedule(
-        init_value=c.learning_rate / (warmup + 1),
+        init_value=c.learning_rate / (warmup_steps + 1),
         peak_value=c.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=max(steps, warmup + 1),
+        warmup_steps=warmup_steps,
+        decay_steps=max(steps, warmup_steps + 1),
         end_value=c.learning_rate * c.min_lr_rate,
     )
     b1, b2 = c.betas
     return optax.chain(
         optax.clip_by_global_norm(c.max_grad_norm),
         optax.inject_hyperparams(optax.adamw, static_args=("mask",))(
-            schedule, b1=b1, b2=b2, weight_decay=c.weight_decay, mask=_decayed
+            schedule, b1=b1, b2=b2, weight_decay=c.weight_decay, mask=_decay_mask
         ),
     )
 
 
-def _decayed(params: Params) -> Params:
-    """Weight decay for matrices only: norms keep their scale. Stacked norms are [L, D], told by their spec's name."""
-    flags = jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
-    return flags
+def _decay_mask(params: Params) -> Params:
+    """Decay matrices only. Norms are known by name: stacked over layers they are [L, D], as a matrix is."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
 
 
 def learning_rate(state: TrainState) -> jax.Array:
@@ -61,67 +73,71 @@ def learning_rate(state: TrainState) -> jax.Array:
 
 
 def new_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    """A fresh state around parameters."""
+    """A state at step 0 around parameters."""
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
 
 def abstract_state(config: LlamaConfig, tx: optax.GradientTransformation, sharding: Sharding) -> TrainState:
-    """The state as ShapeDtypeStructs with shardings: moments lie as their parameters do, scalars everywhere."""
+    """The state as ShapeDtypeStructs with shardings.
+
+    A moment has the sharding of its parameter; scalars are replicated.
+    """
     params = llama_params.abstract(config, sharding)
     shapes = jax.eval_shape(lambda p: new_state(p, tx), params)
-    where = llama_params.shardings(config, sharding)
-    everywhere = sharding.named()
-    opt = optax.tree_map_params(
+    replicated = sharding.named()
+    opt_state = optax.tree_map_params(
         tx,
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes.opt_state,
-        where,
-        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        llama_params.shardings(config, sharding),
+        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
     )
-    return TrainState(step=jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), params=params, opt_state=opt)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return TrainState(step=step, params=params, opt_state=opt_state)
 
 
-def place(state: TrainState, like: TrainState) -> TrainState:
-    """Put a state onto the shardings of `abstract_state`."""
-    return jax.tree.map(lambda x, s: device_put_global(x, s.sharding), state, like)
+def place(state: TrainState, abstract: TrainState) -> TrainState:
+    """Put a state onto the shardings of its `abstract_state`."""
+    return jax.tree.map(lambda x, s: device_put_global(x, s.sharding), state, abstract)
 
 
 def make_step(
-    loss: Loss, tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
+    loss: LossFn, tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """The jitted, sharded step: (state, batch) -> (state, metrics). The state is donated.
+    """Make the jitted, sharded train step: (state, batch) -> (state, metrics). The state is donated.
 
-    Every array of the batch is [B, ...] and split over the batch axes.
+    Every array of the batch is [B, ...], split over the batch axes of the mesh.
     """
-    where = _shardings(config, tx, sharding)
+    shardings = _shardings(config, tx, sharding)
 
     @functools.partial(
         jax.jit,
-        in_shardings=(where, sharding.named("batch")),
-        out_shardings=(where, sharding.named()),
+        in_shardings=(shardings, sharding.named("batch")),
+        out_shardings=(shardings, sharding.named()),
         donate_argnums=0,
     )
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        state, more = _update(state, grads, tx)
-        return state, metrics | more
+        (_, loss_metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        state, update_metrics = _update(state, grads, tx)
+        return state, loss_metrics | update_metrics
 
     return step
 
 
 def make_accumulate(
-    loss: Loss, tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
+    loss: LossFn, tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
 ) -> Callable[[Params, Params, Any], tuple[Params, Metrics]]:
-    """(params, sum of gradients, batch) -> (the sum with this batch's gradient, its metrics). The sum is donated.
+    """Make the jitted gradient accumulation over micro-batches.
 
-    For a loss whose weights sum to 1 over all batches of one update.
+    (params, sum of gradients, micro-batch) -> (the sum with the gradient of the micro-batch, metrics). The sum is
+    donated. The loss must be a sum, not a mean: its weights sum to 1 over all micro-batches of an update.
     """
-    where = _shardings(config, tx, sharding).params
+    shardings = _shardings(config, tx, sharding).params
 
     @functools.partial(
         jax.jit,
-        in_shardings=(where, where, sharding.named("batch")),
-        out_shardings=(where, sharding.named()),
+        in_shardings=(shardings, shardings, sharding.named("batch")),
+        out_shardings=(shardings, sharding.named()),
         donate_argnums=1,
     )
     def accumulate(params: Params, total: Params, batch: Any) -> tuple[Params, Metrics]:
@@ -134,13 +150,13 @@ def make_accumulate(
 def make_apply(
     tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
 ) -> Callable[[TrainState, Params], tuple[TrainState, Metrics]]:
-    """(state, gradients) -> (the updated state, metrics). The state is donated."""
-    where = _shardings(config, tx, sharding)
+    """Make the jitted update: (state, gradients) -> (state, metrics). The state is donated."""
+    shardings = _shardings(config, tx, sharding)
 
     @functools.partial(
         jax.jit,
-        in_shardings=(where, where.params),
-        out_shardings=(where, sharding.named()),
+        in_shardings=(shardings, shardings.params),
+        out_shardings=(shardings, sharding.named()),
         donate_argnums=0,
     )
     def apply(state: TrainState, grads: Params) -> tuple[TrainState, Metrics]:
@@ -150,9 +166,9 @@ def make_apply(
 
 
 def zero_gradients(config: LlamaConfig, sharding: Sharding) -> Params:
-    """Where a sum of gradients starts."""
-    like = llama_params.abstract(config, sharding)
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), like)
+    """The initial value of a sum of gradients."""
+    abstract = llama_params.abstract(config, sharding)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), abstract)
 
 
 def _shardings(config: LlamaConfig, tx: optax.GradientTransformation, sharding: Sharding) -> TrainState:
@@ -163,4 +179,4 @@ def _update(state: TrainState, grads: Params, tx: optax.GradientTransformation) 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-    return state, {"grad_norm": optax.tree.norm(grads), "lr": learning_rate(state)}
+    return state, {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(state)}

@@ -1,13 +1,13 @@
-"""Which part of a response is its answer, and what it looks like when nothing but notation differs.
+"""Extract the final answer of a response, and normalize the notation of an answer.
 
 The rules, in order:
-- A response ends at its end token (ENDS); what a model writes after one is not part of it.
-- The last `\\boxed{...}` counts, with balanced braces. When the last one is not closed there is no answer: never that
-  of an earlier one. An empty one is no answer.
-- Strict (rewards): nothing else counts. Lenient (reports): without any `\\boxed`, what follows the last "answer is",
-  "answer:" or "####" on its line counts.
-- An answer that is longer, deeper or larger than any that is meant (LIMITS) is no answer: a parser could be kept busy
-  with it for hours.
+
+- A response ends at its first end token (END_TOKENS). The text after the end token is ignored.
+- The last `\\boxed{...}` with balanced braces counts. If the last box is not closed or is empty, the response has no
+  answer. An earlier box never counts in its place.
+- Strict rule (rewards): only a box counts. Lenient rule (reports): in a response without a box, the rest of the line
+  after the last "answer is", "answer:" or "####" counts.
+- An answer beyond the limits (MAX_CHARACTERS, MAX_DEPTH, MAX_DIGITS) is no answer, because a parser could need hours.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Literal
 
 Rule = Literal["strict", "lenient"]
 
-ENDS = ("<|eot_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "</s>")
-# LIMITS, ours: generous for the answers of competitions.
+END_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "</s>")
+# The limits are ours. They are generous for the answers of mathematics competitions.
 MAX_CHARACTERS = 500
 MAX_DEPTH = 10  # of brackets
 MAX_DIGITS = 100  # of one number
@@ -32,33 +32,33 @@ _CODE = re.compile(r"__|\b(?:import|lambda|exec|eval|open|print|def|class|sympy|
 
 _BOX = re.compile(r"\\boxed\s*(?=(\{)|)")
 _MARKER = re.compile(r"(?:\banswer\s*(?:is|:|=)|####)\s*:?", re.IGNORECASE)
-# What may stand around an answer and is not part of it.
-_AROUND = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("\\displaystyle", ""))
+# Delimiters that may stand around an answer and are not part of the answer.
+_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("\\displaystyle", ""))
 _SPACES = re.compile(r"\\[,;:!> ]|\\q?quad\b|~|\s+")
 _WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit|operatorname|mbox|rm|bf)\s*\{([^{}]*)\}")
 
 
 def extract(response: str, rule: Rule) -> str | None:
-    """The answer of a response, as it is written; None where it has none."""
-    response = until_end(response)
+    """Extract the answer of a response as the response writes it. None if the response has no answer."""
+    response = until_end_token(response)
     boxes = [*_BOX.finditer(response)]
     if boxes:
-        return _usable(_braced(response, boxes[-1].end()) if boxes[-1][1] else None)
+        return _within_limits(_braced(response, boxes[-1].end()) if boxes[-1][1] else None)
     if rule == "strict":
         return None
     markers = [*_MARKER.finditer(response)]
-    return _usable(response[markers[-1].end() :].split("\n", 1)[0]) if markers else None
+    return _within_limits(response[markers[-1].end() :].split("\n", 1)[0]) if markers else None
 
 
-def until_end(response: str) -> str:
-    """A response without what a model wrote after its end token."""
-    for end in ENDS:
+def until_end_token(response: str) -> str:
+    """Cut a response at its first end token."""
+    for end in END_TOKENS:
         response = response.split(end, 1)[0]
     return response
 
 
 def _braced(text: str, begin: int) -> str | None:
-    """What stands between the brace at `begin` and its partner; None where there is none near enough."""
+    """Return the text between the brace at `begin` and its partner. None if the partner is missing or too far away."""
     depth = 0
     for match in re.finditer(r"\\.|[{}]", text[begin : begin + MAX_CHARACTERS * 2], re.DOTALL):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
@@ -67,37 +67,40 @@ def _braced(text: str, begin: int) -> str | None:
     return None
 
 
-def _usable(text: str | None) -> str | None:
-    """An answer without what stands around it; None for one beyond the limits."""
+def _within_limits(text: str | None) -> str | None:
+    """Strip the delimiters of an answer. None if the answer is empty, looks like code or is beyond the limits."""
     if text is None or len(text) > 2 * MAX_CHARACTERS:
         return None
-    text = bare(text)
+    text = strip_delimiters(text)
     depth = deepest = 0
     for bracket in re.findall(r"[({\[)}\]]", text):
         depth += 1 if bracket in "({[" else -1
         deepest = max(deepest, depth)
-    bad = not text or len(text) > MAX_CHARACTERS or deepest > MAX_DEPTH or _CODE.search(text) or _TOO_LARGE.search(text)
-    return None if bad else text
+    rejected = (
+        not text or len(text) > MAX_CHARACTERS or deepest > MAX_DEPTH or _CODE.search(text) or _TOO_LARGE.search(text)
+    )
+    return None if rejected else text
 
 
-def bare(text: str) -> str:
-    """Without dollar signs, bold type and full stops around it."""
-    before = None
-    while text != before:
-        before = text
+def strip_delimiters(text: str) -> str:
+    """Remove dollar signs, LaTeX math delimiters, bold type and full stops around an answer."""
+    previous = None
+    while text != previous:
+        previous = text
         text = text.strip().rstrip(".").strip()
-        for left, right in _AROUND:
+        for left, right in _DELIMITERS:
             if text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right):
                 text = text[len(left) : len(text) - len(right)]
     return text
 
 
-def normal(text: str) -> str:
-    """One way of writing for what differs in notation only: equal results are equal answers.
+def normalize(text: str) -> str:
+    """Rewrite an answer in one notation. Two answers with equal results are equal.
 
-    Spaces, sizes of brackets and fractions, fonts, thousands separators, degrees, and zeros that add nothing.
+    The notations differ in spaces, sizes of brackets and fractions, fonts, thousands separators, degree signs, and
+    zeros without value: `1{,}000`, `1,000` and `1000.0` become `1000`.
     """
-    text = bare(text)
+    text = strip_delimiters(text)
     text = _WORDS.sub(lambda m: m[1].strip(), text)
     text = (
         text.replace("−", "-")
@@ -127,5 +130,5 @@ def normal(text: str) -> str:
 
 
 def _one_number(text: str) -> bool:
-    """Whether commas can only separate thousands: 1,200 is a number, (1,200) and 1,200,5 are not."""
+    """Whether commas can only separate thousands: true for 1,200, false for (1,200) and 1,200,5."""
     return re.fullmatch(r"[-+$\\]*\d{1,3}(?:(?:,|\{,\}|\\,|\\!,?)\d{3})+(?:\.\d+)?[^\d,]*", text.strip()) is not None

@@ -1,12 +1,12 @@
-"""Mathematical answers: math-verify over sympy, with a second opinion. It runs in workers only (verify.pool).
+"""The verifier of mathematics (task "math"): math-verify over sympy, with a second grader. It runs in workers only.
 
-The answer (verify.answer) is parsed as LaTeX alone: a parser of LaTeX evaluates no code, and nothing is picked out of
-an expression that it cannot read. math-verify's own timeouts are signals, which do not work in threads; they are off,
-and the deadline is that of the worker.
+The answer (verify.answer) is parsed as LaTeX alone. The LaTeX parser evaluates no code, and reads an expression as a
+whole or not at all. math-verify's own timeouts are off, because they are signals, which do not work in threads. The
+worker pool keeps the deadline.
 
-Strict: exact. Variables, brackets and units keep their kinds: a set is no pair, km are not cm, a decimal is no surd.
-Lenient: they may differ, and a decimal may be rounded to two places or more. Under both "9 = 1" is not 1: before "="
-stands a name, or the gold answer has an "=" too.
+Strict rule: variables, brackets and units must have the same kind. A set is no pair, km are not cm, and a decimal is no
+surd. Lenient rule: they may differ, and a decimal may be rounded to two places or more. Under both rules "9 = 1" is not
+1: the text before "=" must be a name, unless the gold answer has an "=" too.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import logging
 import re
 from typing import Any, NamedTuple
 
-from astro_jax.verify import grade
-from astro_jax.verify.answer import Rule, bare, extract, normal
+from astro_jax.verify import second_grader
+from astro_jax.verify.answer import Rule, extract, normalize, strip_delimiters
+from astro_jax.verify.number import parse_latex
 
 
-class Graded(NamedTuple):
-    """The verdict on one answer.
+class Grade(NamedTuple):
+    """The grade of one answer.
 
     Attributes:
-      answer: as extracted and normalized; None where there is none, or it cannot be read.
-      correct: whether it equals the gold answer.
-      second: what the second grader says; None where it cannot tell.
-      written: the answer as it stands in the response.
+      answer: the extracted answer, normalized. None if the response has no answer, or if nothing can read the answer.
+      correct: whether the answer equals the gold answer.
+      second: whether the second grader finds them equal. None if the second grader cannot tell.
+      written: the answer as the response writes it.
     """
 
     answer: str | None
@@ -36,50 +37,50 @@ class Graded(NamedTuple):
     written: str | None
 
 
-def judge(gold: str, response: str, rule: Rule) -> Graded:
+def grade(gold: str, response: str, rule: Rule) -> Grade:
     """Grade a response that an end token ended."""
     written = extract(response, rule)
     if written is None:
-        return Graded(None, False, None, None)
-    second = grade.same(gold, written)
-    if normal(gold) == normal(written):
-        return Graded(_canonical(written), True, second, written)
-    value = _named(written, gold)
+        return Grade(None, False, None, None)
+    second = second_grader.equal(gold, written)
+    if normalize(gold) == normalize(written):
+        return Grade(_canonical(written), True, second, written)
+    value = _without_name(written, gold)
     parsed = parse(value or written)
     if parsed is None:
-        return Graded(None, False, second, written)
-    return Graded(_canonical(written), bool(value) and _equal(gold, written, parsed, rule), second, written)
+        return Grade(None, False, second, written)
+    return Grade(_canonical(written), bool(value) and _equal(gold, written, parsed, rule), second, written)
 
 
 def _canonical(answer: str) -> str:
-    """One text for all plain forms of a number, so that 0.5 and 1/2 are one answer in a vote."""
-    value = grade.number(answer)
-    return normal(answer) if value is None else str(value)
+    """Write all plain forms of a number in one way: 0.5 and 1/2 are one answer in a majority vote."""
+    value = parse_latex(answer)
+    return normalize(answer) if value is None else str(value)
 
 
-def _named(answer: str, gold: str) -> str:
-    """An answer without the name that it gives its value; nothing where what stands before "=" is no name."""
-    if "=" not in answer or "=" in gold or re.search(r"[<>]=|\\[lg]e", normal(answer)):
+def _without_name(answer: str, gold: str) -> str:
+    """Remove the name before "=" of an answer: "x = 5" gives " 5". Empty if the text before "=" is no name."""
+    if "=" not in answer or "=" in gold or re.search(r"[<>]=|\\[lg]e", normalize(answer)):
         return answer
-    match = re.fullmatch(r"\s*\\?[a-zA-Z]+'?(?:_\w|_\{\w+\})?(?:\([a-zA-Z]\))?\s*=([^=]+)", bare(answer))
+    match = re.fullmatch(r"\s*\\?[a-zA-Z]+'?(?:_\w|_\{\w+\})?(?:\([a-zA-Z]\))?\s*=([^=]+)", strip_delimiters(answer))
     return match[1] if match else ""
 
 
 def readable(gold: str) -> bool:
-    """Whether a gold answer can be read at all."""
-    return extract(f"\\boxed{{{bare(gold)}}}", "strict") is not None and parse(gold) is not None
+    """Whether the parser can read a gold answer."""
+    return extract(f"\\boxed{{{strip_delimiters(gold)}}}", "strict") is not None and parse(gold) is not None
 
 
 def _equal(gold: str, answer: str, parsed: Any, rule: Rule) -> bool:
-    if (a := grade.number(gold)) is not None and (b := grade.number(answer)) is not None and a == b:
+    if (a := parse_latex(gold)) is not None and (b := parse_latex(answer)) is not None and a == b:
         return True
-    if rule == "lenient" and _rounded(normal(gold), normal(answer)):
+    if rule == "lenient" and _rounded(normalize(gold), normalize(answer)):
         return True
     expected = parse(gold)
     if expected is None:
         return False
     if (base := _base(gold)) and _base(answer) not in ("", base):
-        return False  # math-verify does not read the base
+        return False  # math-verify ignores the base
     strict = rule == "strict"
     if strict and (_kind(gold) != _kind(answer) or (_unit(gold) and _unit(answer) not in ("", _unit(gold)))):
         return False
@@ -89,15 +90,15 @@ def _equal(gold: str, answer: str, parsed: Any, rule: Rule) -> bool:
 
 
 def _rounded(a: str, b: str) -> bool:
-    """Whether one of two values is the other, rounded to two places or more."""
-    x, y = grade.value(a), grade.value(b)
+    """Whether one value is the other value rounded to two decimal places or more."""
+    x, y = second_grader.value(a), second_grader.value(b)
     places = min((len(m[1]) for text in (a, b) if (m := re.fullmatch(r"-?\d+\.(\d+)", text))), default=0)
     return x is not None and y is not None and places >= 2 and abs(float(x) - float(y)) * 2 * 10**places <= 1
 
 
 def _kind(text: str) -> str:
-    """Which brackets stand around a text: of a set, a pair or interval, or none."""
-    text = normal(re.sub(r"^[a-zA-Z]\s*(=|\\in)", "", bare(text)))
+    """Return the brackets around an answer: "set", those of a pair or interval such as "[)", or "none"."""
+    text = normalize(re.sub(r"^[a-zA-Z]\s*(=|\\in)", "", strip_delimiters(text)))
     if text.startswith("\\{"):
         return "set"
     pair = text[:1] + text[-1:]
@@ -105,31 +106,31 @@ def _kind(text: str) -> str:
 
 
 def _unit(text: str) -> str:
-    """The word that stands after a number."""
+    """Return the unit after a number: "cm" of 5\\text{ cm}. Empty if the text has no unit."""
     match = re.search(r"\\(?:text|mathrm|mbox)\s*\{\s*([a-zA-Z]+)[^{}]*\}\s*$", text)
     return match[1] if match else ""
 
 
 def _base(text: str) -> str:
-    """The base that a number is written in, as 2 in 101_2."""
-    match = re.fullmatch(r"[\dA-F]+_\{?(\d+)\}?", normal(text))
+    """Return the base of a number as text: "2" of 101_2. Empty if the text names no base."""
+    match = re.fullmatch(r"[\dA-F]+_\{?(\d+)\}?", normalize(text))
     return match[1] if match else ""
 
 
 def parse(text: str) -> Any | None:
-    """math-verify's parse of one answer; None where it cannot read it."""
+    """Parse one answer with math-verify, into a list of sympy expressions and strings. None if it cannot read it."""
     from math_verify import parse
 
-    found = parse(
-        f"\\boxed{{{bare(text)}}}", [_config()], fallback_mode="no_fallback", extraction_mode="first_match",
+    parsed = parse(
+        f"\\boxed{{{strip_delimiters(text)}}}", [_config()], fallback_mode="no_fallback", extraction_mode="first_match",
         parsing_timeout=None,
     )  # fmt: skip
-    return found or None
+    return parsed or None
 
 
 @functools.cache
 def _config() -> Any:
     from math_verify import LatexExtractionConfig
 
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its timeouts are off
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # math-verify warns that its timeouts are off
     return LatexExtractionConfig(boxed_match_priority=0)

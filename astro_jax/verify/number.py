@@ -1,7 +1,7 @@
-"""The verifier of problems whose answer is a number: what the response gives as its answer is read and compared.
+"""The reader of numbers: one number as people or LaTeX write it, and the numbers of a text.
 
-The answer is the number of the last "the answer is NUMBER" or \\boxed{NUMBER}; in a response without either, the last
-number. Nothing is evaluated: a number is matched, and has at most 30 characters.
+Values are exact fractions. A pattern matches a number, nothing is evaluated, and a plain number has at most 30
+characters.
 """
 
 from __future__ import annotations
@@ -9,54 +9,61 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from astro_jax.phrases import count_backtracks
-from astro_jax.types import Problem, Verdict
+from astro_jax.verify.answer import normalize
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,20})(?:\.\d{1,8})?"
-_NUMBER = rf"[-−]?{_DIGITS}"
-_ONE = re.compile(rf"({_NUMBER})(?:\s*/\s*({_DIGITS}))?")
-_MARKED = re.compile(rf"(?:answer is|\\boxed\{{|####)[\s:*$\\(]*({_NUMBER}(?:\s*/\s*{_DIGITS})?)", re.IGNORECASE)
-NUMBER = re.compile(rf"(?<![\w.,])({_NUMBER})(?!\w)")
-# A sum of two numbers; not the end of a longer one.
-_SUM = re.compile(
-    rf"(?<![\w.,])(?<![-+*/x×÷] )({_DIGITS})\s*([-+*/x×÷])\s*({_DIGITS})\s*=\s*\$?\s*({_NUMBER})(?![\w%])"
-)
+# Patterns of a number without and with a sign, such as 1,200.50 and -3.
+UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d{1,20})(?:\.\d{1,8})?"
+SIGNED = rf"[-−]?{UNSIGNED}"
+FRACTION = rf"{SIGNED}(?:\s*/\s*{UNSIGNED})?"
+NUMBER = re.compile(rf"(?<![\w.,])({SIGNED})(?!\w)")  # a number in a text, but not a part of a word or a longer number
+
+_FRACTION = re.compile(rf"({SIGNED})(?:\s*/\s*({UNSIGNED}))?")
+_LATEX = re.compile(r"([-+]?)(?:(\d+(?:\.\d+)?)(?:/(\d+))?|\\frac\{(\d+)\}\{(\d+)\})")
+_REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 
 
 def parse(text: str) -> Fraction | None:
-    """The exact value of a number as people write it: 1,200 or -3.5 or 3/4; None where it is none."""
-    match = _ONE.fullmatch(text.strip())
+    """Read one number as people write it: 1,200 or -3.5 or 3/4. None if the text is anything else.
+
+    >>> parse("1,200")
+    Fraction(1200, 1)
+    """
+    match = _FRACTION.fullmatch(text.strip())
     if match is None:
         return None
     top, bottom = (Fraction((part or "1").replace(",", "").replace("−", "-")) for part in match.groups())
     return top / bottom if bottom else None
 
 
+def parse_latex(text: str) -> Fraction | None:
+    """Read one number in plain text or LaTeX, after answer.normalize. None if the text is anything else.
+
+    Besides plain numbers: \\frac{1}{2}, +7, .5, 45^\\circ, 1{,}000 and the repeating decimal 0.1\\overline{6}.
+    """
+    text = normalize(text)
+    if match := _REPEATING.fullmatch(text):
+        places, repeated = len(match[3]), Fraction(int(match[4]), 10 ** len(match[4]) - 1)
+        size = (int(f"0{match[2]}{match[3]}") + repeated) / 10**places
+        return -size if match[1] else size
+    match = _LATEX.fullmatch(text)
+    if match is None:
+        return None
+    top, bottom = Fraction(match[2] or match[4]), Fraction(match[3] or match[5] or 1)
+    return None if not bottom else (-1 if match[1] == "-" else 1) * top / bottom
+
+
+def find(text: str) -> dict[str, Fraction]:
+    """Find the numbers of a text: each way of writing with its value, in the order of the text.
+
+    >>> find("Tom has 5 of 1,200 cats and 5 dogs.")
+    {'5': Fraction(5, 1), '1,200': Fraction(1200, 1)}
+    """
+    values = {written: parse(written) for written in NUMBER.findall(text)}
+    return {written: value for written, value in values.items() if value is not None}
+
+
 def calculate(a: Fraction, op: str, b: Fraction) -> Fraction | None:
-    """a op b; None where there is none."""
+    """Compute a op b exactly. None for a division by 0."""
     if op == "/":
         return a / b if b else None
     return {"+": a + b, "-": a - b, "*": a * b}[op]
-
-
-def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
-    """See verify.verify. A response is valid when it gives an answer and every sum of two numbers in it is true."""
-    found = [*_MARKED.finditer(response)] or [*NUMBER.finditer(response)]
-    value = parse(found[-1][1]) if stopped and found else None
-    return Verdict(
-        correct=value is not None and value == parse(problem.answer),
-        valid=value is not None and all(map(_true, _SUM.finditer(response))),
-        answer=None if value is None else str(value),
-        backtracks=count_backtracks(response),
-    )
-
-
-def _true(match: re.Match[str]) -> bool:
-    """Whether a sum is true; a quotient may be rounded or cut to the places that are written."""
-    a, b, said = (parse(match[i]) for i in (1, 3, 4))
-    assert a is not None and b is not None and said is not None
-    op = {"x": "*", "×": "*", "÷": "/"}.get(match[2], match[2])
-    result, places = calculate(a, op, b), len(match[4].partition(".")[2])
-    if result is None or op != "/":
-        return result == said
-    return abs(result - said) < Fraction(1, 10**places)

@@ -1,6 +1,7 @@
-"""Worker processes with a deadline an answer: killed at the deadline, and recycled.
+"""A pool of worker processes with a deadline for each call. A worker is killed at the deadline, and replaced.
 
-They are forked from a server that is spawned, never from this process, where JAX has threads and a model's memory.
+Workers are forked from a fork server, never from this process, because this process has JAX's threads and the memory of
+a model.
 """
 
 from __future__ import annotations
@@ -9,27 +10,42 @@ import collections
 import dataclasses
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from astro_jax.errors import AstroError
 from astro_jax.verify import worker
 
-START_SECONDS = 120.0  # imports of a first start on a slow disk
-BATCH = 8  # questions that a worker is sent at once; each has its own deadline all the same
-RECYCLED = 2000  # answers after which a worker is replaced: sympy's caches grow
+START_SECONDS = 120.0  # the deadline for a worker's start, with imports from a slow disk
+MAX_BATCH = 8  # calls that a worker is sent at once; each call has its own deadline
+MAX_CALLS = 2000  # calls after which a worker is replaced, because sympy's caches grow
 
-Question = tuple[str, tuple[Any, ...]]  # a name of worker.FUNCTIONS, and its arguments
+
+class Call(NamedTuple):
+    """One call of a function in a worker process.
+
+    Attributes:
+      function: a name of worker.FUNCTIONS.
+      arguments: the arguments of the function.
+    """
+
+    function: str
+    arguments: tuple[Any, ...]
 
 
 class Timeout(Exception):
-    """No answer within the deadline."""
+    """The call had no result at its deadline."""
 
 
 @dataclasses.dataclass
 class Outcome:
-    """Of one question: what the function returned, or a Timeout or RuntimeError in its place; and its seconds."""
+    """The outcome of one call.
+
+    Attributes:
+      result: the return value of the function, or a Timeout or RuntimeError.
+      seconds: the duration of the call.
+    """
 
     result: Any
     seconds: float
@@ -37,61 +53,73 @@ class Outcome:
 
 @dataclasses.dataclass
 class _Worker:
+    """A worker process.
+
+    Attributes:
+      since: when the current call began, or when the worker was started.
+      ready: whether the worker has finished its imports.
+      completed: the number of calls that the worker has completed.
+      queue: the indices of the calls that the worker has been sent. The first is the current call.
+    """
+
     process: Any
     connection: Connection
-    since: float  # when the answer under way was begun, or the worker started
+    since: float
     ready: bool = False
-    answered: int = 0
+    completed: int = 0
     queue: collections.deque[int] = dataclasses.field(default_factory=collections.deque)
 
 
-class Pool:
-    """Asks questions of worker processes, which start with the first of them.
+class WorkerPool:
+    """A pool of worker processes. The first call starts the workers.
 
     Args:
-      workers: processes. seconds: the deadline of one answer. memory: bytes that an answer may take.
-      modules: what workers import before their first question.
+      num_workers: the number of processes.
+      seconds: the deadline of one call.
+      memory: bytes that one worker may take in addition to the memory of its imports.
+      modules: modules that a worker imports before its first call.
     """
 
-    def __init__(self, workers: int, seconds: float, memory: int, modules: Sequence[str] = ()):
-        self.count, self.seconds, self.memory, self.modules = workers, seconds, memory, tuple(modules)
+    def __init__(self, num_workers: int, seconds: float, memory: int, modules: Sequence[str] = ()):
+        self.num_workers, self.seconds, self.memory, self.modules = num_workers, seconds, memory, tuple(modules)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["astro_jax.verify.preload"])
         self._workers: list[_Worker] = []
 
-    def ask(self, questions: Sequence[Question], done: Callable[[int, Outcome], None] | None = None) -> list[Outcome]:
-        """The outcomes, in order.
+    def add_modules(self, modules: Sequence[str]) -> None:
+        """Have workers import further modules before their first call. Workers without these modules are ended."""
+        if new := tuple(module for module in modules if module not in self.modules):
+            self.close()
+            self.modules += new
+
+    def run(self, calls: Sequence[Call], on_outcome: Callable[[int, Outcome], None] | None = None) -> list[Outcome]:
+        """Run calls.
 
         Args:
-          done: called with each number and outcome as they come, in any order.
+          on_outcome: called with the index and the outcome of each call when the call ends, in any order.
+
+        Returns:
+          The outcomes of the calls, in order.
 
         Raises:
-          AstroError: when a worker cannot be started.
+          AstroError: if a worker cannot be started.
         """
-        found: dict[int, Outcome] = {}
-        waiting = collections.deque(range(len(questions)))
-
-        def finish(w: _Worker, number: int, result: Any) -> None:
-            now = time.monotonic()
-            found[number] = Outcome(result, now - w.since)
-            w.since, w.answered = now, w.answered + 1
-            if done:
-                done(number, found[number])
-
+        batch = _Batch(calls, on_outcome)
         try:
-            while len(found) < len(questions):
-                self._feed(questions, waiting)
-                for w in self._heard():
-                    self._listen(w, waiting, finish)
-                for w in [w for w in self._workers if self._late(w)]:
-                    self._replace(w, waiting, finish, Timeout())
+            while len(batch.outcomes) < len(calls):
+                self._send_calls(batch)
+                for w in self._wait():
+                    self._receive(w, batch)
+                for w in [w for w in self._workers if w.queue or not w.ready]:
+                    if time.monotonic() - w.since > self._deadline(w):
+                        self._fail(w, batch, Timeout())
         except BaseException:
-            self.close()  # what they work on is nobody's any more
+            self.close()  # the results of the current calls have no reader any more
             raise
-        return [found[i] for i in range(len(questions))]
+        return [batch.outcomes[i] for i in range(len(calls))]
 
     def close(self) -> None:
-        """End the workers; the next question starts new ones."""
+        """End the workers. The next call starts new workers."""
         for w in self._workers:
             w.connection.close()
             w.process.kill()
@@ -99,74 +127,84 @@ class Pool:
             w.process.join()
         self._workers.clear()
 
-    def _feed(self, questions: Sequence[Question], waiting: collections.deque[int]) -> None:
-        """Give work to those that have none."""
-        while len(self._workers) < min(self.count, len(waiting) + sum(bool(w.queue) for w in self._workers)):
+    def _send_calls(self, batch: _Batch) -> None:
+        """Start the workers that are needed, and send calls to the workers that have none."""
+        busy = sum(bool(w.queue) for w in self._workers)
+        while len(self._workers) < min(self.num_workers, len(batch.waiting) + busy):
             self._workers.append(self._start())
         for w in self._workers:
-            if w.ready and not w.queue and waiting:
-                # The last questions are shared out evenly.
-                n = max(1, min(BATCH, len(waiting) // len(self._workers)))
-                w.queue.extend(waiting.popleft() for _ in range(n))
+            if w.ready and not w.queue and batch.waiting:
+                # The last calls are spread evenly over the workers.
+                n = max(1, min(MAX_BATCH, len(batch.waiting) // len(self._workers)))
+                w.queue.extend(batch.waiting.popleft() for _ in range(n))
                 w.since = time.monotonic()
-                w.connection.send([(i, *questions[i]) for i in w.queue])
+                w.connection.send([(i, *batch.calls[i]) for i in w.queue])
 
-    def _heard(self) -> Iterator[_Worker]:
-        """Those that have something to say, before the next deadline."""
+    def _wait(self) -> list[_Worker]:
+        """Wait for messages until the next deadline, and return the workers that have sent a message."""
         now = time.monotonic()
-        patience = min((w.since + self._allowed(w) - now for w in self._workers if w.queue or not w.ready), default=0)
-        heard = wait([w.connection for w in self._workers], max(patience, 0))
-        return (w for w in list(self._workers) if w.connection in heard)
+        seconds = min((w.since + self._deadline(w) - now for w in self._workers if w.queue or not w.ready), default=0)
+        connections = wait([w.connection for w in self._workers], max(seconds, 0))
+        return [w for w in self._workers if w.connection in connections]
 
-    def _listen(self, w: _Worker, waiting: collections.deque[int], finish: Callable[[_Worker, int, Any], None]) -> None:
+    def _receive(self, w: _Worker, batch: _Batch) -> None:
+        """Receive one message of a worker: the first says that the worker is ready, the others are results."""
         try:
-            said = w.connection.recv()
+            message = w.connection.recv()
         except (EOFError, OSError):
-            return self._replace(w, waiting, finish, RuntimeError("the worker died"))
+            return self._fail(w, batch, RuntimeError("the worker died"))
         if not w.ready:
             w.ready = True
             return None
-        number, result = said
-        w.queue.remove(number)
-        finish(w, number, result)
-        if w.answered >= RECYCLED and not w.queue:
+        index, result = message
+        w.queue.remove(index)
+        batch.finish(w, index, result)
+        if w.completed >= MAX_CALLS and not w.queue:
             self._stop(w)
         return None
 
-    def _replace(
-        self,
-        w: _Worker,
-        waiting: collections.deque[int],
-        finish: Callable[[_Worker, int, Any], None],
-        why: Exception,
-    ) -> None:
-        """Stop a worker: what it was at ends so, what it had not begun goes to others."""
+    def _fail(self, w: _Worker, batch: _Batch, error: Exception) -> None:
+        """Stop a worker. Its current call ends with the error; its other calls go to other workers."""
         if not w.ready:
             raise AstroError(
-                f"verify: a worker did not start ({str(why) or 'no answer'}); try again with verify.num_workers=1"
+                f"verify: a worker did not start ({str(error) or 'timeout'}); try again with verify.num_workers=1"
             )
         if w.queue:
-            finish(w, w.queue.popleft(), why)
-            waiting.extendleft(reversed(w.queue))
+            batch.finish(w, w.queue.popleft(), error)
+            batch.waiting.extendleft(reversed(w.queue))
         self._stop(w)
 
-    def _late(self, w: _Worker) -> bool:
-        return bool(w.queue or not w.ready) and time.monotonic() - w.since > self._allowed(w)
-
-    def _allowed(self, w: _Worker) -> float:
+    def _deadline(self, w: _Worker) -> float:
         return self.seconds if w.ready else START_SECONDS
 
     def _start(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
+        parent_end, worker_end = self._context.Pipe()
         process = self._context.Process(
-            target=worker.main, args=(theirs, self.seconds, self.memory, self.modules), daemon=True
+            target=worker.main, args=(worker_end, self.seconds, self.memory, self.modules), daemon=True
         )
         process.start()
-        theirs.close()
-        return _Worker(process, ours, time.monotonic())
+        worker_end.close()
+        return _Worker(process, parent_end, time.monotonic())
 
     def _stop(self, w: _Worker) -> None:
         self._workers.remove(w)
         w.connection.close()
         w.process.kill()
         w.process.join()
+
+
+class _Batch:
+    """The calls of one WorkerPool.run: the indices that wait for a worker, and the outcomes so far."""
+
+    def __init__(self, calls: Sequence[Call], on_outcome: Callable[[int, Outcome], None] | None):
+        self.calls, self.on_outcome = calls, on_outcome
+        self.waiting = collections.deque(range(len(calls)))
+        self.outcomes: dict[int, Outcome] = {}
+
+    def finish(self, w: _Worker, index: int, result: Any) -> None:
+        """Keep the outcome of a worker's current call."""
+        now = time.monotonic()
+        self.outcomes[index] = Outcome(result, now - w.since)
+        w.since, w.completed = now, w.completed + 1
+        if self.on_outcome:
+            self.on_outcome(index, self.outcomes[index])

@@ -1,5 +1,5 @@
-"""Imported once, by the server that workers are forked from: a new worker then starts in milliseconds, not seconds."""
+"""Imports for the fork server: its workers start in milliseconds, because the slow imports are done before the fork."""
 
 from astro_jax.verify import math
 
-math.judge("1", "\\boxed{x}", "strict")  # sympy's imports, and the parser's first tables
+math.grade("1", "\\boxed{x}", "strict")  # imports sympy, and makes the parser's first tables

@@ -1,4 +1,4 @@
-"""`astro verify`: verdicts on lines of JSON."""
+"""`astro verify`: read lines of JSON, write one verdict for each line."""
 
 from __future__ import annotations
 
@@ -10,56 +10,69 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from astro_jax.errors import AstroError
-from astro_jax.verify import judged
 from astro_jax.verify.answer import Rule
-from astro_jax.verify.pool import Outcome, Pool
+from astro_jax.verify.pool import Call, Outcome, WorkerPool
+from astro_jax.verify.verifier import to_verdict
 
-LINES = 64  # that are read before their verdicts are written
+BATCH_LINES = 64  # lines that are read before their verdicts are written
 
 
-def opened(path: str) -> IO[str]:
-    """A file of lines."""
+def open_lines(path: str) -> IO[str]:
+    """Open a file of lines.
+
+    Raises:
+      AstroError: if the file cannot be read.
+    """
     try:
         return open(path, encoding="utf-8")
     except OSError as e:
         raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
 
 
-def verdicts(lines: Iterable[str], rule: Rule, seconds: float, memory: float, workers: int) -> Iterator[str]:
-    """For each line {"gold": text or number, "response": text} one {"verdict", "extracted", "seconds"}, in order.
+def verdicts(lines: Iterable[str], rule: Rule, seconds: float, memory: float, num_workers: int) -> Iterator[str]:
+    """Judge lines of JSON, in order.
 
-    verdict: correct, wrong, unparsed, timeout or error; extracted: the answer as it stands in the response, or null.
+    Args:
+      lines: objects {"gold": text or number, "response": text}.
+      seconds: the deadline of one answer.
+      memory: GiB that one worker may take.
+      num_workers: the number of worker processes. 0: one for each CPU core.
+
+    Yields:
+      One line {"verdict", "extracted", "seconds"} for each line. The verdict is correct, wrong, unparsed, timeout or
+      error. `extracted` is the answer as the response writes it, or null.
 
     Raises:
-      AstroError: for a line that is anything else, by its number, after the verdicts of those before.
+      AstroError: for any other line, with its number. The verdicts of the lines before are written first.
     """
     numbered = enumerate(lines, 1)
-    with contextlib.closing(Pool(workers or os.cpu_count() or 1, seconds, int(memory * 2**30))) as pool:
-        while batch := list(itertools.islice(numbered, LINES)):
-            pairs, error = [], None
+    with contextlib.closing(WorkerPool(num_workers or os.cpu_count() or 1, seconds, int(memory * 2**30))) as pool:
+        while batch := list(itertools.islice(numbered, BATCH_LINES)):
+            calls, error = [], None
             for number, line in batch:
                 try:
-                    pairs.append(_pair(line, number))
+                    calls.append(Call("math", (*_parse_line(line, number), rule)))
                 except AstroError as e:
                     error = e
                     break
-            for outcome in pool.ask([("math", (gold, response, rule)) for gold, response in pairs]):
-                yield json.dumps(_verdict(outcome))
+            for outcome in pool.run(calls):
+                yield json.dumps(_record(outcome))
             if error:
                 raise error
 
 
-def _pair(line: str, number: int) -> tuple[str, str]:
+def _parse_line(line: str, number: int) -> tuple[str, str]:
+    """Parse a line into (gold answer, response)."""
     try:
         record = json.loads(line)
         gold, response = record["gold"], record["response"]
     except (ValueError, TypeError, KeyError, RecursionError) as e:
-        raise AstroError(f"verify, line {number}: an object with `gold` and `response` is wanted ({e!r})") from e
+        raise AstroError(f"verify, line {number}: must be an object with `gold` and `response` ({e!r})") from e
     if isinstance(gold, bool) or not isinstance(gold, str | int | float) or not isinstance(response, str):
-        raise AstroError(f"verify, line {number}: `gold` is a text or a number, `response` a text")
+        raise AstroError(f"verify, line {number}: `gold` must be a text or a number, `response` a text")
     return str(gold), response
 
 
-def _verdict(outcome: Outcome) -> dict[str, str | float | None]:
+def _record(outcome: Outcome) -> dict[str, str | float | None]:
     written = None if isinstance(outcome.result, Exception) else outcome.result.written
-    return {"verdict": judged(outcome).status, "extracted": written, "seconds": round(outcome.seconds, 4)}
+    return {"verdict": to_verdict(outcome).status, "extracted": written, "seconds": round(outcome.seconds, 4)}

@@ -1,7 +1,7 @@
-"""What runs in a worker process: answers one question after another, fenced in.
+"""A worker process: run one call after another, without files to write, processes, connections, or too much memory.
 
-No file can be written, no process or connection made, and no more memory taken than allowed: an audit hook refuses the
-first three by name, the operating system the last, and files by their size.
+An audit hook refuses processes and connections by the name of their event. The operating system limits memory, and
+the size of files to 0 bytes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from astro_jax.verify import gym, math
+from astro_jax.verify import gym_scorer, math
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {"math": math.judge, "gym": gym.judge, "readable": math.readable}
-# Events (docs.python.org, "Audit events table") by what they begin with; reading files stays allowed, for imports.
-_REFUSED = (
+FUNCTIONS: dict[str, Callable[..., Any]] = {"math": math.grade, "gym": gym_scorer.grade, "readable": math.readable}
+# Prefixes of audit events (docs.python.org, "Audit events table"). Reading files stays allowed, for imports.
+_REFUSED_EVENTS = (
     "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.remove", "os.rename",
     "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.kill", "os.putenv",
     "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "ftplib.", "urllib.", "http.", "smtplib.", "webbrowser.",
@@ -29,42 +29,47 @@ _REFUSED = (
 )  # fmt: skip
 
 
-def main(questions: Connection, seconds: float, memory: int, modules: Sequence[str]) -> None:
-    """Answer (number, function, arguments) with (number, result), an exception in place of a result where there is one.
+def main(connection: Connection, seconds: float, memory: int, modules: Sequence[str]) -> None:
+    """Run the calls that the parent sends, until the parent closes the connection.
+
+    The worker first sends its process id. Then each message from the parent is a list of (number, function name,
+    arguments), and the worker answers each call with (number, result). A failed call has an exception as its result.
 
     Args:
-      seconds: deadline of an answer, which the parent keeps. A worker without one ends itself past twice that.
-      memory: bytes that may be taken beside what the imports took.
-      modules: what to import before the first question.
+      seconds: the deadline of one call. The parent keeps the deadline; a worker without a parent ends itself.
+      memory: bytes that the worker may take in addition to the memory of its imports.
+      modules: modules to import before the first call.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; it closes the connection
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the connection
     for module in ("astro_jax.verify.preload", *modules):  # imports do not count against a deadline
         importlib.import_module(module)
-    quiet = open(os.devnull, "w")
-    _fence(memory)
-    questions.send(os.getpid())
+    devnull = open(os.devnull, "w")
+    _restrict(memory)
+    connection.send(os.getpid())
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            for number, function, arguments in questions.recv():
-                faulthandler.dump_traceback_later(2 * seconds + 1, exit=True, file=quiet)  # a thread that needs no GIL
-                result = _answer(function, arguments)
+            for number, function, arguments in connection.recv():
+                # Ends the process from a thread that needs no GIL.
+                faulthandler.dump_traceback_later(2 * seconds + 1, exit=True, file=devnull)
+                result = _call(function, arguments)
                 faulthandler.cancel_dump_traceback_later()
-                questions.send((number, result))
+                connection.send((number, result))
 
 
-def _answer(function: str, arguments: tuple[Any, ...]) -> Any:
+def _call(function: str, arguments: tuple[Any, ...]) -> Any:
     try:
         return FUNCTIONS[function](*arguments)
     except MemoryError:
         return RuntimeError("out of memory")
-    except Exception as e:  # whatever sympy raises says nothing of the answer
+    except Exception as e:  # sympy raises many kinds of exceptions, and none says anything about the answer
         return RuntimeError(f"{type(e).__name__}: {str(e)[:200]}")
 
 
-def _fence(memory: int) -> None:
+def _restrict(memory: int) -> None:
+    """Limit memory, files and recursion of this process, and install the audit hook. Nothing can undo this."""
     with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else contextlib.nullcontext() as statm:
-        taken = int(statm.read().split()[0]) * resource.getpagesize() if statm else 0
-    resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+        used = int(statm.read().split()[0]) * resource.getpagesize() if statm else 0
+    resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.setrecursionlimit(5000)
@@ -76,5 +81,5 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
         (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
         or (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     )
-    if writes or event.startswith(_REFUSED):
-        raise PermissionError(f"{event} is not for a verifier")
+    if writes or event.startswith(_REFUSED_EVENTS):
+        raise PermissionError(f"{event}: a verifier's worker must not do this")

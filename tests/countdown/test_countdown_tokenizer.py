@@ -30,8 +30,8 @@ def test_texts_survive_a_round_trip():
         assert TOKENIZER.decode(tokens) == text and UNKNOWN not in tokens
 
 
-def test_a_text_in_pieces_has_the_tokens_of_the_whole():
-    # Search joins the tokens of steps, traces those of prompts and responses.
+def test_tokens_of_lines_joined_are_tokens_of_the_text():
+    # Search joins the tokens of steps. Traces join the tokens of prompts and responses.
     for text in texts():
         lines = text.splitlines(keepends=True)
         assert [t for line in lines for t in TOKENIZER.encode(line)] == TOKENIZER.encode(text)
@@ -45,13 +45,13 @@ def test_numbers_operators_and_phrases_are_one_token(text):
     assert token != UNKNOWN and TOKENIZER.decode([token]) == text
 
 
-def test_a_prompt_word_by_word():
-    pieces = [TOKENIZER.decode([t]) for t in TOKENIZER.encode("Let us make 12 from 3 4.\n")]
-    assert pieces == ["Let us", " make", " 12", " from", " 3", " 4", ".\n"]
+def test_tokens_of_a_prompt():
+    tokens = [TOKENIZER.decode([t]) for t in TOKENIZER.encode("Let us make 12 from 3 4.\n")]
+    assert tokens == ["Let us", " make", " 12", " from", " 3", " 4", ".\n"]
 
 
 @pytest.mark.parametrize("text", [" 61", " x", "42", " -3"])
-def test_what_it_does_not_know_is_unknown(text):
+def test_other_words_and_numbers_are_the_unknown_token(text):
     assert UNKNOWN in TOKENIZER.encode(text)
 
 

@@ -1,6 +1,6 @@
-"""Writes verify_pairs.jsonl: gold answers, responses and what mathematics says of them, under the strict rule.
+"""Write verify_pairs.jsonl: gold answers, responses, and the right verdict under the strict rule.
 
-Each line: category, gold, response, verdict. Labels were decided from the mathematics before any grader was asked.
+A line has the fields category, gold, response and verdict. The labels were decided by mathematics, before any grader ran.
 """
 
 import json
@@ -19,8 +19,8 @@ def add(category, verdict, *pairs):
         PAIRS.append({"category": category, "gold": gold, "response": box(answer), "verdict": verdict})
 
 
-def say(category, verdict, *pairs):
-    """Whole responses."""
+def add_responses(category, verdict, *pairs):
+    """Add pairs of a gold answer and a whole response."""
     for gold, response in pairs:
         PAIRS.append({"category": category, "gold": gold, "response": response, "verdict": verdict})
 
@@ -48,8 +48,10 @@ wrong(
     ("x=3", "x=-3"),
 )
 right(NAMED, ("73", "**73**"), ("1-\\frac{1}{e}", "1-1/e"), ("3x-y+13=0", "3x-y+13=0"), ("3x-y+13=0", "y=3x+13"))
-say(NAMED, "correct", ("73", "The answer is **\\boxed{73}**."), ("73", "\\boxed{73}<|eot_id|> and then \\boxed{5}"))
-say(
+add_responses(
+    NAMED, "correct", ("73", "The answer is **\\boxed{73}**."), ("73", "\\boxed{73}<|eot_id|> and then \\boxed{5}")
+)
+add_responses(
     NAMED,
     "unparsed",
     ("5", "First \\boxed{5}, but in the end \\boxed{7"),
@@ -63,8 +65,10 @@ say(
     ("5", "\\boxed{"),
     ("5", "no box<|eot_id|>\\boxed{5}"),
 )
-say(NAMED, "wrong", ("5", "\\boxed{5} or rather \\boxed{6}"), ("8", "\\boxed{7} since 8 is too large"))
-say(NAMED, "correct", ("6", "\\boxed{5} or rather \\boxed{6}"), ("\\frac{1}{2}", "so \\boxed{\\frac{1}{2}} holds"))
+add_responses(NAMED, "wrong", ("5", "\\boxed{5} or rather \\boxed{6}"), ("8", "\\boxed{7} since 8 is too large"))
+add_responses(
+    NAMED, "correct", ("6", "\\boxed{5} or rather \\boxed{6}"), ("\\frac{1}{2}", "so \\boxed{\\frac{1}{2}} holds")
+)
 
 # ---- Numbers
 
@@ -225,7 +229,7 @@ wrong("ratio", ("3:4", "4:3"), ("1:2", "1:3"))
 
 # ---- Whole chains of thought
 
-say(
+add_responses(
     "chain of thought",
     "correct",
     (
@@ -240,7 +244,7 @@ say(
     ("12", "\\boxed {12}"),
     ("x", "\\boxed{x}"),
 )
-say(
+add_responses(
     "chain of thought",
     "wrong",
     ("12", "The answer is 12, but I write \\boxed{13}"),

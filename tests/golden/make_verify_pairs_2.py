@@ -1,9 +1,9 @@
-"""Writes verify_pairs_2.jsonl: gold, response, and whether the strict rule should call it correct, by mathematics.
+"""Write verify_pairs_2.jsonl: gold answers, responses, and the right verdict under the strict rule.
 
-Each row of GROUPS is a category, with pairs (one answer, another); they are the same answer, or not. Numbers in the
-generated part are computed here with fractions, not by the code under test. Run it from the repository:
+SAME and OTHER map a category to pairs of answers that are the same answer, or different answers. The numbers of the
+generated pairs are computed with fractions, not by the code under test. Run the script from the repository:
 
-    python tests/golden/make_verify_pairs.py
+    python tests/golden/make_verify_pairs_2.py
 """
 
 import json
@@ -129,30 +129,30 @@ SAME["hard"], OTHER["hard"] = HARD_SAME, HARD_OTHER
 
 
 def generated(draw: random.Random) -> list[tuple[str, str, str, str]]:
-    """Numbers in their forms, and beside them."""
-    found = []
+    """Pairs of two forms of one number, and pairs of a number and a number close to it."""
+    pairs = []
     for _ in range(48):
         value = Fraction(draw.randint(-99, 99) or 1, draw.choice([2, 4, 5, 8, 20]))
         top, bottom, sign = abs(value.numerator), value.denominator, "-" if value < 0 else ""
         forms = [f"{sign}\\frac{{{top}}}{{{bottom}}}", f"{value.numerator}/{bottom}", f"{float(value)}"]
         gold, form = draw.sample(forms, 2)
-        found.append(("numbers", gold, BOX % form, "correct"))
-        found.append(("numbers", gold, BOX % float(value + Fraction(1, draw.choice([8, 10, 100, 1000]))), "wrong"))
+        pairs.append(("numbers", gold, BOX % form, "correct"))
+        pairs.append(("numbers", gold, BOX % float(value + Fraction(1, draw.choice([8, 10, 100, 1000]))), "wrong"))
         large = draw.randint(1000, 9_999_999)
-        found.append(("thousands", str(large), BOX % f"{large:,}", "correct"))
-        found.append(("thousands", f"{large:,}", BOX % (large + draw.choice([-1, 1, 10, 1000])), "wrong"))
+        pairs.append(("thousands", str(large), BOX % f"{large:,}", "correct"))
+        pairs.append(("thousands", f"{large:,}", BOX % (large + draw.choice([-1, 1, 10, 1000])), "wrong"))
         a, b = draw.randint(2, 9), draw.choice([2, 3, 5, 7])
-        found.append(("surds", f"{a}\\sqrt{{{b}}}", BOX % f"\\sqrt{{{a * a * b}}}", "correct"))
-        found.append(("surds", f"{a}\\sqrt{{{b}}}", BOX % f"\\sqrt{{{a * b}}}", "wrong"))
-    return found
+        pairs.append(("surds", f"{a}\\sqrt{{{b}}}", BOX % f"\\sqrt{{{a * a * b}}}", "correct"))
+        pairs.append(("surds", f"{a}\\sqrt{{{b}}}", BOX % f"\\sqrt{{{a * b}}}", "wrong"))
+    return pairs
 
 
 def rows() -> list[tuple[str, str, str, str]]:
-    every = [("named", *row) for row in NAMED]
+    labelled = [("named", *row) for row in NAMED]
     for group, status in ((SAME, "correct"), (OTHER, "wrong")):
-        every += [(name, gold, BOX % answer, status) for name, pairs in group.items() for gold, answer in pairs]
-    every += generated(random.Random(0))
-    return list(dict.fromkeys(every))
+        labelled += [(name, gold, BOX % answer, status) for name, pairs in group.items() for gold, answer in pairs]
+    labelled += generated(random.Random(0))
+    return list(dict.fromkeys(labelled))
 
 
 if __name__ == "__main__":

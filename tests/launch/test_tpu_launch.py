@@ -376,7 +376,7 @@ def test_every_command_of_the_guide_works_in_a_dry_run(cloud):
             done = cloud.run(name, *words[1:], "--dry-run")
             assert done.returncode == 0 and done.stdout, (command, done.stderr)
         elif name == "astro":
-            assert cli._parsed(words[1:]).call, command
+            assert cli.parse(words[1:]).call, command
             for word in words:
                 assert not word.startswith("configs/") or (ROOT / word).exists(), command
         elif name == "setup.sh":

@@ -85,7 +85,7 @@ def test_loss_and_gradient_with_splash_attention_equal_xla(stage, interpreted):
     if stage == "grpo":
         advantages = jnp.asarray(rng.standard_normal((2, 128)), jnp.float32)
         batch = RolloutBatch(
-            batch.replace(weights=weights / weights.sum()), advantages=advantages, old_logprobs=advantages - 3
+            batch.replace(loss_weights=weights / weights.sum()), advantages=advantages, old_logprobs=advantages - 3
         )
     module, c = (sft, cfg.Sft(remat_policy="full")) if stage == "sft" else (grpo, cfg.Grpo(remat_policy="full"))
 

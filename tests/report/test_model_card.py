@@ -1,4 +1,4 @@
-"""What an exported folder says of itself, and what transformers says of it."""
+"""The model card of an exported folder, and the check of that folder by transformers."""
 
 import json
 
@@ -9,26 +9,26 @@ from astro_jax import llama, pipeline, storage
 from astro_jax.cli import main
 from astro_jax.errors import AstroError
 from astro_jax.llama import reference
-from astro_jax.report import card
+from astro_jax.report import model_card
 
 CONFIG = tiny_config(vocab_size=len(countdown_tokenizer(9)), n_layers=1, max_positions=64)
 
 
-def rate(mean):
+def score(mean):
     return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 200}
 
 
 def model(mean):
-    return {"pass@1": rate(mean), "greedy": rate(mean + 0.1), "mean_tokens": 80.4, "mean_backtracks": 1.0,
+    return {"pass@1": score(mean), "greedy": score(mean + 0.1), "mean_tokens": 80.4, "mean_backtracks": 1.0,
             "valid_rate": 0.5, "truncated_rate": 0.0}  # fmt: skip
 
 
 @pytest.fixture
 def run(tmp_path):
-    folder = pipeline.epath.Path(tmp_path / "mine")
+    folder = pipeline.epath.Path(tmp_path / "my-run")
     storage.write_json(folder / "config.json", {
         "hash": "abc", "command": "astro run x.yaml seed=7",
-        "config": {"model": "llama-x", "seed": 7, "sft": {"batch": 4}},
+        "config": {"model": "llama-x", "seed": 7, "sft": {"batch_size": 4}},
     })  # fmt: skip
     storage.write_manifest(folder / "astro-sft", "astro-sft", "abc", ["traces"], 12.5)
     storage.write_json(folder / "traces" / "counts.json", {"valid trees": 31, "ASTRO": {"examples": 99, "mean k": 1.5}})
@@ -38,25 +38,29 @@ def run(tmp_path):
     return folder
 
 
-def test_the_card_tells_recipe_data_results_and_lineage(run, tmp_path):
+def test_card_holds_recipe_data_results_and_lineage(run, tmp_path):
     assert main(["export", str(run / "astro-sft" / "model"), str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "README.md").read_text()
-    for part in (
-        "# ASTRO-SFT of mine", "started from `llama-x`", "200 held-out problems",
+    for expected in (
+        "# ASTRO-SFT of my-run", "started from `llama-x`", "200 held-out problems",
         "| **ASTRO-SFT** | 60.0% (50.0 to 70.0%) | 70.0% (60.0 to 80.0%) | 80 |", "| Base | 20.0% (10.0 to 30.0%) |",
-        "| valid trees | 31 |", "| ASTRO | 99 examples, 1.5 mean k |", "astro run x.yaml seed=7", "batch: 4",
+        "| valid trees | 31 |", "| ASTRO | 99 examples, 1.5 mean k |", "astro run x.yaml seed=7", "batch_size: 4",
         "| astro-sft | traces | abc | 12.5 |", "jax 0.",
     ):  # fmt: skip
-        assert part in text
-    for folder in (run / "astro-sft" / "model", tmp_path / "out"):  # the card follows no further than it knows
+        assert expected in text
+    for folder in (run / "astro-sft" / "model", tmp_path / "out"):
         assert f"{llama.load(folder)[1].embed.shape[0]} tokens" in text
 
 
-def test_a_model_outside_of_a_run_tells_its_shape(tmp_path):
+def test_card_of_a_model_outside_of_a_run_states_its_shape(tmp_path):
     folder = pipeline.epath.Path(tmp_path / "lone")
     llama.save(folder, CONFIG, tiny_params(CONFIG), countdown_tokenizer(9))
-    text = card.text(str(folder), CONFIG)
-    assert "# lone" in text and "1 layers" in text and "## Results" not in text
+    text = model_card.render(str(folder), CONFIG)
+    assert (
+        text.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# lone\n")
+        and "1 layers" in text
+        and "## Results" not in text
+    )
 
 
 def test_damaged_results_are_named_and_nothing_is_written(run, tmp_path, capsys):
@@ -66,13 +70,13 @@ def test_damaged_results_are_named_and_nothing_is_written(run, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_without_torch_verify_is_one_line(run, tmp_path, capsys, monkeypatch):
+def test_verify_without_torch_is_one_line(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     assert main(["export", str(run / "astro-sft" / "model"), str(tmp_path / "out"), "--verify", "torch"]) == 2
     assert "torch is not installed" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_transformers_agrees_and_a_difference_stops_the_export(run, tmp_path, capsys, monkeypatch):
+def test_transformers_computes_equal_logits_and_a_difference_stops_the_export(run, tmp_path, capsys, monkeypatch):
     pytest.importorskip("torch")
     source = str(run / "astro-sft" / "model")
     assert main(["export", source, str(tmp_path / "out"), "--verify", "torch"]) == 0

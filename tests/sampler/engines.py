@@ -18,9 +18,22 @@ def sampling(max_tokens=40, stop_token_ids=STOP, **settings):
     return SamplingParams(max_tokens, stop_token_ids=stop_token_ids, **settings)
 
 
-def engine(max_num_seqs=8, sharding=None, seed=SEED, num_scheduler_steps=4, block_size=8, config=CONFIG, **options):
+def engine(
+    max_num_seqs=8,
+    sharding=None,
+    seed=SEED,
+    num_scheduler_steps=4,
+    block_size=8,
+    config=CONFIG,
+    reserve=True,
+    **options,
+):
+    """An engine; with `reserve` all engines have caches of the same length, so that tests share compiled programs."""
     sizes = dict(max_num_seqs=max_num_seqs, num_scheduler_steps=num_scheduler_steps, block_size=block_size)
-    return Engine(config, sharding or one_device(), seed, **sizes, **options)
+    made = Engine(config, sharding or one_device(), seed, **sizes, **options)
+    if reserve:
+        made.reserve(prompt=33, new=40)
+    return made
 
 
 def prompts(*lengths, seed=0):

@@ -117,15 +117,17 @@ def test_other_batch_sizes_steps_and_blocks_give_the_same_completions(max_num_se
     assert_same(other.generate(PARAMS, REQUESTS, sampling()), expected())
 
 
-@pytest.mark.parametrize("columns, max_num_seqs, block_size", [(4, 3, 8), (8, 16, 32)])
-def test_a_write_buffer_as_on_a_tpu_gives_the_same_completions(monkeypatch, request, columns, max_num_seqs, block_size):
+@pytest.mark.parametrize(
+    "columns, max_num_seqs, block_size, mesh", [(4, 4, 8, (1, 1, 1)), (8, 16, 32, (1, 1, 1)), (4, 4, 8, (2, 1, 2))]
+)
+def test_a_write_buffer_as_on_a_tpu_gives_the_same_completions(
+    monkeypatch, request, columns, max_num_seqs, block_size, mesh
+):
     plain = expected()
     monkeypatch.setitem(write_buffer.WRITE_BUFFER_COLUMNS, "cpu", columns)
     programs.make_decode.cache_clear()
     request.addfinalizer(programs.make_decode.cache_clear)  # no other test gets a program with a write buffer
-    buffered = engine(max_num_seqs, block_size=block_size)
-    assert_same(buffered.generate(PARAMS, REQUESTS, sampling()), plain)
-    sharding = decode_sharding(make_mesh(2, 1, 2))
+    sharding = decode_sharding(make_mesh(*mesh))
     params = jax.device_put(PARAMS, llama.params.shardings(CONFIG, sharding))
     buffered = engine(max_num_seqs, sharding, block_size=block_size)
     assert_same(buffered.generate(params, REQUESTS, sampling()), plain)

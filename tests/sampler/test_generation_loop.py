@@ -49,7 +49,7 @@ def record_decode_inputs(engine):
 
 def test_the_worked_example_of_the_documentation():
     """docs/sampler.md: prompts of 3 and 5 tokens with 2 completions each, and a third that waits for a row."""
-    small = engine(max_num_seqs=4, block_size=4, num_scheduler_steps=16)
+    small = engine(max_num_seqs=4, block_size=4, num_scheduler_steps=16, reserve=False)
     a, b, c = prompts(5, 3, 5)
     requests = [
         Request(a, 2, ("A",), (8, 8)),
@@ -83,12 +83,12 @@ def test_the_worked_example_of_the_documentation():
 
 
 def test_a_long_completion_does_not_hold_up_the_short_ones():
-    """One of 80 tokens among 60 of 4: three rows decode the short ones in the steps that the long one takes alone."""
-    long, short = Request((1, 2), 1, ("long",), (80,)), Request((3, 4), 60, ("short",), (4,) * 60)
-    small = engine(max_num_seqs=4, num_scheduler_steps=16)
-    completions = small.generate(PARAMS, [long, short], sampling(80, stop_token_ids=()))
-    assert [len(c.token_ids) for c in completions[0]] == [80] and {len(c.token_ids) for c in completions[1]} == {4}
-    assert small.stats.row_steps <= 4 * 90
+    """One of 40 tokens among 30 of 4: three rows decode the short ones in the steps that the long one takes alone."""
+    long, short = Request((1, 2), 1, ("long",), (40,)), Request((3, 4), 30, ("short",), (4,) * 30)
+    small = engine(max_num_seqs=4)
+    completions = small.generate(PARAMS, [long, short], sampling(stop_token_ids=()))
+    assert [len(c.token_ids) for c in completions[0]] == [40] and {len(c.token_ids) for c in completions[1]} == {4}
+    assert small.stats.row_steps <= 4 * 45
 
 
 def test_the_last_completions_go_on_in_smaller_batches():
@@ -118,7 +118,8 @@ def test_a_prompt_is_computed_once_for_all_its_completions():
 def test_a_prefix_cache_gives_the_same_completions_and_computes_less():
     parents = make_requests(20, 33, n=3)
     cached, plain = engine(prefix_cache_gib=1e-3), engine()
-    cached.reserve(60, 40)  # longer caches would drop the prefixes
+    for either in (cached, plain):
+        either.reserve(60, 40)  # longer caches would drop the prefixes
     prefix_cache = cached.new_prefix_cache()
     for i in range(3):
         completions = cached.generate(PARAMS, parents, sampling(20), prefix_cache=prefix_cache)
@@ -142,7 +143,7 @@ def test_a_prefix_cache_gives_the_same_completions_and_computes_less():
 
 
 def test_kv_cache_gib_gives_fewer_rows_and_the_same_completions():
-    small = engine(max_num_seqs=64, kv_cache_gib=60000 / 2**30)
+    small = engine(max_num_seqs=64, kv_cache_gib=60000 / 2**30, reserve=False)
     assert_same(small.generate(PARAMS, REQUESTS, sampling()), expected())
     for layout in small.layouts(FLOAT32):
         columns = (8 * layout.prefix_blocks, 8 * layout.completion_blocks)
@@ -163,7 +164,7 @@ def test_nothing_compiles_after_precompile():
     """Prompts of 1 to 32 blocks, 1 to 64 completions, 1 to 16 blocks of new tokens."""
     config, rng = tiny_config(max_positions=512), np.random.default_rng(0)
     params = tiny_params(config)
-    small = engine(max_num_seqs=4, num_scheduler_steps=16, config=config, prefix_cache_gib=1e-2)
+    small = engine(max_num_seqs=4, num_scheduler_steps=16, config=config, prefix_cache_gib=1e-2, reserve=False)
     prefix_cache = small.new_prefix_cache()
     with count_compilations() as compiled:
         small.precompile(params, prompt=250, new=125, prefix_cache=prefix_cache)

@@ -125,7 +125,7 @@ def test_the_stage_asks_a_real_model_by_the_prompts_of_the_run(tmp_path):
     for name, text in short.items():
         (tmp_path / f"{name}.txt").write_text(text)
     config = tiny_config(vocab_size=len(TOKENIZER), n_layers=1, max_positions=320)
-    run = pipeline.Run(cfg.parse({
+    run = pipeline.RunContext(cfg.parse({
         "out": str(tmp_path / "run"), "sampler": {"max_num_seqs": 1, "block_size": 256},
         "traces": {"self_evaluation": 1, "clone": "model", "self_evaluation_tokens": 8, "clone_retries": 0},
         "prompts": {name: str(tmp_path / f"{name}.txt") for name in short},
@@ -134,7 +134,7 @@ def test_the_stage_asks_a_real_model_by_the_prompts_of_the_run(tmp_path):
     Shards(run.folder / "search", "trees").write(0, [pets_tree().record()])
     for parent in ("base", "search"):
         storage.write_manifest(run.folder / parent, parent, run.digest, [], 0.0)
-    run.execute("traces")
+    pipeline.run_stage(run, "traces")
     counts = json.loads((tmp_path / "run" / "traces" / "counts.json").read_text())
     assert (counts["self-evaluation"]["judged"], counts["self-evaluation"]["judgements unread"]) == (2, 2)
     assert counts["self-evaluation"]["trees without any left"] == 1 and counts["ASTRO"]["examples"] == 0

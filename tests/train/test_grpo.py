@@ -20,13 +20,13 @@ from helpers import (
 )
 
 from astro_jax import config as cfg
-from astro_jax import countdown, llama, verify
+from astro_jax import countdown, llama
 from astro_jax.countdown import Game
 from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.sampler import Completion, Engine
 from astro_jax.train import grpo
-from astro_jax.train.grpo import Rollout, Trainer, advantages
+from astro_jax.train.grpo import GRPOTrainer, Rollout, group_advantages
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
@@ -37,7 +37,7 @@ EOS = 0
 class Letters:
     """A tokenizer of 20 tokens, one letter each."""
 
-    end, ends = EOS, (EOS,)
+    eos_token_id, stop_token_ids = EOS, (EOS,)
 
     def prompt(self, text):
         return [ord(c) - 97 for c in text]
@@ -46,12 +46,23 @@ class Letters:
         return "".join(chr(97 + i) for i in ids if i != EOS)
 
 
+class FunctionVerifier:
+    """Judges each response by a function of it."""
+
+    def __init__(self, is_correct):
+        self.is_correct = is_correct
+
+    def judge(self, responses):
+        return [Verdict(self.is_correct(r), True, None, 0) for r in responses]
+
+
+HASH_VERIFIER = FunctionVerifier(lambda r: r.stopped and zlib.crc32(r.text.encode()) % 2 == 0)
 CONFIG = tiny_config(n_layers=1)
 GRPO = cfg.Grpo(
     prompts_per_step=3,
     num_generations=4,
     max_completion_length=12,
-    learning_rate=1e-2,
+    learning_rate=2e-2,
     max_length=32,
     warmup_ratio=0,
     max_steps=10,
@@ -60,33 +71,36 @@ GRPO = cfg.Grpo(
 PROBLEMS = [Problem(f"p{i}", "bcdefghijk"[i : i + 3], "") for i in range(7)]
 
 
-def by_hash(problem, text, stopped):
-    """A verdict that varies and means nothing."""
-    correct = stopped and zlib.crc32(text.encode()) % 2 == 0
-    return Verdict(correct, True, None, 0)
+def make(problems=PROBLEMS, *, engine=None, tokenizer=None, verifier=HASH_VERIFIER, sharding=None, **settings):
+    """A trainer with its own compiled functions (compiled when they are first called)."""
+    c = GRPO.model_copy(update=settings)
+    engine = engine or shared_engine()
+    sharding = sharding or one_device_train()
+    tx = make_optimizer(c, c.max_steps)
+    return GRPOTrainer(c, "rl", problems, engine, tokenizer or Letters(), verifier, tx, CONFIG, sharding)
 
 
-@pytest.fixture
-def scored(monkeypatch):
-    monkeypatch.setattr(verify, "verify", by_hash)
+def make_shared(*args, **kwargs):
+    """A trainer with the compiled functions of `trainer()`: they depend on no setting that such a test changes."""
+    new = make(*args, **kwargs)
+    new._accumulate, new._apply, new._reshard = trainer()._accumulate, trainer()._apply, trainer()._reshard
+    return new
 
 
 @functools.cache
-def shared(c=GRPO, seed=3):
-    """A trainer whose programs are compiled once for all tests."""
-    return make(c, seed=seed)
+def shared_engine():
+    return Engine(CONFIG, one_device(), 3, max_num_seqs=16, num_scheduler_steps=4)
 
 
-def make(c=GRPO, problems=PROBLEMS, seed=3, tokenizer=None, sampler=None):
-    tx = make_optimizer(c, c.steps)
-    sampler = sampler or Engine(CONFIG, one_device(), seed, max_num_seqs=16, num_scheduler_steps=4)
-    return Trainer(c, "rl", problems, sampler, tokenizer or Letters(), Verifier(), tx, CONFIG, one_device_train())
+@functools.cache
+def trainer():
+    return make()
 
 
-def fresh(c=GRPO, params=None, config=CONFIG):
-    tx = make_optimizer(c, c.steps)
-    params = jax.tree.map(jnp.copy, params if params is not None else tiny_params(config))
-    return place(new_state(params, tx), abstract_state(config, tx, one_device_train()))
+def fresh(params=None):
+    tx = make_optimizer(GRPO, GRPO.max_steps)
+    params = jax.tree.map(jnp.copy, params if params is not None else tiny_params(CONFIG))
+    return place(new_state(params, tx), abstract_state(CONFIG, tx, one_device_train()))
 
 
 @jax.jit
@@ -95,129 +109,144 @@ def padded_logprobs(params, tokens):
     return jax.nn.log_softmax(llama.forward(params, tokens, CONFIG))
 
 
-def padded(rollouts):
-    """Tokens [B, 32] and the places of the responses."""
-    tokens, places = np.zeros((len(rollouts), 32), np.int32), np.zeros((len(rollouts), 32), bool)
+def pad(rollouts):
+    """Tokens [B, 32], and a mask of the completions."""
+    tokens, mask = np.zeros((len(rollouts), 32), np.int32), np.zeros((len(rollouts), 32), bool)
     for row, r in enumerate(rollouts):
-        n, end = len(r.prompt), len(r.prompt) + len(r.tokens)
-        tokens[row, :end] = [*r.prompt, *r.tokens.tolist()]
-        places[row, n:end] = True
-    return tokens, places
+        n, end = len(r.prompt_ids), len(r.prompt_ids) + len(r.completion_ids)
+        tokens[row, :end] = [*r.prompt_ids, *r.completion_ids.tolist()]
+        mask[row, n:end] = True
+    return tokens, mask
 
 
-def without_packing(params, rollouts):
-    """For each rollout the log-probabilities of its response."""
-    tokens, places = padded(rollouts)
-    logp = np.asarray(padded_logprobs(params, tokens))
-    return [logp[row, np.nonzero(p)[0] - 1, tokens[row, p]] for row, p in enumerate(places)]
+def logprobs_without_packing(params, rollouts):
+    """For each rollout the log-probabilities of its completion."""
+    tokens, mask = pad(rollouts)
+    logprobs = np.asarray(padded_logprobs(params, tokens))
+    return [logprobs[row, np.nonzero(m)[0] - 1, tokens[row, m]] for row, m in enumerate(mask)]
 
 
-def plain_loss(params, rollouts, scores, clip):
-    """GRPO, eq. 3 of arXiv 2402.03300 without KL, averaged over all response tokens."""
-    tokens, places = padded(rollouts)
+def plain_loss(params, rollouts, advantages, epsilon):
+    """GRPO, eq. 3 of arXiv 2402.03300 without KL, averaged over all completion tokens."""
+    tokens, mask = pad(rollouts)
     old = np.zeros(tokens.shape, np.float32)
-    old[places] = np.concatenate([r.logprobs for r in rollouts])
-    logp = jnp.take_along_axis(padded_logprobs(params, tokens)[:, :-1], tokens[:, 1:, None], -1)[..., 0]
-    ratio, a = jnp.exp(logp - old[:, 1:]), np.asarray(scores, np.float32)[:, None]
-    gain = jnp.minimum(ratio * a, jnp.clip(ratio, 1 - clip, 1 + clip) * a)
-    return -jnp.sum(jnp.where(places[:, 1:], gain, 0.0)) / places.sum()
+    old[mask] = np.concatenate([r.logprobs for r in rollouts])
+    logprobs = jnp.take_along_axis(padded_logprobs(params, tokens)[:, :-1], tokens[:, 1:, None], -1)[..., 0]
+    ratio, a = jnp.exp(logprobs - old[:, 1:]), np.asarray(advantages, np.float32)[:, None]
+    surrogate = jnp.minimum(ratio * a, jnp.clip(ratio, 1 - epsilon, 1 + epsilon) * a)
+    return -jnp.sum(jnp.where(mask[:, 1:], surrogate, 0.0)) / mask.sum()
 
 
-def made_up(seed=0, n=9):
-    """Rollouts of many lengths; the old policy's log-probabilities differ from the present one's."""
+@functools.cache
+def random_rollouts(seed=0, n=9):
+    """Rollouts of many lengths, whose old log-probabilities differ from the present policy's; and advantages."""
     rng = np.random.default_rng(seed)
-    found = []
+    rollouts = []
     for size in rng.integers(1, 16, n):
         prompt, tokens = tuple(rng.integers(1, 20, rng.integers(1, 9)).tolist()), rng.integers(1, 20, size)
-        found.append(Rollout(prompt, tokens.astype(np.int32), np.zeros(size), by_hash(None, "", True), True))
-    present = without_packing(tiny_params(CONFIG), found)
+        verdict = Verdict(True, True, None, 0)
+        rollouts.append(Rollout(prompt, tokens.astype(np.int32), np.zeros(size), verdict, True))
+    present = logprobs_without_packing(tiny_params(CONFIG), rollouts)
     noisy = [np.float32(p + 0.5 * rng.standard_normal(len(p))) for p in present]
-    scores = rng.standard_normal(n)
-    scores[2] = 0.0
-    return [dataclasses.replace(r, logprobs=old) for r, old in zip(found, noisy, strict=True)], scores
+    advantages = rng.standard_normal(n)
+    advantages[2] = 0.0
+    return [dataclasses.replace(r, logprobs=old) for r, old in zip(rollouts, noisy, strict=True)], advantages
+
+
+@functools.cache
+def first_rollouts():
+    """The rollouts of step 0 and their advantages."""
+    rollouts = [r for group in trainer().generate_rollouts(tiny_params(CONFIG), 0) for r in group]
+    advantages = group_advantages(np.asarray([r.reward for r in rollouts]).reshape(3, 4), True).reshape(-1)
+    assert advantages.any()
+    return rollouts, advantages
 
 
 # ---- Advantages
 
 
-def test_advantages_by_hand():
+def test_group_advantages_by_hand():
     rewards = np.array([[1, -1, -1, -1], [1, 1, -1, -1], [1, 1, 1, 1], [-1, -1, -1, -1.0]])
     # Row 1: mean -0.5, deviations 1.5 and -0.5, standard deviation sqrt((2.25 + 3 * 0.25) / 4) = 0.866.
     centered = np.array([[1.5, -0.5, -0.5, -0.5], [1, 1, -1, -1], [0, 0, 0, 0], [0, 0, 0, 0]])
     scaled = centered / np.array([[np.sqrt(0.75)], [1], [1], [1]])
-    np.testing.assert_array_equal(advantages(rewards, False), centered)
-    np.testing.assert_allclose(advantages(rewards, True), scaled, rtol=2e-6)
-    assert not advantages(rewards, True)[2:].any()
+    np.testing.assert_array_equal(group_advantages(rewards, False), centered)
+    np.testing.assert_allclose(group_advantages(rewards, True), scaled, rtol=2e-6)
+    assert not group_advantages(rewards, True)[2:].any()
+
+
+def test_group_advantages_refuse_rewards_without_groups():
+    with pytest.raises(AssertionError, match="rank"):
+        group_advantages(np.ones(4), True)
 
 
 # ---- The loss
 
 
-def test_loss_and_gradient_equal_plain_grpo_without_packing(scored):
-    trainer, params = shared(), tiny_params(CONFIG)
-    rollouts, scores = made_up()
-    micro = trainer._micro_batches(rollouts, scores)
-    assert len(micro) > 1 and all(m.batch.tokens.shape == (2, 32) for m in micro)
+def test_loss_and_gradient_equal_plain_grpo_without_packing():
+    params, (rollouts, advantages) = tiny_params(CONFIG), random_rollouts()
+    micro_batches = trainer()._micro_batches(rollouts, advantages)
+    assert len(micro_batches) > 1 and all(m.batch.tokens.shape == (2, 32) for m in micro_batches)
     total = grpo.zero_gradients(CONFIG, one_device_train())
     sums = []
-    for m in micro:
-        total, metrics = trainer._accumulate(params, total, m)
+    for m in micro_batches:
+        total, metrics = trainer()._accumulate(params, total, m)
         sums.append(metrics)
-    value, gradient = jax.value_and_grad(plain_loss)(params, rollouts, scores, GRPO.clip)
+    value, gradient = jax.value_and_grad(plain_loss)(params, rollouts, advantages, GRPO.epsilon)
     np.testing.assert_allclose(sum(m["loss"] for m in sums), value, atol=1e-5)
     assert_trees_close(total, gradient, atol=1e-5)
     assert float(optax.tree.norm(gradient)) > 0.01
-    ratios = [np.exp(p - r.logprobs) for p, r in zip(without_packing(params, rollouts), rollouts, strict=True)]
-    out = [((q > 1.2) if a > 0 else (q < 0.8)).sum() for q, a in zip(ratios, scores, strict=True) if a]
-    assert sum(float(m["clip_fraction"]) for m in sums) == pytest.approx(sum(out) / sum(len(q) for q in ratios))
-    assert sum(out) > 5
+    present = logprobs_without_packing(params, rollouts)
+    ratios = [np.exp(p - r.logprobs) for p, r in zip(present, rollouts, strict=True)]
+    clipped = [((q > 1.2) if a > 0 else (q < 0.8)).sum() for q, a in zip(ratios, advantages, strict=True) if a]
+    assert sum(float(m["clip_fraction"]) for m in sums) == pytest.approx(sum(clipped) / sum(len(q) for q in ratios))
+    assert sum(clipped) > 5
 
 
-def test_many_micro_batches_sum_to_one_and_the_clip_is_the_configs(scored, monkeypatch):
-    loss = jax.jit(grpo.make_loss(GRPO.model_copy(update={"clip": 0.02}), CONFIG, one_device_train()))
-    rollouts, scores = made_up(seed=1)
-    trainer, params = shared(), tiny_params(CONFIG)
-    many = [loss(params, m)[1] for m in trainer._micro_batches(rollouts, scores)]
-    whole = make(GRPO.model_copy(update={"micro_batch": 16}))
-    (one,) = (loss(params, m)[1] for m in whole._micro_batches(rollouts, scores))
+def test_micro_batches_sum_to_whole_batch_and_epsilon_is_the_configs():
+    loss = jax.jit(grpo.make_loss(GRPO.model_copy(update={"epsilon": 0.02}), CONFIG, one_device_train()))
+    rollouts, advantages = random_rollouts(seed=1)
+    params = tiny_params(CONFIG)
+    many = [loss(params, m)[1] for m in trainer()._micro_batches(rollouts, advantages)]
+    (one,) = (loss(params, m)[1] for m in make(micro_batch_size=16)._micro_batches(rollouts, advantages))
     for key in one:
         np.testing.assert_allclose(sum(m[key] for m in many), one[key], rtol=1e-5, err_msg=key)
-    assert one["loss"] == pytest.approx(float(plain_loss(params, rollouts, scores, 0.02)), abs=1e-5)
-    assert abs(one["loss"] - plain_loss(params, rollouts, scores, 0.2)) > 0.01
+    assert one["loss"] == pytest.approx(float(plain_loss(params, rollouts, advantages, 0.02)), abs=1e-5)
+    assert abs(one["loss"] - plain_loss(params, rollouts, advantages, 0.2)) > 0.01
 
 
-def test_only_responses_with_an_advantage_carry_weight(scored):
-    rollouts, scores = made_up()
-    total = sum(len(r.tokens) for r in rollouts)
-    found = []
-    for m in shared()._micro_batches(rollouts, scores):
+def test_only_completions_with_an_advantage_carry_weight():
+    rollouts, advantages = random_rollouts()
+    total = sum(len(r.completion_ids) for r in rollouts)
+    packed = []
+    for m in trainer()._micro_batches(rollouts, advantages):
         b = m.batch
         for row in range(len(b.tokens)):
-            for segment in range(1, b.segments[row].max() + 1):
-                (at,) = np.nonzero(b.segments[row] == segment)
-                w, a = b.weights[row, at], m.advantages[row, at]
-                found.append((b.tokens[row, at].tolist(), w, a))
-        assert not b.weights[b.segments == 0].any()
-    expected = [(r, a) for r, a in zip(rollouts, scores, strict=True) if a]
-    assert len(found) == len(expected) == len(rollouts) - 1
+            for segment_id in range(1, b.segment_ids[row].max() + 1):
+                (columns,) = np.nonzero(b.segment_ids[row] == segment_id)
+                tokens = b.tokens[row, columns].tolist()
+                packed.append((tokens, b.loss_weights[row, columns], m.advantages[row, columns]))
+        assert not b.loss_weights[b.segment_ids == 0].any()
+    expected = [(r, a) for r, a in zip(rollouts, advantages, strict=True) if a]
+    assert len(packed) == len(expected) == len(rollouts) - 1
     for r, a in expected:
-        _, weights, scored_as = next(f for f in found if f[0] == [*r.prompt, *r.tokens.tolist()])
-        n = len(r.prompt)
-        assert not weights[:n].any() and not scored_as[:n].any()
-        np.testing.assert_allclose(weights[n:], 1 / total, rtol=1e-6)
-        np.testing.assert_allclose(scored_as[n:], a, rtol=1e-6)
+        tokens = [*r.prompt_ids, *r.completion_ids.tolist()]
+        _, loss_weights, packed_advantages = next(p for p in packed if p[0] == tokens)
+        n = len(r.prompt_ids)
+        assert not loss_weights[:n].any() and not packed_advantages[:n].any()
+        np.testing.assert_allclose(loss_weights[n:], 1 / total, rtol=1e-6)
+        np.testing.assert_allclose(packed_advantages[n:], a, rtol=1e-6)
 
 
-def test_micro_batches_are_split_over_the_devices(scored):
-    tx, c = make_optimizer(GRPO, 1), GRPO.model_copy(update={"length": 64})
-    sampler = Engine(CONFIG, one_device(), 0)
-    trainer = Trainer(c, "rl", PROBLEMS, sampler, Letters(), Verifier(), tx, CONFIG, train_sharding(make_mesh(data=3)))
-    assert {m.batch.tokens.shape for m in trainer._micro_batches(*made_up())} == {(3, 64)}  # micro_batch is 2
+def test_micro_batches_are_split_over_devices():
+    three = make(sharding=train_sharding(make_mesh(data=3)), max_length=64)
+    micro_batches = three._micro_batches(*random_rollouts())
+    assert {m.batch.tokens.shape for m in micro_batches} == {(3, 64)}  # micro_batch_size is 2
 
 
-def test_a_step_without_any_advantage_has_no_gradient(scored, monkeypatch):
-    monkeypatch.setattr(verify, "verify", lambda *_: Verdict(False, False, None, 0))
-    state, metrics = shared().step(fresh(), 0)
+def test_step_without_any_advantage_has_no_gradient():
+    all_wrong = make_shared(verifier=FunctionVerifier(lambda _: False))
+    state, metrics = all_wrong.step(fresh(), 0)
     assert metrics["grad_norm"] == 0 and metrics["reward_mean"] == -1 and metrics["solve_rate"] == 0
     assert_trees_equal(state.params, tiny_params(CONFIG))
 
@@ -225,146 +254,130 @@ def test_a_step_without_any_advantage_has_no_gradient(scored, monkeypatch):
 # ---- A step
 
 
-def test_the_first_loss_is_on_policy(scored):
-    trainer, params = shared(), tiny_params(CONFIG)
-    every = [r for group in trainer.rollouts(params, 0) for r in group]
-    scores = advantages(np.asarray([r.reward for r in every]).reshape(3, 4), True).reshape(-1)
-    assert scores.any()
-    _, metrics = trainer.step(fresh(), 0)
-    sizes = np.asarray([len(r.tokens) for r in every])
-    assert metrics["loss"] == pytest.approx(-(scores * sizes).sum() / sizes.sum(), abs=1e-5)
+def test_first_loss_is_on_policy():
+    params, (rollouts, advantages) = tiny_params(CONFIG), first_rollouts()
+    _, metrics = trainer().step(fresh(), 0)
+    sizes = np.asarray([len(r.completion_ids) for r in rollouts])
+    assert metrics["loss"] == pytest.approx(-(advantages * sizes).sum() / sizes.sum(), abs=1e-5)
     assert metrics["clip_fraction"] == 0 and metrics["logp_gap"] < 1e-5
-    for r, logp in zip(every, without_packing(params, every), strict=True):
-        np.testing.assert_allclose(r.logprobs, logp, atol=1e-5)
+    for r, logprobs in zip(rollouts, logprobs_without_packing(params, rollouts), strict=True):
+        np.testing.assert_allclose(r.logprobs, logprobs, atol=1e-5)
 
 
-def test_the_entropy_is_that_of_the_tokens_that_are_learned(scored):
-    params, (rollouts, scores) = tiny_params(CONFIG), made_up()
-    _, metrics = shared()._update(fresh(), rollouts, scores)
-    _, places = padded(rollouts)
-    logp = np.asarray(padded_logprobs(params, padded(rollouts)[0]))[:, :-1]
-    entropy = -(np.exp(logp) * logp).sum(-1)
-    assert metrics["entropy"] == pytest.approx(entropy[places[:, 1:] & (scores != 0)[:, None]].mean(), abs=1e-4)
+def test_entropy_is_of_the_tokens_that_are_learned():
+    params, (rollouts, advantages) = tiny_params(CONFIG), random_rollouts()
+    _, metrics = trainer()._update(fresh(), rollouts, advantages)
+    tokens, mask = pad(rollouts)
+    logprobs = np.asarray(padded_logprobs(params, tokens))[:, :-1]
+    entropy = -(np.exp(logprobs) * logprobs).sum(-1)
+    assert metrics["entropy"] == pytest.approx(entropy[mask[:, 1:] & (advantages != 0)[:, None]].mean(), abs=1e-4)
 
 
-def test_a_step_repeated_from_the_same_state_is_bitwise_equal(scored):
-    (a, left), (b, right) = shared().step(fresh(), 4), make().step(fresh(), 4)
+def test_step_repeated_from_same_state_is_bitwise_equal():
+    (a, left), (b, right) = trainer().step(fresh(), 4), make().step(fresh(), 4)
     assert_trees_equal(a, b)
     assert {k: float(v) for k, v in left.items()} == {k: float(v) for k, v in right.items()}
-    c, _ = shared().step(fresh(), 5)
+    c, _ = trainer().step(fresh(), 5)
     assert not np.array_equal(a.params.embed, c.params.embed)
 
 
-def test_one_step_in_several_updates(scored):
-    c = GRPO.model_copy(update={"updates": 3})
-    trainer = shared(c)
-    every = [r for group in trainer.rollouts(tiny_params(CONFIG), 0) for r in group]
-    scores = advantages(np.asarray([r.reward for r in every]).reshape(3, 4), True).reshape(-1)
-    state, metrics = trainer.step(fresh(c), 0)
-    expected = fresh(c)
-    for part in range(3):  # four rollouts each, the ratio to the policy that sampled them
-        part = slice(4 * part, 4 * part + 4)
-        expected, _ = trainer._update(expected, every[part], scores[part])
+def test_rollouts_of_a_step_are_split_over_optimizer_steps():
+    rollouts, advantages = first_rollouts()
+    state, metrics = make_shared(steps_per_generation=3).step(fresh(), 0)
+    expected = fresh()
+    for k in range(3):  # four rollouts each; the ratio is to the policy that sampled them
+        rows = slice(4 * k, 4 * k + 4)
+        expected, _ = trainer()._update(expected, rollouts[rows], advantages[rows])
     assert state.step == 3 and metrics["logp_gap"] > 1e-4
     assert_trees_equal(state, expected)
 
 
-def test_the_step_divides_by_the_standard_deviation_if_asked(scored):
-    losses_of = {std: make(GRPO.model_copy(update={"normalize_std": std})).step(fresh(), 0)[1] for std in (True, False)}
-    assert losses_of[True]["reward_mean"] == losses_of[False]["reward_mean"]
-    assert abs(losses_of[True]["loss"]) > abs(losses_of[False]["loss"]) > 0  # ±1 deviate by less than 1
+def test_scale_rewards_divides_by_standard_deviation():
+    scaled, unscaled = (make_shared(scale_rewards=scale).step(fresh(), 0)[1] for scale in (True, False))
+    assert scaled["reward_mean"] == unscaled["reward_mean"]
+    assert abs(scaled["loss"]) > abs(unscaled["loss"]) > 0  # rewards of +1 and -1 have a deviation below 1
 
 
-# ---- What is sampled
+# ---- Prompts and samples
 
 
 def test_all_problems_come_once_before_any_comes_again():
-    trainer = make()
-    places = [j for i in range(14) for j in trainer._order(i)]
-    passes = [places[at : at + 7] for at in range(0, 42, 7)]
-    assert all(sorted(p) == list(range(7)) for p in passes)
-    assert len({tuple(p) for p in passes}) > 3
+    indices = [j for i in range(14) for j in trainer()._prompt_indices(i)]
+    epochs = [indices[start : start + 7] for start in range(0, 42, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 3
 
 
-def test_samples_differ_between_steps_and_places(scored):
-    trainer = make(problems=PROBLEMS[:2])  # three prompts of two problems: one comes twice in a step
-    asked = []
-    generate = trainer.sampler.generate
-    trainer.sampler.generate = lambda params, requests, **k: asked.extend(requests) or generate(params, requests, **k)
-    for i in range(3):
-        trainer.rollouts(tiny_params(CONFIG), i)
-    names = [r.name for r in asked]
-    assert len(set(names)) == len(names) == 9
+class FixedEngine:
+    """An engine that gives each prompt the same completions.
 
-
-def test_a_row_that_cannot_hold_a_response_is_refused():
-    make(GRPO.model_copy(update={"length": 15}))  # prompts of 3 and 12 new tokens
-    with pytest.raises(AstroError, match=r"grpo\.length=14.*raise it to 15"):
-        make(GRPO.model_copy(update={"length": 14}))
-
-
-class Fixed:
-    """A sampler that gives each prompt the same two samples."""
+    Attributes:
+      requests: of all calls.
+    """
 
     sharding, seed = one_device(), 0
 
-    def __init__(self, *samples):
-        self.samples = samples
+    def __init__(self, *completions):
+        self.completions, self.requests = completions, []
 
-    def generate(self, params, requests, *, max_tokens, stop):
-        return [list(self.samples) for _ in requests]
+    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
+        self.requests += requests
+        return [list(self.completions) for _ in requests]
 
 
-def test_a_response_that_was_cut_off_is_wrong():
+def completion(ids, stopped):
+    zeros = np.zeros(len(ids), np.float32)
+    return Completion(np.asarray(ids, np.int32), zeros, zeros, "stop" if stopped else "length")
+
+
+def test_request_ids_differ_between_steps_and_places():
+    engine = FixedEngine(completion([1], True))
+    two_problems = make(PROBLEMS[:2], engine=engine)  # three prompts of two problems: one comes twice in a step
+    for i in range(3):
+        two_problems.generate_rollouts(None, i)
+    ids = [r.request_id for r in engine.requests]
+    assert len(set(ids)) == len(ids) == 9
+
+
+def test_row_that_cannot_hold_a_completion_is_refused():
+    make(max_length=15)  # prompts of 3 tokens and completions of 12
+    with pytest.raises(AstroError, match=r"grpo\.max_length=14.*raise it to 15"):
+        make(max_length=14)
+
+
+def test_truncated_response_is_wrong():
     game = Game(count=2, max_number=4, max_value=9)
     (problem,) = countdown.problems(game, 1, 0, held_out=False)
     tokenizer = countdown_tokenizer(9)
     (path, *_) = countdown.reachable(tuple(problem.meta["numbers"]), game)[problem.meta["target"]]
     solution = tokenizer.encode(countdown.attempt_text(tuple(problem.meta["numbers"]), path, problem.meta["target"]))
-
-    def sample(ids, stopped):
-        return Completion(np.asarray(ids, np.int32), *2 * [np.zeros(len(ids), np.float32)], stopped)
-
     end = [tokenizer.eos_token_id]
-    sampler = Fixed(sample(solution + end, True), sample(solution, False), sample(solution[:-1] + end, True),
-                    sample(end, True))  # fmt: skip
-    trainer = make(GRPO.model_copy(update={"prompts": 1}), [problem], tokenizer=tokenizer, sampler=sampler)
-    (group,) = trainer.rollouts(tiny_params(CONFIG), 0)
+    engine = FixedEngine(completion(solution + end, True), completion(solution, False),
+                         completion(solution[:-1] + end, True), completion(end, True))  # fmt: skip
+    fixed = make([problem], engine=engine, tokenizer=tokenizer, verifier=Verifier(), prompts_per_step=1)
+    (group,) = fixed.generate_rollouts(None, 0)
     assert [r.reward for r in group] == [1, -1, -1, -1]
-    metrics = grpo.rollout_metrics(group)
-    assert metrics == {
+    assert grpo.rollout_metrics(group) == {
         "reward_mean": -0.5, "solve_rate": 0.25, "mean_tokens": (2 * len(solution) + len(solution) + 2) / 4,
         "mean_backtracks": 0.0, "valid_rate": 0.5, "truncated_rate": 0.25,
     }  # fmt: skip
-    # The shortest response is an end token alone; it is learned from like any other.
-    batch = trainer._micro_batches(group, np.asarray([3.0, -1, -1, -1]))[0].batch
-    assert (batch.weights > 0).sum() == sum(len(r.tokens) for r in group)
+    # The shortest completion is an end token alone. It is learned like any other.
+    batch = fixed._micro_batches(group, np.asarray([3.0, -1, -1, -1]))[0].batch
+    assert (batch.loss_weights > 0).sum() == sum(len(r.completion_ids) for r in group)
 
 
-# ---- It learns
+# ---- Learning
 
 
-def test_reward_rises_on_a_bandit(monkeypatch):
+def test_reward_rises_on_a_bandit():
     """Two arms in forty are right for each prompt; chance solves one in twenty."""
-
-    def verdict(problem, text, stopped):
-        return Verdict(text[:1] in problem.answer, True, text, 0)
-
-    monkeypatch.setattr(verify, "verify", verdict)
     problems = [Problem("b", "b", "fg"), Problem("c", "c", "hi")]
-    c = cfg.Grpo(
-        prompts_per_step=2,
-        num_generations=8,
-        max_completion_length=2,
-        learning_rate=2e-2,
-        max_length=32,
-        warmup_ratio=0,
-        max_steps=25,
-        micro_batch_size=4,
-    )
-    trainer, state = make(c, problems), fresh(c, tiny_params(CONFIG, scale=0.05))
-    solved = []
-    for i in range(c.steps):
-        state, metrics = trainer.step(state, i)
-        solved.append(metrics["solve_rate"])
-    assert np.mean(solved[:3]) < 0.4 and np.mean(solved[-3:]) > 0.9
+    bandit = make_shared(
+        problems, verifier=FunctionVerifier(lambda r: r.text[:1] in r.problem.answer),
+        prompts_per_step=2, num_generations=8, max_completion_length=2, max_steps=25,
+    )  # fmt: skip
+    state, solve_rates = fresh(tiny_params(CONFIG, scale=0.05)), []
+    for i in range(bandit.c.max_steps):
+        state, metrics = bandit.step(state, i)
+        solve_rates.append(metrics["solve_rate"])
+    assert np.mean(solve_rates[:3]) < 0.4 and np.mean(solve_rates[-3:]) > 0.9

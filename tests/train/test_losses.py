@@ -12,33 +12,32 @@ from astro_jax import config as cfg
 from astro_jax import llama
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.train import losses, sft
-from astro_jax.train.losses import Batch, cross_entropy, policy_loss, token_logprobs
+from astro_jax.train.losses import Batch, cross_entropy, grpo_loss, token_logprobs
 
 CONFIG = tiny_config(n_layers=1)
 PARAMS = tiny_params(CONFIG)
-RNG = np.random.default_rng(0)
-LENGTHS = [[5, 7], [3, 4, 4]]  # of the documents in two rows of 12; the second ends with padding
+LENGTHS = [[5, 7], [3, 4, 4]]  # of the documents in two rows of 12; the second row ends with padding
 
 
-def packed():
-    """A Batch of random documents with random weights, and the documents."""
+def make_batch():
+    """A Batch of random documents with random weights, and the documents as (row, first column, tokens)."""
     rows, documents = [], []
     rng = np.random.default_rng(1)
     for lengths in LENGTHS:
         row = np.zeros((4, 12), np.float32)
-        at = 0
-        for segment, n in enumerate(lengths, 1):
+        start = 0
+        for segment_id, n in enumerate(lengths, 1):
             tokens, weights = rng.integers(0, 20, n), rng.random(n)
             weights[0] = 0
-            row[:, at : at + n] = tokens, np.full(n, segment), np.arange(n), weights
-            documents.append((len(rows), at, tokens))
-            at += n
+            row[:, start : start + n] = tokens, np.full(n, segment_id), np.arange(n), weights
+            documents.append((len(rows), start, tokens))
+            start += n
         rows.append(row)
-    tokens, segments, positions, weights = np.stack(rows, axis=1)
-    return Batch(tokens.astype(int), segments.astype(int), positions.astype(int), weights), documents
+    tokens, segment_ids, positions, weights = np.stack(rows, axis=1)
+    return Batch(tokens.astype(int), segment_ids.astype(int), positions.astype(int), weights), documents
 
 
-BATCH, DOCUMENTS = packed()
+BATCH, DOCUMENTS = make_batch()
 
 
 def log_softmax(logits):
@@ -49,65 +48,77 @@ def log_softmax(logits):
 
 @functools.cache
 def expected():
-    """Log-probabilities and entropies from each document's own forward pass; NaN on padding and on first tokens."""
-    logp, entropy = np.full((2, 2, 12), np.nan)
-    forward = jax.jit(llama.forward, static_argnums=2)
-    for row, at, tokens in DOCUMENTS:
-        padded = np.pad(tokens, (0, 12 - len(tokens)))[None]
-        every = log_softmax(forward(PARAMS, padded, CONFIG)[0])
+    """Log-probabilities and entropies from a forward pass of each document; NaN on padding and on first tokens."""
+    logprobs, entropy = np.full((2, 2, 12), np.nan)
+    rows = np.stack([np.pad(tokens, (0, 12 - len(tokens))) for _, _, tokens in DOCUMENTS])
+    all_logprobs = log_softmax(jax.jit(llama.forward, static_argnums=2)(PARAMS, rows, CONFIG))
+    for (row, start, tokens), after in zip(DOCUMENTS, all_logprobs, strict=True):
         for i in range(1, len(tokens)):
-            logp[row, at + i] = every[i - 1, tokens[i]]
-            entropy[row, at + i] = -(np.exp(every[i - 1]) * every[i - 1]).sum()
-    return logp, entropy
+            logprobs[row, start + i] = after[i - 1, tokens[i]]
+            entropy[row, start + i] = -(np.exp(after[i - 1]) * after[i - 1]).sum()
+    return logprobs, entropy
 
 
-@pytest.mark.parametrize("chunk", [1024, 4], ids=["at once", "in chunks"])
+@pytest.mark.parametrize("chunk", [1024, 4], ids=["whole rows", "chunks"])
 def test_token_logprobs_and_entropy_equal_numpy(chunk, monkeypatch):
     monkeypatch.setattr(losses, "LOGITS_CHUNK", chunk)
     compiled = jax.jit(lambda p, b: token_logprobs(p, b, CONFIG)).trace(PARAMS, BATCH)
-    assert ("[2,12,20]" in str(compiled.jaxpr)) == (chunk == 1024)  # in chunks, logits of all positions never live
-    logp, entropy = compiled.lower().compile()(PARAMS, BATCH)
-    told = ~np.isnan(expected()[0])
-    assert (told == (np.asarray(BATCH.positions) > 0) & (np.asarray(BATCH.segments) > 0)).all()
-    for got, want in zip((logp, entropy), expected(), strict=True):
-        np.testing.assert_allclose(np.asarray(got)[told], want[told], atol=1e-5)
-    assert np.isfinite(logp).all() and np.isfinite(entropy).all()
+    assert ("[2,12,20]" in str(compiled.jaxpr)) == (chunk == 1024)  # with chunks, logits of all positions never live
+    logprobs, entropy = compiled.lower().compile()(PARAMS, BATCH)
+    mask = ~np.isnan(expected()[0])
+    assert (mask == (np.asarray(BATCH.positions) > 0) & (np.asarray(BATCH.segment_ids) > 0)).all()
+    for actual, desired in zip((logprobs, entropy), expected(), strict=True):
+        np.testing.assert_allclose(np.asarray(actual)[mask], desired[mask], atol=1e-5)
+    assert np.isfinite(logprobs).all() and np.isfinite(entropy).all()
 
 
-def sft_loss(batch, sharding=None, **settings):
-    """(loss, gradient)"""
+def test_arrays_of_different_shapes_are_refused():
+    with pytest.raises(AssertionError, match="shape"):
+        token_logprobs(PARAMS, BATCH.replace(positions=BATCH.positions[:, :-1]), CONFIG)
+    with pytest.raises(AssertionError, match="shape"):
+        cross_entropy(jnp.zeros((1, 3)), jnp.zeros((1, 1)))  # would broadcast
+    with pytest.raises(AssertionError, match="rank"):
+        grpo_loss(*4 * [jnp.zeros(3)], 0.2)
+
+
+# ---- SFT
+
+
+def make_sft_gradient(sharding=None, **settings):
+    """(params, batch) -> (loss, gradient), compiled."""
     loss = sft.make_loss(cfg.Sft(**settings), CONFIG, sharding or one_device_train())
-    return jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)[0]))(PARAMS, batch)
+    return jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)[0]))
 
 
-@functools.cache
-def plain():
-    return sft_loss(BATCH)
+sft_gradient = functools.cache(make_sft_gradient)
 
 
-def test_sft_loss_is_the_weighted_mean_of_the_documents():
-    logp, weights = expected()[0], BATCH.weights
-    assert plain()[0] == pytest.approx(-np.nansum(logp * weights) / weights.sum(), abs=1e-5)
+def test_sft_loss_is_weighted_mean_over_documents():
+    logprobs, weights = expected()[0], BATCH.loss_weights
+    loss = sft_gradient()(PARAMS, BATCH)[0]
+    assert loss == pytest.approx(-np.nansum(logprobs * weights) / weights.sum(), abs=1e-5)
 
 
-def test_chunks_remat_and_the_mesh_change_neither_the_loss_nor_its_gradient(monkeypatch):
-    expected = plain()
+def test_chunks_remat_and_mesh_change_neither_loss_nor_gradient(monkeypatch):
+    one_device = sft_gradient()(PARAMS, BATCH)
     monkeypatch.setattr(losses, "LOGITS_CHUNK", 4)
-    other = sft_loss(BATCH, train_sharding(make_mesh(data=2, tp=2)), remat=True)
-    assert_trees_close(other, expected, rtol=1e-4, atol=1e-5)
+    on_mesh = make_sft_gradient(train_sharding(make_mesh(data=2, tp=2)), remat_policy="full")(PARAMS, BATCH)
+    assert_trees_close(on_mesh, one_device, rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_computes_in_it_and_gives_gradients_in_float32():
-    value, gradient = sft_loss(BATCH, dtype="bfloat16")
-    assert 0 < abs(value - plain()[0]) < 0.05 * plain()[0]
+def test_bfloat16_changes_computation_but_gradients_stay_float32():
+    value, gradient = make_sft_gradient(dtype="bfloat16")(PARAMS, BATCH)
+    float32_value = sft_gradient()(PARAMS, BATCH)[0]
+    assert 0 < abs(value - float32_value) < 0.05 * float32_value
     assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
 
 
-def test_a_token_of_weight_zero_does_not_matter():
+def test_token_of_weight_zero_does_not_matter():
     tokens = np.array(BATCH.tokens)
-    assert BATCH.weights[1, 11] == 0  # padding
+    assert BATCH.loss_weights[1, 11] == 0  # padding
     tokens[1, 11] = 19
-    assert_trees_close(sft_loss(BATCH.replace(tokens=tokens)), plain(), rtol=1e-6, atol=1e-7)
+    changed = sft_gradient()(PARAMS, BATCH.replace(tokens=tokens))
+    assert_trees_close(changed, sft_gradient()(PARAMS, BATCH), rtol=1e-6, atol=1e-7)
 
 
 def test_cross_entropy_by_hand():
@@ -120,62 +131,64 @@ def test_cross_entropy_by_hand():
 # ---- GRPO
 
 
-def rollouts(n=40):
-    """logp, old_logp, advantages, weights [2, n]; some weights are zero, ratios lie on both sides of the clip."""
-    logp, old = RNG.uniform(-3, -0.1, (2, 2, n))
-    old = logp + RNG.normal(0, 0.3, (2, n))
-    weights = RNG.random((2, n)) * (RNG.random((2, n)) < 0.7)
-    return logp, old, RNG.normal(0, 1, (2, n)), weights / weights.sum()
+def random_rollouts(n=40):
+    """logprobs, old_logprobs, advantages, weights [2, n]: some weights are 0, ratios lie beyond both bounds."""
+    rng = np.random.default_rng(0)
+    logprobs = rng.uniform(-3, -0.1, (2, n))
+    old_logprobs = logprobs + rng.normal(0, 0.3, (2, n))
+    weights = rng.random((2, n)) * (rng.random((2, n)) < 0.7)
+    return logprobs, old_logprobs, rng.normal(0, 1, (2, n)), weights / weights.sum()
 
 
-def numpy_grpo(logp, old, advantages, weights, clip):
+def numpy_grpo(logprobs, old_logprobs, advantages, weights, epsilon):
     """arXiv 2402.03300, equation 3, without the KL term, one token at a time; and the share that is clipped."""
     objective = clipped = 0.0
-    for new, was, a, w in zip(*(x.ravel() for x in (logp, old, advantages, weights)), strict=True):
-        ratio = np.exp(new) / np.exp(was)
-        objective += w * min(ratio * a, min(max(ratio, 1 - clip), 1 + clip) * a)
-        clipped += w * ((a > 0 and ratio > 1 + clip) or (a < 0 and ratio < 1 - clip))
+    arrays = (logprobs, old_logprobs, advantages, weights)
+    for new, old, a, w in zip(*(x.ravel() for x in arrays), strict=True):
+        ratio = np.exp(new) / np.exp(old)
+        objective += w * min(ratio * a, min(max(ratio, 1 - epsilon), 1 + epsilon) * a)
+        clipped += w * ((a > 0 and ratio > 1 + epsilon) or (a < 0 and ratio < 1 - epsilon))
     return -objective, clipped / weights.sum()
 
 
-@pytest.mark.parametrize("clip", [0.05, 0.2, 10.0])
-def test_policy_loss_equals_the_formula(clip):
-    data = rollouts()
-    got = policy_loss(*[jnp.asarray(x, jnp.float32) for x in data], clip)
-    np.testing.assert_allclose(got, numpy_grpo(*data, clip), rtol=1e-4, atol=1e-6)
-    assert (got[1] > 0) == (clip < 10)
+@pytest.mark.parametrize("epsilon", [0.05, 0.2, 10.0])
+def test_grpo_loss_equals_formula(epsilon):
+    arrays = random_rollouts()
+    loss, clip_fraction = grpo_loss(*[jnp.asarray(x, jnp.float32) for x in arrays], epsilon)
+    np.testing.assert_allclose((loss, clip_fraction), numpy_grpo(*arrays, epsilon), rtol=1e-4, atol=1e-6)
+    assert (clip_fraction > 0) == (epsilon < 10)
 
 
-def test_gradient_at_the_old_policy_is_that_of_the_plain_policy_gradient():
-    logp, _, advantages, weights = (jnp.asarray(x, jnp.float32) for x in rollouts())
-    # d/d logp of -sum w min(r A, clip(r) A) at r = 1 equals d/d logp of -sum w A logp, which is -w A.
-    grpo = jax.grad(lambda x: policy_loss(x, logp, advantages, weights, 0.2)[0])(logp)
-    plain = jax.grad(lambda x: -jnp.sum(weights * advantages * x))(logp)
+def test_gradient_at_old_policy_is_plain_policy_gradient():
+    logprobs, _, advantages, weights = (jnp.asarray(x, jnp.float32) for x in random_rollouts())
+    # d/d logprobs of -sum w min(r A, clip(r) A) at r = 1 equals d/d logprobs of -sum w A logprobs, which is -w A.
+    grpo = jax.grad(lambda x: grpo_loss(x, logprobs, advantages, weights, 0.2)[0])(logprobs)
+    plain = jax.grad(lambda x: -jnp.sum(weights * advantages * x))(logprobs)
     np.testing.assert_allclose(grpo, plain, rtol=1e-6)
 
 
-def test_the_same_equation_through_the_model():
+def test_gradient_at_old_policy_is_plain_policy_gradient_through_model():
     advantages = np.sign(np.random.default_rng(2).normal(size=(2, 12))).astype(np.float32)
 
     @jax.jit
     def both(params):
-        logp, pull = jax.vjp(lambda p: token_logprobs(p, BATCH, CONFIG)[0], params)
-        grpo = jax.grad(lambda x: policy_loss(x, logp, advantages, BATCH.weights, 0.2)[0])(logp)
-        return pull(grpo)[0], pull(-BATCH.weights * advantages)[0]
+        logprobs, vjp = jax.vjp(lambda p: token_logprobs(p, BATCH, CONFIG)[0], params)
+        grpo = jax.grad(lambda x: grpo_loss(x, logprobs, advantages, BATCH.loss_weights, 0.2)[0])(logprobs)
+        return vjp(grpo)[0], vjp(-BATCH.loss_weights * advantages)[0]
 
     assert_trees_close(*both(PARAMS), rtol=1e-4, atol=1e-5)
 
 
-def test_clipped_tokens_give_no_gradient():
-    # A > 0: only a ratio above 1 + clip is cut off; A < 0: only one below 1 - clip.
+def test_clipped_tokens_have_no_gradient():
+    # A > 0: only a ratio above 1 + epsilon is clipped. A < 0: only a ratio below 1 - epsilon.
     old, new = jnp.zeros((1, 4)), jnp.log(jnp.asarray([[1.5, 0.5, 1.5, 0.5]]))
     advantages, weights = jnp.asarray([[1.0, 1.0, -1.0, -1.0]]), jnp.full((1, 4), 0.25)
-    gradient = jax.grad(lambda x: policy_loss(x, old, advantages, weights, 0.2)[0])(new)
+    gradient = jax.grad(lambda x: grpo_loss(x, old, advantages, weights, 0.2)[0])(new)
     np.testing.assert_allclose(gradient, [[0, -0.125, 0.375, 0]], atol=1e-7)
 
 
-def test_what_stands_where_the_weight_is_zero_cannot_overflow():
-    logp, old = jnp.asarray([[-1.0, 0.0]]), jnp.asarray([[-1.0, -1e4]])
+def test_log_probability_at_weight_zero_cannot_overflow():
+    logprobs, old = jnp.asarray([[-1.0, 0.0]]), jnp.asarray([[-1.0, -1e4]])
     weights = jnp.asarray([[1.0, 0.0]])
-    value, gradient = jax.value_and_grad(lambda x: policy_loss(x, old, jnp.ones((1, 2)), weights, 0.2)[0])(logp)
+    value, gradient = jax.value_and_grad(lambda x: grpo_loss(x, old, jnp.ones((1, 2)), weights, 0.2)[0])(logprobs)
     assert value == -1 and gradient.tolist() == [[-1, 0]]

@@ -1,0 +1,106 @@
+"""Python functions for one thing at a time, without a run: search a problem, fine-tune on own data, evaluate a model.
+
+To load a model use `llama.load`, to generate text `Policy.load`. docs/python-api.md has an example of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from astro_jax import config as cfg
+from astro_jax import mesh, pipeline, storage
+from astro_jax.evaluate import run as evaluation
+from astro_jax.llama import checkpoint
+from astro_jax.llama import tokenizer as tokenizers
+from astro_jax.policy import Policy
+from astro_jax.search import run as searching
+from astro_jax.search.tree import Node, Tree
+from astro_jax.types import Problem
+from astro_jax.verify import Verifier
+
+
+def search(policy: Policy, problem: Problem, c: cfg.Search | None = None) -> Tree:
+    """Build the search tree of one problem (paper, section 2.2).
+
+    Args:
+      policy: proposes steps and makes rollouts.
+      problem: the problem.
+      c: the settings; without them, the paper's.
+    """
+    with contextlib.closing(Verifier(cfg.Verify())) as verifier:
+        (tree,) = searching.search([problem], c or cfg.Search(), policy, verifier)
+    return tree
+
+
+def format_tree(tree: Tree) -> str:
+    """Write a tree as text, one node a line, children below their parent.
+
+    Returns:
+      the problem, then lines such as `  N=3 Q=0.67 P=0.25  6 * 3 = 18, left 11 18.`, with the visit count N, the value
+      Q and the prior P of the step. Terminals end with "(correct)" or "(wrong)".
+    """
+    lines = [tree.problem.prompt.strip()]
+
+    def visit(node: Node, depth: int) -> None:
+        verdict = ("  (correct)" if node.correct else "  (wrong)") if node.terminal else ""
+        lines.append(
+            f"{'  ' * depth}N={node.visits} Q={node.value:.2f} P={node.prior:.2f}  {node.text.strip()}{verdict}"
+        )
+        for child in node.children:
+            visit(tree.nodes[child], depth + 1)
+
+    for child in tree.nodes[0].children:
+        visit(tree.nodes[child], 1)
+    return "\n".join(lines)
+
+
+def fine_tune(
+    model: str,
+    examples: Iterable[tuple[str, str]],
+    folder: str | os.PathLike[str],
+    c: cfg.Sft | None = None,
+    seed: int = 0,
+) -> str:
+    """Fine-tune a model on prompts and responses, on one device.
+
+    A call that was stopped continues from its last checkpoint in `folder`.
+
+    Args:
+      model: a checkpoint, a Hugging Face folder, or a model that ships with the package.
+      examples: (prompt, response) pairs.
+      folder: where checkpoints, metrics.jsonl and the model are written.
+      c: the settings; without them, the paper's.
+      seed: of the order of the examples.
+
+    Returns:
+      the folder of the new model, for `Policy.load`.
+    """
+    sharding = mesh.train_sharding(mesh.make_mesh())
+    config, params = checkpoint.load(model, sharding)
+    tokenizer = tokenizers.load(model)
+    texts = [tokenizer.prompt(prompt) + tokenizer.encode_after(response) for prompt, response in examples]
+    path = storage.absolute(os.fspath(folder))
+    pipeline.train_sft(path, c or cfg.Sft(), config, params, tokenizer, texts, sharding, seed)
+    return str(path / "model")
+
+
+def evaluate(
+    policy: Policy, problems: Sequence[Problem], folder: str | os.PathLike[str], c: cfg.Eval | None = None
+) -> dict[str, Any]:
+    """Answer each problem once at temperature 1 and once greedily, and judge the answers.
+
+    Args:
+      policy: the model.
+      problems: the problems.
+      folder: where the answers are written: model-*.jsonl. Problems of a file that exists are not answered again.
+      c: the settings.
+
+    Returns:
+      `pass@1` and `greedy`, each with mean, low and high (95% interval), and mean tokens and backtracks.
+    """
+    with contextlib.closing(Verifier(cfg.Verify())) as verifier:
+        path = storage.absolute(os.fspath(folder))
+        return evaluation.run(path, "model", problems, c or cfg.Eval(), policy, verifier)

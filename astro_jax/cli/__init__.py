@@ -1,0 +1,78 @@
+"""The command line: `astro COMMAND`. `parser` declares commands and options, `commands` runs them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+
+from astro_jax import distributed
+from astro_jax.cli.parser import parse
+from astro_jax.errors import AstroError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+      the exit code: 0; 2 for bad input, with one line on stderr; 1 when another process is lost; 3 when a plan does
+      not fit; 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parse(argv)
+    _silence_libraries()
+    code, message = _run(args, shlex.join(["astro", *argv]))
+    if code and distributed.process_count() > 1:
+        distributed.exit_all(code, message)
+    return code
+
+
+def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
+    """Run a parsed command. Return its exit code and the error message."""
+    try:
+        if hasattr(args, "stages"):
+            distributed.initialize(args.coordinator, args.processes, args.process, args.timeout)
+            if args.profile:
+                import jax
+
+                jax.profiler.start_server(args.profile)
+        return args.call(args, command), ""
+    except AstroError as e:
+        return _fail(str(e), code=1 if isinstance(e, distributed.ProcessLostError) else 2)
+    except KeyboardInterrupt:
+        print(f"astro: stopped; {_resume_hint(args)}", file=sys.stderr)
+        return 130, "stopped"
+    except Exception as e:
+        # A full disk raises an OSError here, and other types inside Orbax.
+        if "No space left on device" in str(e):
+            return _fail(f"no space left on device: free some, and {_resume_hint(args)}")
+        if isinstance(e, PermissionError):
+            return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
+        if distributed.process_count() == 1:
+            raise
+        if lost := distributed.silent_processes():
+            return _fail(f"{lost} has gone; {_resume_hint(args)}", code=1)
+        traceback.print_exc()
+        return 1, f"{type(e).__name__}: {e}"
+
+
+def _resume_hint(args: argparse.Namespace) -> str:
+    """Say what the same command does after an interruption: stages keep finished work."""
+    return "the same command goes on from here" if hasattr(args, "stages") else "the same command starts anew"
+
+
+def _fail(message: str, code: int = 2) -> tuple[int, str]:
+    """Print an error as one line."""
+    message = " ".join(message.split())
+    print(f"astro: {message}", file=sys.stderr)
+    return code, message
+
+
+def _silence_libraries() -> None:
+    """Hide notices of libraries that are not about the user's input."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("absl").setLevel(logging.ERROR)

@@ -1,0 +1,233 @@
+"""What each command does. Libraries are imported when a command runs, so that `astro --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import webbrowser
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from astro_jax import distributed
+from astro_jax.errors import AstroError
+
+if TYPE_CHECKING:
+    from astro_jax import config as cfg
+
+
+def run(args: argparse.Namespace, command: str) -> int:
+    """Run stages of a config. After the report, print the results."""
+    from astro_jax import config, pipeline, storage
+
+    c = config.load(args.config, args.overrides)
+    shard = _shard(args.shard) if getattr(args, "shard", None) is not None else (0, 1)
+    run = pipeline.execute(c, command, args.stages, shard)
+    if "report" in (args.stages or c.stages) and distributed.is_main_process():
+        _print_results(storage.read_json(run.folder / "results.json"))
+        page = run.folder / "report.html"
+        print(f"report: {page}")
+        if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            webbrowser.open(f"file://{page.absolute()}")  # only where a person sits in front of a screen
+    return 0
+
+
+def problems(args: argparse.Namespace, command: str) -> int:
+    """Print what a run would draw from its source of problems."""
+    from astro_jax import config
+    from astro_jax.problems import source
+
+    description = source.describe(config.load(args.config, args.overrides))
+    print(json.dumps(description, ensure_ascii=False) if args.json else source.format_description(description))
+    return 0
+
+
+def traces(args: argparse.Namespace, command: str) -> int:
+    """Make the traces of a run, and export them where --out or --push asks for it."""
+    from etils import epath
+
+    from astro_jax import config, pipeline, storage
+    from astro_jax.traces import export
+
+    if args.out:
+        storage.require_absent(epath.Path(args.out))
+    export.check(out=bool(args.out), push=bool(args.push))
+    clone = [f"traces.clone={args.clone}"] if args.clone else []
+    run = pipeline.execute(config.load(args.config, [*args.overrides, *clone]), command, args.stages)
+    if not distributed.is_main_process():
+        return 0
+    if args.out:
+        export.write(run.folder / "traces", epath.Path(args.out))
+        print(f"written: {args.out}")
+    if args.push:
+        print(f"uploaded: {export.push(run.folder / 'traces', args.push)}")
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Read "i/n" as two numbers."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise AstroError(f"--shard {text}: write i/n with i from 0 to n - 1, as in 0/4")
+    return int(i), int(n)
+
+
+def import_model(args: argparse.Namespace, command: str) -> int:
+    """Check a model, then write it as a Hugging Face folder."""
+    from etils import epath
+
+    from astro_jax import importing, storage
+
+    destination = epath.Path(args.destination)
+    storage.require_absent(destination)
+    model = importing.check(args.source, destination, args.dtype, download=not args.dry_run)
+    print(model)
+    if not args.dry_run:
+        importing.write(model, destination)
+        print(f"written: {args.destination}")
+    return 0
+
+
+def export(args: argparse.Namespace, command: str) -> int:
+    """Write a checkpoint as a Hugging Face folder with a model card."""
+    from etils import epath
+
+    from astro_jax.llama import checkpoint, hf, reference, tokenizer
+    from astro_jax.report import model_card
+
+    def check(folder: epath.Path) -> None:
+        print(f"transformers agrees: logits differ by {reference.compare(folder, config, params):.1g} at most")
+
+    if args.verify:
+        reference.require_torch("--verify torch")
+    config, params = checkpoint.load(args.checkpoint, dtype=None)
+    hf.write(
+        epath.Path(args.destination), config, params, tokenizer.load(args.checkpoint),
+        card=model_card.render(args.checkpoint, config), check=check if args.verify else None,
+    )  # fmt: skip
+    print(f"written: {args.destination}")
+    return 0
+
+
+def sample(args: argparse.Namespace, command: str) -> int:
+    """Print continuations of a text."""
+    from astro_jax import config
+    from astro_jax.policy import Policy
+    from astro_jax.sampler import SamplingParams
+
+    if args.n < 1 or args.max_new_tokens < 1:
+        raise AstroError("sample: --n and --max-new-tokens are at least 1")
+    if args.system is not None and not args.chat:
+        raise AstroError("sample: --system is for a chat; add --chat")
+    chat = config.Chat(template=args.chat, system=args.system)
+    policy = Policy.load(args.checkpoint, args.seed, max_num_seqs=min(args.n, 64), chat=chat)
+    request = policy.request(args.prompt, args.n, "sample")
+    (completions,) = policy.generate(
+        [request],
+        SamplingParams(
+            max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else args.temperature, top_k=args.top_k,
+            top_p=args.top_p, min_p=args.min_p, stop=tuple(args.stop),
+        ),
+    )  # fmt: skip
+    for i, completion in enumerate(completions):
+        if args.n > 1:
+            print(f"--- {i + 1}")
+        print(policy.tokenizer.decode(completion.token_ids.tolist()))
+    return 0
+
+
+def bench(args: argparse.Namespace, command: str) -> int:
+    """Measure the sampler, and print the figures."""
+    from astro_jax import bench
+    from astro_jax.llama import reference
+    from astro_jax.policy import Policy
+
+    if args.compare == "torch":
+        reference.require_torch("--compare torch")
+    work = bench.Workload(args.groups, args.samples, args.prompt, args.new, args.ragged)
+    max_num_seqs = args.max_num_seqs if args.max_num_seqs is not None else min(args.groups * args.samples, 512)
+    policy = Policy.load(
+        args.model, max_num_seqs=max_num_seqs, kv_cache_gib=args.kv_cache_gib, block_size=args.block_size
+    )
+    figures = bench.sampler(policy, work, args.compare)
+    print(json.dumps(figures) if args.json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
+    return 0
+
+
+def verify(args: argparse.Namespace, command: str) -> int:
+    """Judge answers, a line each, in order."""
+
+    from astro_jax.verify import stream
+
+    if args.seconds <= 0 or args.memory <= 0 or args.workers < 0:
+        raise AstroError("verify: --seconds and --memory are above 0, --workers at least 0")
+    with contextlib.ExitStack() as stack:
+        lines = sys.stdin if args.file == "-" else stack.enter_context(stream.open_lines(args.file))
+        limits = (args.seconds, args.memory, args.workers)
+        for line in stream.verdicts(lines, args.rule, *limits):
+            print(line, flush=True)
+    return 0
+
+
+def plan(args: argparse.Namespace, command: str) -> int:
+    """Compile a run for a TPU slice. Exit code 3 when a program does not fit."""
+    from astro_jax import config
+    from astro_jax.plan import planner, tables
+
+    stages = planner.PLANNED_STAGES if args.stage == "all" else (args.stage,)
+    c = config.load(args.config, args.overrides)
+    if args.search:
+        if args.compile_only or args.markdown:
+            raise AstroError("plan: --search goes with neither --compile-only nor --markdown")
+        return _plan_search(args, c, stages)
+    if args.compile_only and args.markdown:
+        raise AstroError("plan: --markdown prints the times that --compile-only leaves out")
+    result = planner.plan_run(c, args.topology, stages, args.prompt, args.reached, args.compile_only)
+    if args.json:
+        print(json.dumps(result))
+    elif args.markdown:
+        print(tables.format_markdown(result))
+    else:
+        tables.print_plan(result)
+    if not result["fits"]:
+        print(f"astro: {args.topology}: {planner.suggest_changes(result)}", file=sys.stderr)
+    return 0 if result["fits"] else 3
+
+
+def _plan_search(args: argparse.Namespace, c: cfg.Config, stages: Sequence[str]) -> int:
+    """Try every mesh of the slice. Exit code 3 when none fits."""
+    from astro_jax.plan import mesh_search
+
+    results = mesh_search.search_meshes(c, args.topology, stages, args.prompt, args.reached)
+    if args.json:
+        print(json.dumps(results))
+    else:
+        mesh_search.print_meshes(results)
+    if not results[0]["fits"]:
+        print(f"astro: {args.topology}: no mesh fits; take a larger slice", file=sys.stderr)
+    return 0 if results[0]["fits"] else 3
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    """Print results.json as a table, one row a model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    n = next(iter(results["models"].values()))["pass@1"]["n"]
+    table = Table(title=f"{n} held-out problems, 95% intervals, seed {results['seed']}")
+    for column in ("model", "pass@1 %", "greedy %", "majority % at equal tokens", "tokens", "backtracks", "valid %",
+                   "truncated %"):  # fmt: skip
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, m in results["models"].items():
+        vote = f"{_percent(m['maj'])} (k={m['maj']['k']})" if "maj" in m else ""
+        table.add_row(
+            name, _percent(m["pass@1"]), _percent(m["greedy"]), vote, f"{m['mean_tokens']:.1f}",
+            f"{m['mean_backtracks']:.2f}", f"{100 * m['valid_rate']:.1f}", f"{100 * m['truncated_rate']:.1f}",
+        )  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+def _percent(rate: dict[str, float]) -> str:
+    return f"{100 * rate['mean']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"

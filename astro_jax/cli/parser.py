@@ -1,0 +1,223 @@
+"""The commands and their options. `docs/command-line.md` is generated from here."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import astro_jax
+from astro_jax import distributed
+from astro_jax.cli import commands
+from astro_jax.stages import STAGES, stages_of
+
+Parser = argparse.ArgumentParser
+CONFIG_HELP = "a recipe, as in quickstart, or a YAML file"
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+      name: as in `astro NAME`.
+      group: the heading of the help page.
+      purpose: one line for the help page.
+      add_arguments: adds its arguments to a parser.
+      call: (args, command line) -> exit code.
+      stages: the stages that it runs, () for all of a config; None for a command that runs no stage.
+    """
+
+    name: str
+    group: str
+    purpose: str
+    add_arguments: Callable[[Parser], None]
+    call: Callable[[argparse.Namespace, str], int]
+    stages: tuple[str, ...] | None = None
+
+
+class CommandParser(Parser):
+    """The parser of a command. If the command takes a config, its help page ends with the names of the recipes."""
+
+    def format_help(self) -> str:
+        if any(action.dest == "config" for action in self._actions):
+            from astro_jax import config  # takes a second to import
+
+            self.epilog = f"recipes: {', '.join(config.recipes())}"
+        return super().format_help()
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line. `key=value` may stand after options too, which argparse alone would refuse."""
+    parser = build()
+    args, rest = parser.parse_known_args(argv)
+    if hasattr(args, "overrides"):
+        args.overrides += [x for x in rest if not x.startswith("-")]
+        rest = [x for x in rest if x.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+def build() -> Parser:
+    """Build the parser of all commands."""
+    lines = []
+    for group in dict.fromkeys(command.group for command in COMMANDS):
+        lines += ["", f"{group}:", *(f"  {c.name:<12}{c.purpose}" for c in COMMANDS if c.group == group)]
+    lines += ["", "`astro COMMAND --help` lists the options of a command."]
+    parser = Parser(
+        prog="astro", description="\n".join(["ASTRO for JAX (arXiv 2507.00417)", *lines]), usage="astro COMMAND ...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"astro_jax {astro_jax.__version__}")
+    subparsers = parser.add_subparsers(
+        required=True, metavar="COMMAND", help=argparse.SUPPRESS, parser_class=CommandParser
+    )
+    for command in COMMANDS:
+        of_command(command, subparsers.add_parser)
+    return parser
+
+
+def of_command(command: Command, make: Callable[..., Parser] = CommandParser) -> Parser:
+    """Make the parser of one command."""
+    parser = make(command.name, description=f"{command.purpose[0].upper()}{command.purpose[1:]}.")
+    parser.prog = f"astro {command.name}"
+    command.add_arguments(parser)
+    parser.set_defaults(call=command.call, **({} if command.stages is None else {"stages": command.stages}))
+    return parser
+
+
+# ---- Arguments
+
+
+def _config(parser: Parser, example: str) -> None:
+    parser.add_argument("config", metavar="CONFIG", help=CONFIG_HELP)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"changes of the config, as in {example}")
+
+
+def _stage(parser: Parser) -> None:
+    _config(parser, "seed=7 or sft.num_train_epochs=2")
+    group = parser.add_argument_group("several processes", "A TPU slice needs none of these; elsewhere set all of:")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address at which the first process listens")
+    group.add_argument("--processes", type=int, metavar="N", help="number of processes; 1: this machine alone")
+    group.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
+    group.add_argument("--timeout", type=float, default=distributed.TIMEOUT_SECONDS, metavar="S",
+                       help="seconds to wait for a silent process (default %(default)g)")  # fmt: skip
+    parser.add_argument("--profile", type=int, metavar="PORT", help="serve JAX's profiler at this port")
+
+
+def _search(parser: Parser) -> None:
+    _stage(parser)
+    parser.add_argument("--shard", metavar="i/n", help="search only shard i of n, i from 0, as in 0/4")
+
+
+def _traces(parser: Parser) -> None:
+    _stage(parser)
+    parser.add_argument("--clone", choices=("template", "model"), help="writer of the traces: traces.clone=...")
+    parser.add_argument("--out", metavar="DIR", help="also write the sets to DIR, as Parquet and JSONL of messages")
+    parser.add_argument("--push", metavar="ORG/NAME", help="also upload the sets to the hub, as a private data set")
+
+
+def _problems(parser: Parser) -> None:
+    _config(parser, "problems.path=problems.jsonl")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _import(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SRC", help="a Hugging Face folder, a .gguf file, or org/name on the hub")
+    parser.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: dtype of the source")
+    parser.add_argument("--dry-run", action="store_true", help="check everything but the values, and write nothing")
+
+
+def _export(parser: Parser) -> None:
+    parser.add_argument("checkpoint", metavar="CKPT", help="a model folder, as in runs/quickstart/astro-rl/model")
+    parser.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
+    parser.add_argument("--verify", choices=("torch",), help="also compare with transformers, before DST appears")
+
+
+def _sample(parser: Parser) -> None:
+    parser.add_argument("checkpoint", metavar="CKPT", help="a model folder, a Hugging Face folder, or a shipped model")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to continue")
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt of the chat (default: that of the template)")
+    parser.add_argument("--greedy", action="store_true", help="take the likeliest token: --temperature 0")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="divisor of the logits (default 1)")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens (default: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                        help="only the likeliest tokens with a total probability of P (default: all)")  # fmt: skip
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P",
+                        help="only tokens with P times the probability of the likeliest (default: all)")  # fmt: skip
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end with TEXT; may be repeated")
+    parser.add_argument("--n", type=int, default=1, help="number of samples (default 1)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="most tokens of a sample (default 128)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default 0)")
+
+
+def _verify(parser: Parser) -> None:
+    parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL (default: standard input)")
+    parser.add_argument("--rule", choices=("strict", "lenient"), default="strict", help="default: strict (rewards)")
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="deadline (default 5)")
+    parser.add_argument("--memory", type=float, default=1.0, metavar="GIB", help="memory limit (default 1)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")
+
+
+def _plan(parser: Parser) -> None:
+    _config(parser, "mesh.tp=8 or sft.batch_size=32")
+    parser.add_argument("--topology", required=True, metavar="NAME", help="TPU slice: v5e:4x4, v6e:2x4, v5p:4x4x8")
+    parser.add_argument("--stage", choices=("search", "sft", "grpo", "all"), default="all", help="default: all")
+    parser.add_argument("--prompt", type=int, default=512, metavar="P", help="tokens of a prompt (default 512)")
+    parser.add_argument("--reached", type=float, default=0.4, metavar="SHARE",
+                        help="assumed share of the roofline, for the recipe's time (default 0.4)")  # fmt: skip
+    parser.add_argument("--search", action="store_true", help="try every fsdp x tp, and smaller batches if none fits")
+    parser.add_argument("--compile-only", action="store_true", help="print memory and compile times only")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object")
+    output.add_argument("--markdown", action="store_true", help="print Markdown tables")
+
+
+def _bench(parser: Parser) -> None:
+    parser.add_argument("subject", choices=("sampler",), help="what to measure")
+    parser.add_argument("--model", required=True, metavar="CKPT", help="as for `astro sample`")
+    parser.add_argument("--groups", type=int, default=4, metavar="G", help="prompts (default 4)")
+    parser.add_argument("--samples", type=int, default=16, metavar="M", help="samples of each prompt (default 16)")
+    parser.add_argument("--prompt", type=int, default=128, metavar="P", help="tokens of a prompt (default 128)")
+    parser.add_argument("--new", type=int, default=64, metavar="T", help="new tokens of a sample (default 64)")
+    parser.add_argument("--ragged", action="store_true", help="geometric lengths of mean T/2, at most 4T")
+    parser.add_argument("--max-num-seqs", type=int, metavar="N",
+                        help="most sequences that decode at once (default: all samples, at most 512)")  # fmt: skip
+    parser.add_argument("--kv-cache-gib", type=float, metavar="GIB",
+                        help="memory of the KV cache; lowers --max-num-seqs to what fits")  # fmt: skip
+    parser.add_argument("--block-size", type=int, default=32, metavar="C", help="columns of a cache block (default 32)")
+    parser.add_argument("--compare", choices=("torch", "static"),
+                        help="also measure transformers' generate, or static batching")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+# ---- The table
+
+
+def _stage_commands() -> list[Command]:
+    """The commands that run one or two stages, from the registry."""
+    special = {"search": (_search, commands.run), "traces": (_traces, commands.traces)}
+    table = []
+    for name in dict.fromkeys(stage.command for stage in STAGES.values()):
+        purpose = "; ".join(STAGES[stage].purpose for stage in stages_of(name))
+        table.append(Command(name, "One stage", purpose, *special.get(name, (_stage, commands.run)), stages_of(name)))
+    return table
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("run", "Run a recipe", "run all stages in order, and skip finished ones", _stage, commands.run, ()),
+    *_stage_commands(),
+    Command("import", "Models", "make a model folder from a Hugging Face model or a GGUF file", _import,
+            commands.import_model),
+    Command("export", "Models", "write a checkpoint as a Hugging Face folder", _export, commands.export),
+    Command("sample", "Models", "continue a text with a model", _sample, commands.sample),
+    Command("problems", "Problems and answers", "show what a run would draw, and what is left out", _problems,
+            commands.problems),
+    Command("verify", "Problems and answers", "judge answers: JSONL of gold and response in, of verdicts out", _verify,
+            commands.verify),
+    Command("plan", "Machines", "compile a run for a TPU slice, without a TPU: memory and time", _plan, commands.plan),
+    Command("bench", "Machines", "measure the sampler, as a share of the machine's limits", _bench, commands.bench),
+)  # fmt: skip

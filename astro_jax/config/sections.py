@@ -1,0 +1,382 @@
+"""The sections of a run's configuration. Each key has a type, a default, a description and the default's source.
+
+A source is a section of the ASTRO paper ("paper, section 2.2"), another paper, or "ours".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from astro_jax.stages import DEFAULT_STAGES
+
+OURS = "ours"
+
+
+def key(default: Any, description: str, source: str = OURS, **bounds: Any) -> Any:
+    """Declare a key.
+
+    Args:
+      default: the value of a config that does not name the key; `...` for a key that must be named.
+      description: the meaning, in plain sentences, with the unit.
+      source: where the default comes from.
+      **bounds: limits of a number: ge, gt, le, lt.
+    """
+    return pydantic.Field(default, description=description, json_schema_extra={"source": source}, **bounds)
+
+
+class Section(pydantic.BaseModel):
+    """Base of all sections: immutable, and strict about key names."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Mesh(Section):
+    """The device mesh: devices along each axis. On a CPU, JAX makes as many virtual devices."""
+
+    data: int = key(1, "Devices over which the batch is split; each holds all parameters.", ge=1)
+    fsdp: int = key(1, "Devices over which the batch, the parameters and the optimizer state are split.", ge=1)
+    tp: int = key(1, "Devices over which heads and feed-forward columns are split (tensor parallelism).", ge=1)
+
+
+class Architecture(Section):
+    """The shape of a Llama that is trained from scratch (`model: scratch`)."""
+
+    d_model: int = key(128, "Model width D.")
+    d_ff: int = key(320, "Feed-forward width F.")
+    n_layers: int = key(4, "Layers L.")
+    n_heads: int = key(4, "Query heads H.")
+    n_kv_heads: int = key(2, "Key-value heads K.")
+    max_positions: int = key(512, "Longest sequence, in tokens.")
+
+
+class Chat(Section):
+    """The chat format in which the model reads a problem."""
+
+    template: bool = key(False, "Use the tokenizer's chat template. Without it the model reads the bare problem.")
+    system: str | None = key(None, "System prompt. Null: the system prompt of the template.")
+
+
+class Gym(Section):
+    """Problems of one reasoning-gym task."""
+
+    task: str = key(..., "Name of the task, for example `chain_sum`.", "required")
+    size: int = key(2048, "Problems that the task generates, before the split.", ge=1)
+    params: dict[str, Any] = key({}, "Arguments of the task, for example `{max_terms: 4}`.", "reasoning-gym")
+
+
+class Problems(Section):
+    """The source of the problems, and the number of problems of each use.
+
+    At most one of `path`, `dataset` and `gym` is set. Without any of them the problems are Countdown games
+    (`count`, `max_number`, `max_value`, `ops`).
+    """
+
+    path: str = key("", 'JSONL file, one problem a line: `{"problem": "...", "answer": "12"}`.')
+    dataset: str = key("", "Data set of the Hugging Face hub, or a folder with the files of one.")
+    subset: str | None = key(None, "Subset (configuration) of `dataset`. Null: the default subset.")
+    split: str = key("train", "Split of `dataset`.")
+    filters: dict[str, list[Any]] = key({}, "Allowed values of columns of `dataset`, as in `{source: [amc_aime]}`.")
+    fields: dict[Literal["problem", "answer", "solution"], str] | None = key(
+        None,
+        "Names of the fields of `path` or `dataset`. Null: the same names, or the columns of a known data set.",
+    )
+    task: Literal["number", "math"] | None = key(
+        None, "Verifier: exact numbers or mathematics. Null: `number` for a file, the known task for a data set."
+    )
+    gym: tuple[Gym, ...] = key((), "reasoning-gym tasks: one mapping, or a list of mappings.")
+    decontaminate: tuple[str, ...] = key(
+        (), "Evaluation sets whose problems training must not see: JSONL files, or data sets as `NAME:SPLIT`."
+    )
+    overlap_threshold: float = key(
+        0.7, "Share of common word 5-grams from which a training problem counts as an evaluation problem.", gt=0, le=1
+    )
+    difficulty_samples: int = key(
+        0, "Answers of the base model to each RL prompt, to measure its pass rate. 0: no measurement.", ge=0
+    )
+    rl_pass_rate: tuple[float, float] = key(
+        (0.01, 0.75), "Lowest and highest pass rate of an RL prompt, with `difficulty_samples`.", "paper, section 3.2"
+    )
+    count: int = key(3, "Countdown: numbers of a problem.")
+    max_number: int = key(25, "Countdown: largest number of a problem.")
+    max_value: int = key(75, "Countdown: largest intermediate result and largest target.")
+    ops: str = key("+-*", "Countdown: operators, a subset of `+-*/`.")
+    held_out: float = key(0.2, "Share of the problems that only evaluation sees.", gt=0, lt=1)
+    search: int = key(1024, "Problems to search.", "ours; the paper has 20.7K (section 2.1)", ge=1)
+    rl: int = key(4096, "Prompts of RL.", "ours; the paper has 8.7K (section 3.2)", ge=1)
+    eval: int = key(1024, "Held-out problems of the evaluation.", ge=1)
+
+    @pydantic.field_validator("gym", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, dict) else value
+
+    @pydantic.model_validator(mode="after")
+    def _one_source(self) -> Problems:
+        if sum(map(bool, (self.path, self.dataset, self.gym))) > 1:
+            raise ValueError("set one of path, dataset and gym")
+        low, high = self.rl_pass_rate
+        if not 0 <= low <= high <= 1:
+            raise ValueError("rl_pass_rate is [low, high] within 0 and 1")
+        return self
+
+
+class Corpus(Section):
+    """The Countdown corpus on which `model: scratch` is trained."""
+
+    documents: int = key(600_000, "Documents.", ge=1)
+    solved: float = key(0.3, "Share of solutions. The remaining attempts are random.", ge=0, le=1)
+    drills: float = key(0.1, "Share of documents that are one sum each.", ge=0, le=1)
+    recall: float = key(0.1, "Share of documents that repeat an earlier state after other lines.", ge=0, le=1)
+
+
+class Verify(Section):
+    """The verifier of mathematics. The paper says only that the reward comes from a verifier."""
+
+    reward_rule: Literal["strict", "lenient"] = key("strict", "Rule by which search and RL judge answers.")
+    report_rule: Literal["strict", "lenient"] = key("lenient", "Rule by which evaluation judges answers.")
+    timeout_seconds: float = key(5.0, "Deadline of one answer, in seconds.", gt=0)
+    memory_gib: float = key(1.0, "Memory limit of one answer, in GiB.", gt=0)
+    num_workers: int = key(0, "Worker processes. 0: one a core.", ge=0)
+    max_failed_share: float = key(
+        0.95, "Share of answers without a verdict (unparsed, timeout or error) above which a run stops.", gt=0, le=1
+    )
+
+
+class Sampler(Section):
+    """The inference engine of search, traces, RL and evaluation."""
+
+    max_num_seqs: int = key(512, "Most sequences that decode at the same time.", ge=1)
+    kv_cache_gib: float | None = key(
+        None,
+        "Memory of the KV cache, in GiB a device: lowers `max_num_seqs` until the cache fits. Null: no limit.",
+        gt=0,
+    )
+    num_scheduler_steps: int = key(16, "Most decode steps between two calls of the scheduler.", ge=1)
+    block_size: int = key(32, "Cache columns that one attention block covers. 32 suits a CPU, 512 a TPU.", ge=1)
+    dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the weights in search and evaluation.")
+    prefix_cache_gib: float = key(
+        0.0, "Memory of the prefix cache, in GiB a device: prefixes that the search keeps between calls. 0: none.", ge=0
+    )
+
+
+class EarlyStop(Section):
+    """The terminals with which a tree is complete before its last simulation."""
+
+    correct: int = key(1, "Correct terminals.", ge=0)
+    wrong: int = key(2, "Different wrong answers. The paper's traces use up to 2.", ge=0)
+
+
+class Search(Section):
+    """Monte Carlo tree search with PUCT (paper, sections 2.1 and 2.2)."""
+
+    num_proposals: int = key(8, "Next steps k that an expansion samples.", "paper, section 2.2", ge=1)
+    num_rollouts: int = key(16, "Rollouts M that evaluate a new node (Eq. 2).", "paper, section 2.2", ge=1)
+    num_simulations: int = key(32, "Simulations of a tree.", "paper, section 2.2", ge=1)
+    max_depth: int = key(50, "Most steps from the root to a node.", "paper, section 2.2", ge=1)
+    c_puct: float = key(1.0, "Weight of the prior in PUCT.", "ours; the paper gives no value", ge=0)
+    prior: Literal["total", "mean"] = key(
+        "total", "Prior of a step: its probability (`total`), or the geometric mean over its tokens (`mean`)."
+    )
+    num_parallel_leaves: int = key(
+        1, "Leaves of one tree that a simulation expands, by virtual loss. 1: exact PUCT.", ge=1
+    )
+    temperature: float = key(1.0, "Sampling temperature of steps and rollouts.", gt=0)
+    max_concurrent_trees: int = key(128, "Trees that are searched at the same time.", ge=1)
+    shard_size: int = key(128, "Trees of one file of the tree store.", ge=1)
+    step_end: str = key(".\n", "Text that ends a step.")
+    max_step_tokens: int = key(32, "Most tokens of a step.", ge=1)
+    max_rollout_tokens: int = key(64, "Most tokens of a rollout, or of a best-of-N solution.", ge=1)
+    keep_rollouts: bool = key(False, "Add the steps of finished rollouts to the tree, as nodes without visits.")
+    early_stop: EarlyStop | None = key(
+        None, "End a tree as soon as it has enough terminals. Null: run all simulations.", "paper, section 2.2"
+    )
+    max_tree_tokens: int | None = key(
+        None, "Token budget of a tree: no simulation starts after it is spent. Null: no limit.", ge=1
+    )
+    max_total_tokens: int | None = key(
+        None, "Token budget of the stage, split evenly over the trees. Null: no limit.", ge=1
+    )
+    num_samples: int = key(32, "Solutions N of a problem, with `method: best-of-n`.", ge=1)
+    method: Literal["mcts", "best-of-n"] = key(
+        "mcts", "Tree search, or a tree of N independent solutions with merged beginnings.", "paper, section 2.2"
+    )
+
+    @pydantic.field_validator("method")
+    @classmethod
+    def _no_simulations(cls, method: str, info: pydantic.ValidationInfo) -> str:
+        """Refuse the keys that have no meaning for best-of-N, which has neither simulations nor rollouts."""
+        names = ("keep_rollouts", "early_stop", "max_tree_tokens", "max_total_tokens")
+        if method == "best-of-n" and (unused := [n for n in names if info.data.get(n)]):
+            raise ValueError(f"{', '.join(unused)}: only for mcts; leave out")
+        return method
+
+
+class Traces(Section):
+    """Linearization (Algorithm 1) and procedure cloning (paper, sections 2.3 and 2.4)."""
+
+    direct_examples: int = key(1, "Direct solutions (k = 0) of a problem.", "paper, section 2.3", ge=0)
+    search_examples: int = key(3, "Search solutions (k >= 1) of a problem.", "paper, section 2.3", ge=0)
+    max_backtracks: int = key(2, "Largest number of backtracks k.", "paper, section 2.3", ge=1)
+    backtrack_weights: tuple[Annotated[float, pydantic.Field(ge=0)], ...] = key(
+        (), "Weights of k = 1, 2, ..., one for each k up to `max_backtracks`. Empty: equal weights."
+    )
+    merge_at: Literal["ancestor", "root", "random"] = key(
+        "ancestor", "Node at which the next branch begins: the common ancestor, the root, or any node of its path.",
+        "paper, section 2.3",
+    )  # fmt: skip
+    leave_at: Literal["terminal", "inside"] = key(
+        "terminal", "Node at which a wrong branch ends: its terminal, or a node before.", "paper, section 2.3"
+    )
+    self_evaluation: int = key(
+        0, "Judgements N of each correct terminal by the model. 0: no filter.",
+        "ours, since Countdown's verifier is exact; the paper has 8 (appendix A.1)", ge=0,
+    )  # fmt: skip
+    self_evaluation_pass: float = key(
+        1.0, "Share of the judgements that must approve. 1: unanimous.", "paper, appendix A.1", gt=0, le=1
+    )
+    self_evaluation_tokens: int = key(256, "Most tokens of a judgement.", ge=1)
+    clone: Literal["template", "model"] = key(
+        "template", "Writer of the steps and the backtracks.", "ours; the paper has `model` (section 2.4)"
+    )
+    clone_retries: int = key(2, "Further attempts after a rejected segment.", ge=0)
+    clone_tokens: int = key(128, "Most tokens of a segment.", ge=1)
+    clone_temperature: float = key(0.7, "Sampling temperature of segments.", gt=0)
+    phrases: Literal["fixed", "model", "none"] = key(
+        "fixed", "Self-reflection: the fixed phrases, the model's own words, or none.", "paper, section 2.4"
+    )
+    min_value_reflect: float | None = key(
+        None, "Value Q from which a node before the end gets the positive reflection. Null: none gets it.",
+        "ours; the paper says a high Q (section 2.4)",
+    )  # fmt: skip
+    direct: Literal["trees", "best-of-n"] = key(
+        "trees", "Source of the Direct control's solutions: the trees, or independent samples.", "paper, section 3.1"
+    )
+    direct_samples: int = key(8, "Samples N of a problem, with `direct: best-of-n`.", ge=1)
+    direct_tokens: int = key(256, "Most tokens of a sample, with `direct: best-of-n`.", ge=1)
+    direct_match: Literal["examples", "tokens"] = key(
+        "examples", "Size of the Direct set: as many examples, or as many tokens, as ASTRO's.", "paper, section 3.1"
+    )
+    shard_size: int = key(32, "Trees of one file of model-written traces.", ge=1)
+    replay: float = key(0.0, "Countdown corpus documents that SFT adds, as a share of the examples.", ge=0)
+
+
+class Sft(Section):
+    """Supervised fine-tuning (paper, section 3.1 and appendix B.2)."""
+
+    num_train_epochs: float = key(1.0, "Passes over the data.", "paper, section 3.1", gt=0)
+    learning_rate: float = key(3e-6, "Peak learning rate.", "paper, appendix B.2", gt=0)
+    warmup_ratio: float = key(0.05, "Share of the steps with a rising learning rate.", ge=0, lt=1)
+    min_lr_rate: float = key(
+        0.0, "Last learning rate of the cosine schedule, as a share of the peak.", "paper, appendix B.2", ge=0, le=1
+    )
+    weight_decay: float = key(0.1, "Weight decay of AdamW, on matrices only.", ge=0)
+    betas: tuple[float, float] = key((0.9, 0.95), "Moment decay rates of AdamW.")
+    max_grad_norm: float = key(1.0, "Largest global gradient norm; a larger one is scaled down.", gt=0)
+    batch_size: int = key(32, "Packed rows of a step.", ge=1)
+    max_length: int = key(8192, "Tokens of a packed row. A longer document is truncated.", "paper, appendix B.2", ge=8)
+    packing_strategy: Literal["first-fit", "wrapped"] = key(
+        "first-fit", "Packing: whole documents that cannot see each other, or one stream that is split into rows."
+    )
+    remat_policy: Literal["none", "full"] = key(
+        "none", "Rematerialization: keep all activations, or recompute each layer in the backward pass."
+    )
+    dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
+    save_steps: int = key(200, "Steps between checkpoints.", ge=1)
+
+
+class Grpo(Section):
+    """Group relative policy optimization (paper, section 3.2)."""
+
+    max_steps: int = key(100, "Rollout batches.", ge=1)
+    prompts_per_step: int = key(64, "Prompts of a rollout batch.", ge=1)
+    num_generations: int = key(4, "Responses to each prompt (the group size).", "paper, section 3.2", ge=2)
+    max_completion_length: int = key(
+        256, "Most tokens of a response.", "ours; the paper has 15,360 (section 3.2)", ge=1
+    )
+    learning_rate: float = key(2e-7, "Peak learning rate.", "paper, section 3.2", gt=0)
+    warmup_ratio: float = key(0.05, "Share of the steps with a rising learning rate.", ge=0, lt=1)
+    min_lr_rate: float = key(1.0, "Last learning rate, as a share of the peak. 1: constant after warmup.", ge=0, le=1)
+    weight_decay: float = key(0.0, "Weight decay of AdamW, on matrices only.", ge=0)
+    betas: tuple[float, float] = key((0.9, 0.95), "Moment decay rates of AdamW.")
+    max_grad_norm: float = key(1.0, "Largest global gradient norm; a larger one is scaled down.", gt=0)
+    epsilon: float = key(0.2, "Clip range of the probability ratio.", "GRPO, arXiv 2402.03300", gt=0)
+    steps_per_generation: int = key(1, "Optimizer steps on each rollout batch.", ge=1)
+    scale_rewards: bool = key(
+        True, "Divide the advantages by the group's standard deviation.", "GRPO, arXiv 2402.03300"
+    )
+    max_length: int = key(512, "Tokens of a packed row: at least a prompt with its response.", ge=8)
+    micro_batch_size: int = key(32, "Packed rows of one gradient computation.", ge=1)
+    remat_policy: Literal["none", "full"] = key(
+        "none", "Rematerialization: keep all activations, or recompute each layer in the backward pass."
+    )
+    dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
+    save_steps: int = key(10, "Steps between checkpoints.", ge=1)
+
+
+class Eval(Section):
+    """Evaluation on held-out problems."""
+
+    max_tokens: int = key(256, "Most tokens of an answer.", ge=1)
+    shard_size: int = key(512, "Problems of one file of answers.", ge=1)
+
+
+class Config(Section):
+    """One run."""
+
+    seed: int = key(0, "Seed of all random draws.", ge=0)
+    out: str = key("runs/default", "Folder of the run: a path, or `gs://BUCKET/...`.")
+    scale: float = key(1.0, "Factor of the budgets: problems, corpus documents and RL steps.", gt=0)
+    model: str = key(
+        "countdown-base", "Base model: a Hugging Face folder, a `.gguf` file, a shipped model, or `scratch`.",
+        "ours; the paper has Llama-3.1-70B-Instruct (section 3.1)",
+    )  # fmt: skip
+    stages: tuple[str, ...] = key(DEFAULT_STAGES, "Stages of the run, in order.", "paper, sections 2 and 3")
+    attention: Literal["auto", "xla", "splash"] = key(
+        "auto", "Attention of whole sequences. `auto`: splash attention on TPUs, XLA elsewhere."
+    )
+    prompts: dict[str, str] = key({}, "Files that replace the shipped prompts, by name, as in `{rewrite: mine.txt}`.")
+    mesh: Mesh = key(Mesh(), "Device mesh.")
+    architecture: Architecture = key(Architecture(), "Shape of a model that is trained from scratch.")
+    chat: Chat = key(Chat(), "Chat format of the problems.")
+    problems: Problems = key(Problems(), "Source and number of the problems.")
+    corpus: Corpus = key(Corpus(), "Training corpus of `model: scratch`.")
+    verify: Verify = key(Verify(), "Verifier of mathematics.")
+    sampler: Sampler = key(Sampler(), "Inference engine.")
+    search: Search = key(Search(), "Tree search.")
+    traces: Traces = key(Traces(), "From trees to training examples.")
+    sft: Sft = key(Sft(), "Supervised fine-tuning on traces.")
+    pretrain: Sft = key(Sft(), "Training of `model: scratch` on the corpus. Keys as in `sft`.")
+    base_sft: Sft | None = key(
+        None, "SFT of a base model that is too weak to be searched, on worked solutions. Null: none. Keys as in `sft`."
+    )
+    grpo: Grpo = key(Grpo(), "Reinforcement learning.")
+    eval: Eval = key(Eval(), "Evaluation.")
+
+    def digest(self) -> str:
+        """Hash everything that results depend on: all keys except `out`. 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.model_dump(exclude={"out"}), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sections() -> dict[str, type[Section]]:
+    """Return all sections by dotted name: "" for the config itself, "search", "search.early_stop", "problems.gym"."""
+    by_name: dict[str, type[Section]] = {}
+
+    def visit(name: str, section: type[Section]) -> None:
+        by_name[name] = section
+        for field, info in section.model_fields.items():
+            for part in _types(info.annotation):
+                if isinstance(part, type) and issubclass(part, Section):
+                    visit(f"{name}.{field}".lstrip("."), part)
+
+    visit("", Config)
+    return by_name
+
+
+def _types(annotation: Any) -> list[Any]:
+    """Return a type and the types inside: `tuple[Gym, ...] | None` holds Gym."""
+    return [annotation, *(part for inner in typing.get_args(annotation) for part in _types(inner))]

@@ -1,0 +1,193 @@
+"""Reads the folder of a run, and checks the fields of its files.
+
+A stage that has not run leaves None or an empty list. A file with missing or bad fields raises an AstroError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from etils import epath
+from pydantic import Field
+
+from astro_jax import storage
+from astro_jax.errors import AstroError
+from astro_jax.stages import MODELS, STAGES
+from astro_jax.storage import Json, Shards
+
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+_MESSAGES = {"missing": "is missing", "model_type": "must be an object, found {input!r}"}
+
+
+class Score(pydantic.BaseModel):
+    """A success rate with its 95% interval, over n problems."""
+
+    mean: Fraction
+    low: Fraction
+    high: Fraction
+    n: Count
+
+
+class MajorityVote(Score):
+    """maj@k: the score of the most common of k answers. `mean_tokens` counts all k answers to a problem."""
+
+    k: Count
+    mean_tokens: Number
+
+
+class ModelResults(pydantic.BaseModel):
+    """One model in results.json. Means and rates are of the answers sampled at temperature 1."""
+
+    pass_at_1: Score = Field(alias="pass@1")
+    greedy: Score
+    mean_tokens: Number
+    mean_backtracks: Number
+    valid_rate: Number
+    truncated_rate: Number
+    maj: MajorityVote | None = None
+
+
+class Results(pydantic.BaseModel):
+    """results.json."""
+
+    models: dict[str, ModelResults]
+    seed: Count
+    wall_s: Number
+
+
+class Manifest(pydantic.BaseModel, extra="allow"):
+    """manifest.json of a finished stage. Further fields are the counts of the stage."""
+
+    stage: str
+    config_hash: str
+    parents: list[str]
+    wall_s: Number
+    versions: dict[str, str]
+
+
+class RunConfig(pydantic.BaseModel):
+    """config.json: the configuration of a run, its hash and the command that started the run."""
+
+    hash: str
+    command: str
+    config: Json
+
+
+FileModel = TypeVar("FileModel", bound=pydantic.BaseModel)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The small files of a run. The large files (trees, traces, answers) are read by `report.selection`.
+
+    Attributes:
+      path: the folder.
+      config: config.json.
+      results: results.json.
+      counts: traces/counts.json, of the data made from the trees.
+      manifests: by stage, in the order of the pipeline.
+      metrics: metrics.jsonl by training stage, one row a step.
+    """
+
+    path: epath.Path
+    config: RunConfig | None
+    results: Results | None
+    counts: Json | None
+    manifests: dict[str, Manifest]
+    metrics: dict[str, list[Json]]
+
+
+def read(path: epath.PathLike) -> RunFolder:
+    """Read the small files of the run at `path`.
+
+    Raises:
+      AstroError: when the folder does not exist, or when a file lacks a field or holds a bad value.
+    """
+    root = epath.Path(path)
+    if not root.is_dir():
+        raise AstroError(f"{root}: no such run folder: give the folder that `astro run` wrote")
+    trained = [name for name in MODELS if STAGES[name].initial_model]
+    return RunFolder(
+        path=root,
+        config=_read_model(RunConfig, root / "config.json", "choose another folder, or start the run again"),
+        results=_read_model(Results, root / "results.json", "run the evaluation again"),
+        counts=_read_json(root / "traces" / "counts.json"),
+        manifests=_read_manifests(root),
+        metrics={stage: _read_metrics(root / stage / "metrics.jsonl") for stage in trained},
+    )
+
+
+def missing(run: RunFolder) -> list[str]:
+    """What a whole run has and this folder lacks, as "stage (file)"."""
+    lacks = [] if run.config else ["the configuration (config.json)"]
+    if not Shards(run.path / "search", "trees").has(0):
+        lacks.append("search (search/trees-*.jsonl)")
+    if not (run.path / "traces" / "astro.jsonl").exists():
+        lacks.append("traces (traces/astro.jsonl)")
+    lacks += [f"{stage} ({stage}/metrics.jsonl)" for stage, rows in run.metrics.items() if not rows]
+    if run.results is None:
+        lacks.append("evaluation (results.json)")
+    elif absent := [name for name in MODELS if name not in run.results.models]:
+        lacks.append(f"the evaluation of {', '.join(absent)} (results.json)")
+    return lacks
+
+
+def read_lines(path: epath.Path) -> Iterator[Json]:
+    """The objects of a JSONL file; none when the file does not exist.
+
+    A torn last line is left out: the stage may still be writing.
+    """
+    return storage.read_jsonl(path, allow_truncated=True) if path.exists() else iter(())
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def parse(model: type[FileModel], value: Json, path: epath.Path, advice: str) -> FileModel:
+    """Check the fields of a file.
+
+    Raises:
+      AstroError: one line that names the file, its first bad field, and what to do (`advice`).
+    """
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as e:
+        error = e.errors()[0]
+        field = ".".join(map(str, error["loc"]))
+        message = _MESSAGES.get(error["type"], "must be {expected}, found {input!r}")
+        expected = error["msg"].removeprefix("Input should be ")
+        raise AstroError(f"{path}: {field} {message.format(expected=expected, input=error['input'])}: {advice}") from e
+
+
+def _read_json(path: epath.Path) -> Json | None:
+    return storage.read_json(path) if path.exists() else None
+
+
+def _read_model(model: type[FileModel], path: epath.Path, advice: str) -> FileModel | None:
+    value = _read_json(path)
+    return None if value is None else parse(model, value, path, advice)
+
+
+def _read_manifests(root: epath.Path) -> dict[str, Manifest]:
+    """The manifests of the stages: in the order of the pipeline, then any other stages by name."""
+    paths = {path.parent.name: path for path in root.glob("*/manifest.json")}
+    order = [stage for stage in STAGES if stage in paths] + sorted(paths.keys() - STAGES.keys())
+    return {
+        stage: parse(Manifest, storage.read_json(paths[stage]), paths[stage], "remove it and run the stage again")
+        for stage in order
+    }
+
+
+def _read_metrics(path: epath.Path) -> list[Json]:
+    """One row a step, in order. Where a step comes twice, the row written last counts."""
+    rows = {row["step"]: row for row in read_lines(path) if is_number(row.get("step"))}
+    return [rows[step] for step in sorted(rows)]

@@ -1,0 +1,215 @@
+"""Selects the problems that the page shows, and shortens their texts: by rule, never by hand, equal on every build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from astro_jax.report.run_folder import RunFolder, read_lines
+from astro_jax.stages import MODELS
+from astro_jax.storage import Json, Shards
+
+MAX_PROBLEMS = 6  # with a trace; the page shows one more that search did not solve
+MAX_TRACES = 4  # of one problem
+MAX_NODES = 220  # of one tree
+MAX_SEGMENTS = 160  # of one trace
+NODE_CHARS = 400
+SEGMENT_CHARS = 1500
+ANSWER_CHARS = 4000
+HELD_OUT = {"astro": 8, "both": 5, "neither": 6, "direct": 5}  # problems of each outcome after RL
+
+
+def shorten(text: Any, max_chars: int) -> str:
+    """The text, without its middle when it is longer than `max_chars`: the answer to a problem stands at the end."""
+    text = str(text or "")
+    if len(text) <= max_chars:
+        return text
+    tail = max_chars // 3
+    return f"{text[: max_chars - tail]}\n[… {len(text) - max_chars:,} characters …]\n{text[-tail:]}"
+
+
+def shuffled(ids: Iterable[Any]) -> list[Any]:
+    """Problem ids in the order of their hashes: unrelated to the order of the file, and always the same."""
+    return sorted(ids, key=lambda i: hashlib.sha256(str(i).encode()).hexdigest())
+
+
+# ---- Trees and traces
+
+
+def problems(run: RunFolder) -> list[Json]:
+    """A few trees with the traces made from them: [{"id", "prompt", "label", "nodes", "traces"}]."""
+    traces: dict[Any, list[Json]] = {}
+    for kind in ("astro", "direct"):
+        for trace in read_lines(run.path / "traces" / f"{kind}.jsonl"):
+            if trace.get("problem_id") is not None:
+                traces.setdefault(trace["problem_id"], []).append(trace)
+    selected = _select(traces)
+    trees = _read_trees(run, selected)
+    with_traces = [_problem(trees[i], traces[i]) for i in selected if i in trees]
+    return with_traces + [_problem(tree, []) for i, tree in trees.items() if i not in selected]
+
+
+def _select(traces: dict[Any, list[Json]]) -> list[Any]:
+    """Problem ids, of different ranks: three of rank 0, two of rank 1, one of rank 2, then the rest."""
+    ranked: list[list[Any]] = [[], [], [], []]
+    for i in shuffled(traces):
+        ranked[min((_rank(trace) for trace in traces[i]), default=3)].append(i)
+    quotas = [3, 2, 1, 0]
+    first = [i for ids, quota in zip(ranked, quotas, strict=True) for i in ids[:quota]]
+    rest = [i for ids, quota in zip(ranked, quotas, strict=True) for i in ids[quota:]]
+    return (first + rest)[:MAX_PROBLEMS]
+
+
+def _rank(trace: Json) -> int:
+    """0: backtracks to a step, not only to the start. 1: backtracks twice. 2: backtracks once. 3: never backtracks."""
+    backtracks = [s for s in trace.get("segments", []) if s.get("kind") == "backtrack"]
+    if any(s.get("node") for s in backtracks):
+        return 0
+    return 3 - min(len(backtracks), 2)
+
+
+def _read_trees(run: RunFolder, selected: list[Any]) -> dict[Any, Json]:
+    """The trees of the selected problems, and the first tree without a correct answer.
+
+    Before traces are made, no problem is selected; then the first few trees with a correct answer are read. Reading
+    stops as soon as all of these are read.
+    """
+    trees: dict[Any, Json] = {}
+    unsolved: dict[Any, Json] = {}
+    for tree in Shards(run.path / "search", "trees").read():
+        i, nodes = tree.get("problem", {}).get("id"), tree.get("nodes", [])
+        solved = any(node.get("terminal") and node.get("correct") for node in nodes)
+        if i in selected or (not selected and solved and len(trees) < MAX_PROBLEMS):
+            trees.setdefault(i, tree)
+        elif not unsolved and not solved and len(nodes) > 1:
+            unsolved[i] = tree
+        if unsolved and len(trees) == (len(selected) or MAX_PROBLEMS):
+            break
+    return trees | unsolved
+
+
+def _problem(tree: Json, traces: list[Json]) -> Json:
+    """One tree and its traces, as the page shows them."""
+    search = [t for t in traces if t.get("kind") != "direct"]
+    direct = [t for t in traces if t.get("kind") == "direct"]
+    search.sort(key=lambda t: (_rank(t), -len(t.get("segments", []))))
+    traces = search[: MAX_TRACES - 1] + direct[:1]
+    problem = tree["problem"]
+    return {
+        "id": problem["id"],
+        "prompt": shorten(problem.get("prompt"), ANSWER_CHARS),
+        "label": label(problem),
+        "answer": shorten(problem.get("answer"), 120) if problem.get("answer") is not None else None,
+        "size": len(tree["nodes"]),
+        "nodes": prune(tree["nodes"], {s.get("node") for t in traces for s in t.get("segments", [])}),
+        "traces": [_trace(trace) for trace in traces],
+    }
+
+
+def label(problem: Json) -> str:
+    """A short name of a problem, for a button."""
+    meta = problem.get("meta") or {}
+    meta = json.loads(meta) if isinstance(meta, str) else meta
+    if "target" in meta and "numbers" in meta:
+        return f"{meta['target']} from {' '.join(str(n) for n in meta['numbers'])}"
+    text = " ".join(str(problem.get("prompt", "")).split())
+    return text if len(text) <= 60 else text[:59].rstrip() + "…"
+
+
+def _trace(trace: Json) -> Json:
+    segments = trace.get("segments", [])
+    return {
+        "kind": trace.get("kind"),
+        "k": trace.get("k"),
+        "omitted": max(0, len(segments) - MAX_SEGMENTS),
+        "segments": [
+            {"node": s.get("node"), "kind": s.get("kind"), "text": shorten(s.get("text"), SEGMENT_CHARS)}
+            for s in segments[:MAX_SEGMENTS]
+        ],
+    }
+
+
+def prune(nodes: list[Json], on_trace: set[Any]) -> list[Json]:
+    """At most about MAX_NODES nodes: those of the traces, then the most visited, each with all its ancestors.
+
+    The field "hidden" of a node counts the children that are left out.
+    """
+    by_id = {node["id"]: node for node in nodes}
+    order = sorted(nodes, key=lambda n: (n["id"] not in on_trace, -(n.get("visits") or 0), n["id"]))
+    kept: set[Any] = set()
+    for node in order:
+        if len(kept) >= MAX_NODES and node["id"] not in on_trace:
+            break
+        i = node["id"]
+        while i in by_id and i not in kept:
+            kept.add(i)
+            i = by_id[i].get("parent")
+    hidden: dict[Any, int] = {}
+    for node in nodes:
+        if node["id"] not in kept:
+            hidden[node["parent"]] = hidden.get(node["parent"], 0) + 1
+    return [_node(node, hidden.get(node["id"], 0)) for node in nodes if node["id"] in kept]
+
+
+def _node(node: Json, hidden: int) -> Json:
+    fields = {key: node.get(key) for key in ("id", "parent", "terminal", "correct", "answer", "visits")}
+    fields |= {key: _round(node.get(key)) for key in ("value", "prior", "reward")}
+    fields["answer"] = None if node.get("answer") in (None, "") else shorten(node["answer"], 80)
+    return fields | {"text": shorten(node.get("text"), NODE_CHARS), "hidden": hidden}
+
+
+def _round(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+# ---- Answers on held-out problems
+
+
+def held_out(run: RunFolder) -> Json:
+    """Answers of the models to the same held-out problems, with the count of each outcome after RL.
+
+    The outcome says who solved a problem with the sampled answer: "astro" (only), "direct" (only), "both" or "neither".
+    It compares the RL models when both were evaluated, else the SFT models, else it is None.
+
+    Returns:
+      {"models": [names], "stage": "rl", "sft" or None, "counts": {outcome: n},
+      "problems": [{"id", "prompt", "outcome", "answers": {name: answer}}]}.
+    """
+    answers = {name: {row.get("problem_id"): row for row in Shards(run.path / "eval", name).read()} for name in MODELS}
+    answers = {name: rows for name, rows in answers.items() if rows}
+    stage = next((s for s in ("rl", "sft") if f"astro-{s}" in answers and f"direct-{s}" in answers), None)
+    ids = shuffled(set.intersection(*(set(rows) for rows in answers.values()))) if answers else []
+    outcomes = {i: _outcome(answers, stage, i) for i in ids}
+    counts = {name: sum(o == name for o in outcomes.values()) for name in HELD_OUT} if stage else {}
+    selected = [i for name, quota in HELD_OUT.items() for i in [i for i in ids if outcomes[i] == name][:quota]]
+    selected = selected or ids[: sum(HELD_OUT.values())]
+    return {
+        "models": list(answers),
+        "stage": stage,
+        "counts": counts,
+        "problems": [
+            {
+                "id": i,
+                "prompt": shorten(next(iter(answers.values()))[i].get("prompt"), ANSWER_CHARS),
+                "outcome": outcomes[i],
+                "answers": {name: _answers(rows[i]) for name, rows in answers.items()},
+            }
+            for i in selected
+        ],
+    }
+
+
+def _outcome(answers: dict[str, dict[Any, Json]], stage: str | None, i: Any) -> str | None:
+    if stage is None:
+        return None
+    astro, direct = (
+        bool((answers[f"{kind}-{stage}"][i].get("sampled") or {}).get("correct")) for kind in ("astro", "direct")
+    )
+    return {(True, True): "both", (True, False): "astro", (False, True): "direct"}.get((astro, direct), "neither")
+
+
+def _answers(row: Json) -> Json:
+    answers = {mode: row[mode] for mode in ("sampled", "greedy") if isinstance(row.get(mode), dict)}
+    return {mode: answer | {"text": shorten(answer.get("text"), ANSWER_CHARS)} for mode, answer in answers.items()}

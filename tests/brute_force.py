@@ -1,0 +1,35 @@
+"""The numbers that Countdown's rules can reach, by brute force over expression trees."""
+
+import functools
+import itertools
+import operator
+from fractions import Fraction
+
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+
+def trees(leaves):
+    """All binary trees over a sequence of leaves, in order, as nested pairs."""
+    if len(leaves) == 1:
+        yield leaves[0]
+    for i in range(1, len(leaves)):
+        yield from itertools.product(trees(leaves[:i]), trees(leaves[i:]))
+
+
+@functools.cache
+def values(tree, game):
+    """All results of a tree with any operators, if every intermediate result is a whole number in 1..max_value."""
+    if isinstance(tree, int):
+        return frozenset({tree})
+    results = set()
+    for a, b in itertools.product(*(values(branch, game) for branch in tree)):
+        for op in game.ops:
+            value = OPERATORS[op](Fraction(a), Fraction(b))
+            if value.denominator == 1 and 1 <= value <= game.max_value:
+                results.add(int(value))
+    return frozenset(results)
+
+
+def reachable(numbers, game):
+    """All results that use each number once."""
+    return set().union(*(values(tree, game) for order in set(itertools.permutations(numbers)) for tree in trees(order)))

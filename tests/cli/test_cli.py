@@ -1,0 +1,320 @@
+"""The command line: what it runs, what it prints, and one line and a code for everything that can go wrong."""
+
+import errno
+import json
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from etils import epath
+from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
+
+from astro_jax import __version__, cli, llama, pipeline
+from astro_jax.cli import commands
+from astro_jax.cli.parser import COMMANDS
+from astro_jax.errors import AstroError
+from astro_jax.stages import STAGES
+
+jax.devices()  # all eight are there before a run asks for one
+
+TOKENIZER = countdown_tokenizer(9)
+CONFIG = tiny_config(vocab_size=len(TOKENIZER), n_layers=1, max_positions=64)
+PARAMS = tiny_params(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A checkpoint of random parameters."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    llama.save(epath.Path(folder), CONFIG, PARAMS, TOKENIZER)
+    return folder
+
+
+@pytest.fixture
+def recipe(model, tmp_path, monkeypatch):
+    """A config file that evaluates the model and nothing more; the working folder is a new one."""
+    monkeypatch.chdir(tmp_path)
+    raw = {
+        "model": str(model), "out": "runs/it", "stages": ["base", "eval", "report"],
+        "problems": dict(count=2, max_number=4, max_value=9, held_out=0.4, eval=4, search=1, rl=1),
+        "sampler": dict(max_num_seqs=8), "eval": dict(max_tokens=16),
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    return "recipe.yaml"
+
+
+def fails(capsys, *argv):
+    """The one line of an error."""
+    assert cli.main(list(argv)) == 2
+    captured = capsys.readouterr()
+    line = captured.err.splitlines()[-1]
+    assert captured.err.count("astro: ") == 1 and line.startswith("astro: ") and "Traceback" not in captured.err
+    return line.removeprefix("astro: ")
+
+
+# ---- What it runs
+
+
+def test_a_run_prints_its_results_and_a_second_one_the_same(recipe, tmp_path, capsys):
+    assert cli.main(["run", recipe]) == 0
+    first = capsys.readouterr()
+    results = json.loads((tmp_path / "runs/it/results.json").read_text())
+    rate = results["models"]["base"]["pass@1"]
+    assert "4 held-out problems" in first.out and "report.html" in first.out
+    shown = f"{100 * rate['mean']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+    (row,) = (line for line in first.out.splitlines() if " base " in line)
+    assert shown in row and f"{results['models']['base']['mean_tokens']:.1f}" in row
+    assert max(map(len, first.out.splitlines())) <= 130 and "stage" not in first.err
+    before = (tmp_path / "runs/it/results.json").stat().st_mtime_ns
+    assert cli.main(["run", recipe]) == 0 and capsys.readouterr().out == first.out
+    assert (tmp_path / "runs/it/results.json").stat().st_mtime_ns == before
+    line = fails(capsys, "run", recipe, "seed=1")
+    assert "another config (seed is 0 in the folder, 1 in this config)" in line and "out=DIR" in line
+
+
+def test_a_row_shows_the_majority_vote(capsys):
+    rate = {"mean": 0.25, "low": 0.1, "high": 0.5, "n": 8}
+    entry = {"pass@1": rate, "greedy": rate, "mean_tokens": 31.25, "mean_backtracks": 1.5, "valid_rate": 0.875,
+             "truncated_rate": 0.125}  # fmt: skip
+    commands._print_results({"seed": 7, "models": {"direct-rl": entry | {"maj": {"k": 3, **rate}}, "astro-rl": entry}})
+    direct, astro = (line for line in capsys.readouterr().out.splitlines() if "-rl" in line)
+    assert direct.split("│")[4].strip() == "25.0 [10.0, 50.0] (k=3)" and not astro.split("│")[4].strip()
+    assert [c.strip() for c in astro.split("│")[5:-1]] == ["31.2", "1.50", "87.5", "12.5"]
+
+
+def test_every_command_reaches_its_stages(recipe, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline, "execute", lambda c, command, only, *_: calls.append((c.seed, command, only)))
+    expected = {
+        "base": ("base",), "search": ("search",), "traces": ("traces",), "sft": ("direct-sft", "astro-sft"),
+        "grpo": ("direct-rl", "astro-rl"), "eval": ("eval",), "difficulty": ("difficulty",),
+    }  # fmt: skip
+    for command, stages in expected.items():
+        assert cli.main([command, recipe, "seed=5", "sft.num_train_epochs=2"]) == 0
+        assert calls.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.num_train_epochs=2", stages)
+    others = {"run", "report", "import", "export", "sample", "bench", "plan", "problems", "verify"}
+    assert {c.name for c in COMMANDS} == {*expected, *others}
+    assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES) == set(pipeline.FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+    "words", [("--shard", "1/4", "seed=5"), ("seed=5", "--shard", "1/4"), ("--shard=1/4", "seed=5")]
+)
+def test_a_shard_may_stand_before_or_after_overrides(words, recipe, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline, "execute", lambda c, command, only, shard: calls.append((c.seed, only, shard)))
+    assert cli.main(["search", recipe, *words]) == 0
+    assert calls == [(5, ("search",), (1, 4))]
+
+
+@pytest.mark.parametrize("shard", ["4/4", "1", "a/b", "-1/4", "1/0", "1/2/3", ""])
+def test_an_invalid_shard_is_one_line(shard, recipe, capsys):
+    assert f"--shard {shard}: write i/n" in fails(capsys, "search", recipe, f"--shard={shard}")
+
+
+def test_unknown_options_are_refused(recipe, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["search", recipe, "--shards", "1/4"])
+    with pytest.raises(SystemExit):
+        cli.main(["base", recipe, "--shard", "1/4"])
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_shards_of_a_search_need_the_base_and_a_run_without_shard_finishes_the_stage(recipe, tmp_path, capsys):
+    assert "search needs base, which has not finished; run `astro base` first" in fails(
+        capsys, "search", recipe, "--shard", "0/2"
+    )
+    four = (
+        "problems.search=4", "search.max_concurrent_trees=2", "search.shard_size=2", "search.num_simulations=2",
+        "search.num_rollouts=2", "search.max_rollout_tokens=16", "search.max_step_tokens=8",
+    )  # fmt: skip
+    assert cli.main(["base", recipe, *four]) == 0
+    folder = tmp_path / "runs/it/search"
+    for i in (1, 0):
+        assert cli.main(["search", recipe, "--shard", f"{i}/2", *four]) == 0
+        assert (folder / f"trees-0000{i}.jsonl").exists() and not (folder / "manifest.json").exists()
+    assert "search 0/2 done" in capsys.readouterr().err
+    before = {f.name: f.read_bytes() for f in folder.glob("trees-*")}
+    assert cli.main(["search", recipe, *four]) == 0
+    assert {f.name: f.read_bytes() for f in folder.glob("trees-*")} == before and len(before) == 2
+    assert json.loads((folder / "manifest.json").read_text())["trees"] == 4
+    assert cli.main(["search", recipe, "--shard", "0/2", *four]) == 0  # there is nothing left to do
+
+
+def test_stages_one_by_one_make_the_run(recipe, tmp_path, capsys):
+    assert "eval needs base" in fails(capsys, "eval", recipe)
+    assert not (tmp_path / "runs").exists()
+    for command in ("base", "eval", "report"):
+        assert cli.main([command, recipe]) == 0
+    assert "4 held-out problems" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "runs/it").iterdir()} == {
+        "config.json", "base", "eval", "report", "results.json", "report.html",
+    }  # fmt: skip
+
+
+def printed(capsys, *argv):
+    """The output of a command that only prints."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(argv))
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_every_command_under_its_group(capsys):
+    text = printed(capsys, "--help")
+    for group in ("Run a recipe", "One stage", "Models", "Problems and answers", "Machines"):
+        section = text.partition(f"\n{group}:\n")[2].partition("\n\n")[0]
+        names = [line.split()[0] for line in section.splitlines()]
+        assert names == [c.name for c in COMMANDS if c.group == group] and names, group
+
+
+def test_help_of_a_command_has_its_options_and_the_recipes(capsys):
+    text = printed(capsys, "run", "--help")
+    assert "--coordinator HOST:PORT" in text and "quickstart" in text and "ablations/merge-root" in text
+    assert "recipes:" not in printed(capsys, "sample", "--help")
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert printed(capsys, "--version") == f"astro_jax {__version__}\n"
+
+
+def test_an_unknown_command_is_refused():
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["distill"])
+    assert stop.value.code == 2
+
+
+def test_a_sample_is_the_models_own_continuation(model, capsys):
+    prompt = " 1 + 2 ="
+
+    def output(*options):
+        assert cli.main(["sample", str(model), "--prompt", prompt, "--max-new-tokens", "6", *options]) == 0
+        return capsys.readouterr().out
+
+    tokens = TOKENIZER.encode(prompt)
+    while len(tokens) < 4 + 6 and tokens[-1] != TOKENIZER.eos_token_id:
+        tokens.append(int(llama.forward(PARAMS, jax.numpy.asarray([tokens]), CONFIG)[0, -1].argmax()))
+    ids = [t for t in tokens[4:] if t != TOKENIZER.eos_token_id]
+    assert output("--greedy") == TOKENIZER.decode(ids) + "\n"
+    # Each filter leaves one token to draw: the same as greedy.
+    for only in (["--top-k", "1"], ["--top-p", "1e-6"], ["--min-p", "0.999"], ["--temperature", "0"]):
+        assert output(*only) == TOKENIZER.decode(ids) + "\n"
+    first = next(i for i in range(1, len(ids) + 1) if TOKENIZER.decode(ids[:i]))
+    assert output("--greedy", "--stop", TOKENIZER.decode(ids[:first])) == TOKENIZER.decode(ids[:first]) + "\n"
+    three = output("--n", "3", "--seed", "5")
+    assert three == output("--n", "3", "--seed", "5") != output("--n", "3", "--seed", "6")
+    assert [line for line in three.splitlines() if line.startswith("---")] == ["--- 1", "--- 2", "--- 3"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--prompt", "make"], "no such folder"),
+        (["--prompt", ""], "a prefix of 0 tokens"),
+        (["--prompt", " 1", "--n", "0"], "at least 1"),
+        (["--prompt", " 1", "--top-p", "0"], "top_p is in (0, 1]"),
+        (["--prompt", " 1", "--stop", ""], "a stop string must not be empty"),
+        (["--prompt", " 1", "--max-new-tokens", "64"], "do not fit the model's 64 positions"),
+    ],
+)
+def test_an_invalid_sample_is_one_line(model, capsys, options, message):
+    path = "nowhere" if message == "no such folder" else str(model)
+    assert message in fails(capsys, "sample", path, *options)
+
+
+def test_an_exported_model_reads_back_equal(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(model)
+    assert cli.main(["export", "link", "exported"]) == 0  # both relative to the working folder
+    config, params = llama.load("exported")
+    assert (tmp_path / "exported" / "model.safetensors").exists() and config == CONFIG
+    assert_trees_equal(params, PARAMS)
+    before = (tmp_path / "exported" / "config.json").stat().st_mtime_ns
+    assert "exists; nothing was written" in fails(capsys, "export", "link", "exported")
+    assert (tmp_path / "exported" / "config.json").stat().st_mtime_ns == before
+
+
+# ---- What goes wrong
+
+
+def test_bad_configs_are_named(recipe, tmp_path, capsys):
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for argv, message in (
+        (
+            ["nowhere.yaml"],
+            "directory); give a YAML file or a recipe: countdown-base,",
+        ),
+        (["."], ".: cannot be read"),
+        (["broken.yaml"], "broken.yaml: not valid YAML"),
+        (["list.yaml"], "list.yaml: a config is a mapping"),
+        (["binary.yaml"], "binary.yaml: not valid YAML"),
+        ([recipe, "grpo.stepz=3"], "grpo.stepz: no such key"),
+        ([recipe, "seed=many"], "seed: "),
+        ([recipe, "grpo.num_generations=1"], "grpo.num_generations: "),
+        ([recipe, "seed"], "write key=value"),
+        ([recipe, "out.a=1"], "out: input should be a valid string, got {'a': 1}"),
+        ([recipe, "grpo.group=8"], "grpo.group: renamed: write grpo.num_generations"),
+    ):
+        assert message in fails(capsys, "run", *argv), argv
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_models_are_named(recipe, model, tmp_path, capsys):
+    assert "no such folder" in fails(capsys, "run", recipe, "model=nowhere")
+    assert "no such folder" in fails(capsys, "export", "nowhere", "exported")
+    (tmp_path / "empty").mkdir()
+    assert "no config.json there" in fails(capsys, "export", "empty", "exported")
+    # A folder whose parameters are those of another model.
+    other = tiny_config(vocab_size=len(TOKENIZER), n_layers=1, d_ff=32, max_positions=64)
+    llama.save(epath.Path(tmp_path / "mixed"), other, tiny_params(other), TOKENIZER)
+    (tmp_path / "mixed" / "config.json").write_text((model / "config.json").read_text())
+    assert "not a checkpoint of this model" in fails(capsys, "run", recipe, "model=mixed")
+    # A model that does not fit the answers asked for.
+    assert "lower max_tokens" in fails(capsys, "run", recipe, "eval.max_tokens=60", "out=runs/long")
+
+
+def test_a_failed_start_does_not_write_to_the_folder(recipe, capsys):
+    fails(capsys, "run", recipe, "model=nowhere")
+    assert cli.main(["base", recipe]) == 0
+
+
+def test_a_full_disk_is_one_line(recipe, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "shard")
+
+    monkeypatch.setattr(pipeline.storage, "write_text", full)
+    assert "no space left on device" in fails(capsys, "run", recipe)
+
+
+def test_a_forbidden_folder_is_one_line(recipe, monkeypatch, capsys):
+    def forbidden(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere")
+
+    monkeypatch.setattr(pipeline.storage, "write_text", forbidden)
+    assert "/somewhere: no permission" in fails(capsys, "run", recipe)
+
+
+def test_ctrl_c_prints_one_line_and_exits_with_130(recipe, monkeypatch, capsys):
+    def pressed(run, stage):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_stage", pressed)
+    assert cli.main(["run", recipe]) == 130
+    assert capsys.readouterr().err.splitlines() == ["astro: stopped; the same command goes on from here"]
+
+
+def test_a_bug_keeps_its_traceback(recipe, monkeypatch):
+    monkeypatch.setattr(pipeline, "run_stage", lambda *_: np.zeros(1)[2])
+    with pytest.raises(IndexError):
+        cli.main(["run", recipe])
+
+
+def test_an_error_is_one_line_whatever_its_text(monkeypatch, recipe, capsys):
+    def fail(*_):
+        raise AstroError("first\nsecond   third")
+
+    monkeypatch.setattr(pipeline, "run_stage", fail)
+    assert fails(capsys, "run", recipe) == "first second third"

@@ -1,0 +1,84 @@
+"""The pool of worker processes: order, deadlines, killed workers, replaced workers, hostile answers."""
+
+import os
+import signal
+import threading
+import time
+
+import hostile
+from slow_answer import SLOW_ANSWER
+
+from astro_jax.verify import pool
+from astro_jax.verify.pool import Call, Timeout, WorkerPool
+
+
+def call(answer, gold="5"):
+    """A call that grades a boxed answer."""
+    return Call("math", (gold, f"\\boxed{{{answer}}}", "strict"))
+
+
+def test_outcomes_are_in_order_and_a_slow_call_delays_no_other(workers):
+    calls = [call(i) for i in range(40)]
+    calls[7] = calls[20] = Call("math", ("5", SLOW_ANSWER, "strict"))
+    start = time.monotonic()
+    outcomes = workers.run(calls)
+    assert time.monotonic() - start < 30
+    for i, outcome in enumerate(outcomes):
+        if i in (7, 20):
+            assert isinstance(outcome.result, Timeout) and 1.0 <= outcome.seconds < 2.5
+        else:
+            assert outcome.result.correct == (i == 5) and outcome.result.answer == str(i)
+
+
+def test_killed_worker_loses_only_its_current_call(workers):
+    workers.run([call(1)] * 4)  # both workers are ready
+
+    def kill_all(index, outcome):
+        if index == 3:
+            for w in workers._workers:
+                os.kill(w.process.pid, signal.SIGKILL)
+
+    outcomes = workers.run([call(5) for _ in range(60)], kill_all)
+    died = [o for o in outcomes if isinstance(o.result, RuntimeError)]
+    assert len(died) <= 2  # at most one call for each worker
+    assert sum(not isinstance(o.result, Exception) and o.result.correct for o in outcomes) == 60 - len(died)
+
+
+def test_pool_runs_calls_from_a_thread(workers):
+    """Verifiers that use alarm signals work only in the main thread, and find all answers wrong in other threads."""
+    outcomes = []
+    thread = threading.Thread(target=lambda: outcomes.extend(workers.run([call(5), call(6)])))
+    thread.start()
+    thread.join()
+    assert [o.result.correct for o in outcomes] == [True, False]
+
+
+def test_workers_are_replaced_after_a_number_of_calls(workers, monkeypatch):
+    monkeypatch.setattr(pool, "MAX_CALLS", 5)
+    before = {w.process.pid for w in workers._workers}
+    workers.run([call(5)] * 60)
+    assert not before & {w.process.pid for w in workers._workers}
+
+
+def test_new_modules_are_imported_by_new_workers(workers):
+    workers.run([call(5)])
+    before, modules = {w.process.pid for w in workers._workers}, workers.modules
+    workers.add_modules(modules)
+    assert {w.process.pid for w in workers._workers} == before
+    workers.add_modules(("colorsys",))
+    assert workers.modules == (*modules, "colorsys") and not workers._workers
+    assert workers.run([call(5)])[0].result.correct
+
+
+def test_hostile_answers_write_no_file_and_end_at_the_deadline(tmp_path):
+    path = tmp_path / "written"
+    files = set(os.listdir("."))
+    workers = WorkerPool(4, seconds=1.0, memory=2**30)
+    try:
+        outcomes = workers.run([Call("math", ("x^2+1", a, "strict")) for a in hostile.answers(150, path)])
+        assert max(o.seconds for o in outcomes) < 2.5
+        assert not any(getattr(o.result, "correct", False) for o in outcomes)
+        assert not path.exists() and set(os.listdir(".")) == files
+        assert [o.result.correct for o in workers.run([call(5)])] == [True]
+    finally:
+        workers.close()

@@ -1,0 +1,56 @@
+"""The Verifier: verdicts by status, the rules, disagreements of the graders, and runs without verdicts."""
+
+import pytest
+from slow_answer import SLOW_ANSWER
+
+from astro_jax import config as cfg
+from astro_jax.errors import AstroError
+from astro_jax.types import Problem, Response
+from astro_jax.verify import Verifier
+
+
+def response(answer, gold="5", stopped=True):
+    return Response(Problem("x", "", gold, task="math"), f"so \\boxed{{{answer}}}", stopped)
+
+
+@pytest.fixture
+def verifier(workers):
+    verifier = Verifier(cfg.Verify(timeout_seconds=1))
+    verifier._pool = workers
+    return verifier
+
+
+def test_verdicts_by_status(verifier):
+    slow = Response(Problem("x", "", "5", task="math"), SLOW_ANSWER, True)
+    truncated = response(5, stopped=False)
+    verdicts = verifier.judge([response(5), response(6), response("x^{"), slow, truncated])
+    assert [v.status for v in verdicts] == ["correct", "wrong", "unparsed", "timeout", "unparsed"]
+    assert [v.correct for v in verdicts] == [True, False, False, False, False]
+    assert verdicts[1].answer == "6"
+    assert verifier.counts.by_status == {"correct": 1, "wrong": 1, "unparsed": 2, "timeout": 1}
+
+
+def test_rewards_are_strict_and_reports_are_lenient(verifier):
+    third = Response(Problem("x", "", "\\frac{1}{3}", task="math"), "the answer is 0.33", True)
+    assert [verifier.judge([third], use)[0].status for use in ("reward", "report")] == ["unparsed", "correct"]
+
+
+def test_disagreements_with_the_second_grader_are_listed(verifier):
+    verifier.judge([response("50%", gold="50"), response(5)])
+    assert verifier.counts.disagreements == [{"gold": "50", "answer": "50%", "correct": True}]
+
+
+def test_run_without_verdicts_is_stopped(verifier):
+    """Without this stop, rewards of 0 for all responses would look like a weak model for days."""
+    verifier.judge([response(5)] + [response("", stopped=False)] * 150)
+    with pytest.raises(AstroError, match=r"200 of 201 responses have no verdict \(1 correct, 200 unparsed\).*cut off"):
+        verifier.judge([response("", stopped=False)] * 50)
+
+
+def test_countdown_run_without_verdicts_is_not_stopped():
+    problem = Problem("x", "", "5", {"numbers": [2, 3], "target": 5})
+    assert not any(v.correct for v in Verifier().judge([Response(problem, "nonsense", True)] * 500))
+
+
+def test_readable_gold_answers(verifier):
+    assert verifier.readable(["5", "\\frac{1}{2}", "\\frac{", ""]) == [True, True, False, False]
