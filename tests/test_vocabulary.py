@@ -13,7 +13,9 @@ PRIVATE = re.compile(
 # Names of libraries, and the old config keys that a config may still hold.
 ALLOWED = re.compile(r"\bn?jnp\.tile\(|\bnp\.tile\(|\btiled=True|^\s*\"(wave|eval|traces)\": .*shard_size|\"wave\": \"")
 # Locked packages, problems and reports of models: not text of this project.
-SKIPPED = re.compile(r"\.lock$|\.(png|npz|gguf|json|jsonl|safetensors)$|^docs/smollm2-135m\.html$|^LICENSE$|^tests/test_vocabulary")
+SKIPPED = re.compile(
+    r"\.lock$|\.(png|npz|gguf|json|jsonl|safetensors)$|^docs/smollm2-135m\.html$|^LICENSE$|^tests/test_vocabulary"
+)
 
 
 def tracked_files() -> list[str]:
@@ -28,7 +30,9 @@ def private_words(text: str) -> list[str]:
 
 
 def test_no_file_uses_a_private_word():
-    found = {name: lines for name in tracked_files() if (lines := private_words((ROOT / name).read_text(errors="ignore")))}
+    found = {
+        name: lines for name in tracked_files() if (lines := private_words((ROOT / name).read_text(errors="ignore")))
+    }
     assert found == {}
 
 
