@@ -129,7 +129,7 @@ def test_every_key_of_the_config_is_read(finished):
     writer = ["shard_size", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens",
               "clone_retries", "clone_tokens", "clone_temperature"]  # fmt: skip
     source = ["subset", "split", "filters", "fields", "task", "decontaminate", "overlap_threshold"]
-    judged = ["reward_rule", "report_rule", "max_failed_share"]
+    judged = ["max_failed_share"]
     elsewhere = {"Chat": ["system"], "Traces": writer, "Problems": source, "Verify": judged}
     assert len(sections) == 13
     assert keys - read == {(section, name) for section, names in elsewhere.items() for name in names}
