@@ -258,7 +258,7 @@ def test_dry_run_checks_a_70b_by_its_headers(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(storage, "free_bytes", lambda path: 141107412991)
         assert "141,107,412,991 are free; make room" in error_of(capsys, source, "new", "--dry-run")
         (source / "model-00007.safetensors").unlink()
-        assert "model-00007.safetensors: missing" in error_of(capsys, source, "new", "--dry-run")
+        assert "model-00007.safetensors: the file is missing" in error_of(capsys, source, "new", "--dry-run")
     finally:
         shutil.rmtree(source)
 

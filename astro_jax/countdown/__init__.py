@@ -7,8 +7,9 @@ Modules:
   language: how states and steps are written.
   problem_set: problems drawn from one side of the split.
   corpus: the documents that a base model learns the rules from.
+  tokenizer: the tokenizer of the language. It imports transformers, so the package does not import it.
 
-The import is light: no module of this list imports JAX.
+The import of the package is light: it imports neither JAX nor transformers.
 """
 
 from astro_jax.countdown.corpus import corpus

@@ -302,7 +302,8 @@ def test_forward_with_cache_equals_forward():
         k, v = (x[layer].at[:, position].set(y[:, 0]) for x, y in zip(cache, (k, v), strict=True))
         segment_ids = jnp.broadcast_to(jnp.arange(11) <= position, (2, 11)).astype(jnp.int32)
         q = jnp.broadcast_to(q, (2, 11, *q.shape[2:]))
-        return attention.xla(q, k, v, segment_ids)[:, position : position + 1]
+        out = attention.xla(q, k, v, segment_ids)
+        return jax.lax.dynamic_slice_in_dim(out, position, 1, axis=1)
 
     @jax.jit
     def decode_step(cache, token, position):

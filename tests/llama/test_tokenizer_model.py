@@ -12,10 +12,19 @@ from astro_jax.errors import AstroError
 from astro_jax.llama.tokenizer import load as load_tokenizer
 
 
-@pytest.fixture(scope="module", params=[tiktoken_folder, llama3_folder])
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory):
+    """(folder, tokenizer) of Llama 3, read once: its file is large."""
+    folder = llama3_folder(tmp_path_factory.mktemp("llama3"))
+    return folder, load_tokenizer(str(folder))
+
+
+@pytest.fixture(scope="module", params=["small", "llama3"])
 def tiktoken_case(request, tmp_path_factory):
     """(folder, tokenizer)."""
-    folder = request.param(tmp_path_factory.mktemp("tokenizer"))
+    if request.param == "llama3":
+        return request.getfixturevalue("llama3")
+    folder = tiktoken_folder(tmp_path_factory.mktemp("tokenizer"))
     return folder, load_tokenizer(str(folder))
 
 
@@ -59,8 +68,8 @@ def test_tiktoken_file_gives_the_ids_of_tiktoken(tiktoken_case):
         assert tokenizer.encode(text)[1:] == reference.encode_ordinary(text)
 
 
-def test_llama3_special_tokens_have_their_published_ids(tmp_path):
-    tokenizer = load_tokenizer(str(llama3_folder(tmp_path)))
+def test_llama3_special_tokens_have_their_published_ids(llama3):
+    _, tokenizer = llama3
     published = {
         "<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|finetune_right_pad_id|>": 128004,
         "<|start_header_id|>": 128006, "<|end_header_id|>": 128007, "<|eom_id|>": 128008, "<|eot_id|>": 128009,

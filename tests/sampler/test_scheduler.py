@@ -93,3 +93,12 @@ def test_shrinking_moves_the_running_sequences_to_the_first_rows():
     scheduler.shrink(layout(4, 2).ungrouped(2))
     assert scheduler.running == [by_row[1], by_row[3]]
     assert [(s.row, s.prefix_slot) for s in scheduler.running] == [(0, 0), (1, 0)]
+
+
+def test_a_request_can_be_aborted_after_shrinking():
+    scheduler = Scheduler(groups(2, 2), layout(4, 2))
+    _, started = scheduler.schedule()
+    for sequence in [s for s in started if s.request == 0]:
+        scheduler.finish(sequence)
+    scheduler.shrink(layout(4, 2).ungrouped(2))
+    assert scheduler.abort(1) == [0, 1] and not len(scheduler.live)
