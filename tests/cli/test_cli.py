@@ -211,7 +211,7 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
     "options, message",
     [
         (["--prompt", "make"], "no such folder"),
-        (["--prompt", ""], "a prefix of 0 tokens"),
+        (["--prompt", ""], "a prompt of 0 tokens"),
         (["--prompt", " 1", "--n", "0"], "at least 1"),
         (["--prompt", " 1", "--top-p", "0"], "top_p is in (0, 1]"),
         (["--prompt", " 1", "--stop", ""], "a stop string must not be empty"),
@@ -266,7 +266,7 @@ def test_bad_models_are_named(recipe, model, tmp_path, capsys):
     assert "no such folder" in fails(capsys, "run", recipe, "model=nowhere")
     assert "no such folder" in fails(capsys, "export", "nowhere", "exported")
     (tmp_path / "empty").mkdir()
-    assert "no config.json there" in fails(capsys, "export", "empty", "exported")
+    assert "no config.json in this folder" in fails(capsys, "export", "empty", "exported")
     # A folder whose parameters are those of another model.
     other = tiny_config(vocab_size=len(TOKENIZER), n_layers=1, d_ff=32, max_positions=64)
     llama.save(epath.Path(tmp_path / "mixed"), other, tiny_params(other), TOKENIZER)
