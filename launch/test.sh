@@ -9,4 +9,4 @@ else
     bash launch/setup.sh
 fi
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-exec "${ASTRO_VENV:-.venv}/bin/python" -m pytest "$@"
+exec "${ASTRO_VENV:-.venv}/bin/python" -m pytest -n "${ASTRO_TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -22,8 +22,8 @@ from astro_jax.llama import attention
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.mesh import Sharding, decode_sharding, train_sharding
-from astro_jax.plan import work
-from astro_jax.plan.work import RooflineCost
+from astro_jax.plan import roofline
+from astro_jax.plan.roofline import RooflineCost
 from astro_jax.sampler import Engine, kv_cache, programs
 from astro_jax.sampler.engine import batch_sizes
 from astro_jax.sampler.kv_cache import CacheLayout, KVCache
@@ -119,7 +119,7 @@ class Plan:
     def _train_cost(self, c: cfg.Sft | cfg.Grpo, rows: int, update: bool) -> RooflineCost:
         kernel = attention.choose_kernel(self.train, c.max_length, self.config.head_dim)
         score_share = attention.computed_share(kernel, c.max_length)
-        return work.train(
+        return roofline.train(
             self.config, self.mesh, rows * c.max_length, c.max_length, c.remat_policy == "full", update, score_share
         )
 
@@ -128,13 +128,15 @@ class Plan:
         head = self.weights(dtype).lm_head  # prefill does not read it
         rows, columns = self.chunk(layout)
         decode_cost = functools.partial(
-            work.decode, self.config, self.mesh, dtype=dtype, steps=self.c.sampler.num_scheduler_steps
+            roofline.decode, self.config, self.mesh, dtype=dtype, steps=self.c.sampler.num_scheduler_steps
         )
         packing = [Program(stage, "pack", functools.partial(self.pack, layout, dtype), (resident, self.weights(dtype)))]
         return [
             Program(
                 stage, "prefill", functools.partial(self.prefill, layout, dtype), (resident, head, completion),
-                work.prefill(self.config, self.mesh, rows * columns, layout.prefix_blocks * layout.block_size, dtype),
+                roofline.prefill(
+                    self.config, self.mesh, rows * columns, layout.prefix_blocks * layout.block_size, dtype
+                ),
             ),
             Program(
                 stage, "decode", functools.partial(self.decode, layout, dtype), resident,

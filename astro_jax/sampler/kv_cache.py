@@ -50,8 +50,7 @@ class KV:
     v: Array
 
 
-@struct.dataclass
-class KVCache:
+class KVCache(struct.PyTreeNode):
     """The keys and values of all sequences that decode.
 
     Attributes:

@@ -29,8 +29,7 @@ ENDED, BROKEN = -1, -2
 ROW_FIELDS = ("token", "position", "length", "prefix_slot", "key", "left")
 
 
-@struct.dataclass
-class DecodeInputs:
+class DecodeInputs(struct.PyTreeNode):
     """What one call of the decode program needs beside the cache.
 
     Attributes:
@@ -167,7 +166,7 @@ class _Carry(NamedTuple):
     written: KV  # the ring buffer, or the write buffer where the platform has one
     token: jax.Array  # int32 [B]
     left: jax.Array  # int32 [B]
-    out: tuple[jax.Array, jax.Array, jax.Array]  # of DecodeOutputs, without steps
+    out: tuple[jax.Array, ...]  # the three arrays of DecodeOutputs, without steps
 
 
 @functools.lru_cache(maxsize=32)

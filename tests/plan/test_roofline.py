@@ -8,7 +8,7 @@ from jax.extend.core import jaxprs_in_params
 
 from astro_jax import config as cfg
 from astro_jax.mesh import make_mesh
-from astro_jax.plan import programs, topology, work
+from astro_jax.plan import programs, roofline, topology
 from astro_jax.plan.programs import Plan, size
 from astro_jax.train import sft
 
@@ -37,7 +37,7 @@ def test_training_flops_equal_those_of_the_program(remat):
     jaxpr = jax.make_jaxpr(lambda params, batch: jax.value_and_grad(loss, has_aux=True)(params, batch))(
         plan.state.params, batch
     )
-    cost = work.train(CONFIG, plan.mesh, 2 * 2048, 2048, remat == "full", update=True)
+    cost = roofline.train(CONFIG, plan.mesh, 2 * 2048, 2048, remat == "full", update=True)
     assert cost.executed_flops == matmul_flops(jaxpr.jaxpr)
     assert cost.model_flops < cost.executed_flops
 
@@ -47,7 +47,7 @@ def test_decode_cost_equals_a_count_by_hand():
     sampler = cfg.Sampler(max_num_seqs=16, block_size=8, num_scheduler_steps=1)
     plan = Plan(cfg.Config(sampler=sampler), CONFIG, make_mesh())
     layout = plan.layout(4, 9, 8, "float32")
-    cost = work.decode(CONFIG, plan.mesh, layout, "float32", 1)
+    cost = roofline.decode(CONFIG, plan.mesh, layout, "float32", 1)
     by_hand = 16 * (CONFIG.flops_per_token(layout.prefix_blocks * 8 + 4))
     assert cost.executed_flops == cost.model_flops == by_hand
     weights = size(plan.weights("float32"))
@@ -57,6 +57,6 @@ def test_decode_cost_equals_a_count_by_hand():
 
 def test_roofline_is_the_slower_of_compute_and_hbm():
     chip = topology.Chip(hbm_bytes=1, flops_per_s=100.0, hbm_bandwidth=10.0, ici_bandwidth=1, slices=())
-    assert work.RooflineCost(model_flops=50, executed_flops=200, hbm_bytes=10, tokens=1).seconds(chip) == 2
-    assert work.RooflineCost(model_flops=50, executed_flops=200, hbm_bytes=40, tokens=1).seconds(chip) == 4
-    assert work.RooflineCost(model_flops=50, executed_flops=200, hbm_bytes=10, tokens=1).mfu(chip) == 0.25
+    assert roofline.RooflineCost(model_flops=50, executed_flops=200, hbm_bytes=10, tokens=1).seconds(chip) == 2
+    assert roofline.RooflineCost(model_flops=50, executed_flops=200, hbm_bytes=40, tokens=1).seconds(chip) == 4
+    assert roofline.RooflineCost(model_flops=50, executed_flops=200, hbm_bytes=10, tokens=1).mfu(chip) == 0.25
