@@ -1,10 +1,10 @@
-"""The processes that run one program together: who they are, how they agree, and how they end when one is lost.
+"""Multi-process runs: start and end of the processes, synchronization points, and heartbeats.
 
-Every process runs the same Python on the same small values, and holds its part of the arrays. They meet at points that
-are counted: each puts what it has there into the key-value store of JAX's coordination service and reads what the
-others have. So a process that went another way, or is not there, is known by its number. A thread of each process says
-there twice a second that it lives, and ends this one when another has failed or fallen silent. Alone, a process meets
-nobody and none of this costs anything.
+Every process runs the same program on the same host-side values and holds its own shards of the arrays. The processes
+meet at numbered synchronization points. At each point a process writes a small value to the key-value store of JAX's
+coordination service and reads the values of the others, so an error message can name the process that is late or
+differs. A background thread of each process writes a heartbeat twice a second. The thread ends its process when another
+process has failed or its heartbeats have stopped. A run of one process uses no store and no thread.
 """
 
 from __future__ import annotations
@@ -20,244 +20,300 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from astro_jax.errors import AstroError
 
-TIMEOUT_SECONDS = 300.0  # seconds: of a first start, and of a process that says nothing
-_BEAT = 0.5  # seconds between two signs of life
-_GRACE = 5.0  # seconds that the first process, which holds the store, waits for the others when all end
-_ALL = "are all started, with the same --coordinator and --processes? --processes 1 runs on this machine alone"
-_STOPPED = 1  # exit code where others are at fault: the same command goes on from here
+TIMEOUT_SECONDS = 300.0  # until all processes have connected; and without a heartbeat or at a synchronization point
+_HEARTBEAT_SECONDS = 0.5  # between two heartbeats
+_EXIT_WAIT_SECONDS = 5.0  # the main process, which holds the store, waits so long for the others after an error
+_START_HINT = (
+    "start all processes with the same --coordinator and --processes; --processes 1 runs on this machine alone"
+)
+_MISMATCH_HINT = "run the same program on the same files in every process"
+_EXIT_PROCESS_LOST = 1  # exit code when another process is lost: run the same command again to resume
 
 
 class ProcessLostError(AstroError):
-    """Another process is not there. It is no fault of the input: the same command goes on from here."""
+    """Another process is lost. The input is not at fault: run the same command again to resume."""
 
 
 @dataclasses.dataclass
-class _Group:
+class _ProcessGroup:
+    """The state of this process in the run.
+
+    Attributes:
+      index: number of this process, from 0.
+      count: number of processes.
+      timeout: seconds to wait for another process.
+      store: client of the coordination service's key-value store.
+      num_synced: synchronization points that this process has passed.
+      exiting: whether this process has written its last heartbeat.
+      lock: guards `exiting` and the heartbeat's key.
+      stop: ends the heartbeat thread.
+    """
+
     index: int = 0
     count: int = 1
     timeout: float = TIMEOUT_SECONDS
     store: Any = None
-    met: int = 0  # points so far
-    ending: bool = False
+    num_synced: int = 0
+    exiting: bool = False
     lock: Any = dataclasses.field(default_factory=threading.Lock)
-    over: Any = dataclasses.field(default_factory=threading.Event)
+    stop: Any = dataclasses.field(default_factory=threading.Event)
 
 
-_group = _Group()
+_group = _ProcessGroup()
 
 
 def initialize(
     coordinator: str | None = None, count: int | None = None, index: int | None = None, timeout: float = TIMEOUT_SECONDS
 ) -> None:
-    """Find the other processes, before the first use of a device.
+    """Connect to the other processes of the run. Call before the first use of a device.
+
+    With no arguments the processes are those of the TPU slice that this machine belongs to; without a slice the run has
+    one process.
 
     Args:
-      coordinator: HOST:PORT of the first process, where it opens the store. count: of all processes. index: of this
-        one, from 0. Without any of them, those of the TPU slice that this machine is part of, or none.
+      coordinator: HOST:PORT of the main process, which serves the store at this address.
+      count: number of processes.
+      index: number of this process, from 0.
       timeout: seconds.
 
     Raises:
-      AstroError: when only some are given, or they cannot be right, or the others are not found in time.
+      AstroError: when only some of the first three arguments are set, when `index` is out of range, or when the other
+        processes cannot be reached.
     """
     if _group.count > 1 or count == 1:
         return
-    given = (coordinator, count, index)
-    told = all(x is not None for x in given)
-    if any(x is not None for x in given) and not told:
-        raise AstroError("processes: --coordinator, --processes and --process are given together, or none of them")
-    if not told and not on_tpu():
+    arguments = (coordinator, count, index)
+    explicit = all(x is not None for x in arguments)
+    if any(x is not None for x in arguments) and not explicit:
+        raise AstroError("processes: set all of --coordinator, --processes and --process, or none of them")
+    if not explicit and not on_tpu():
         return
     if count is not None and index is not None and not 0 <= index < count:
         raise AstroError(f"processes: --process {index} is not one of 0 to {count - 1}")
     import jax
 
-    # JAX's own limits are longer: at them it aborts the process, without a word about this program.
-    limit = int(timeout) + 60
-    nobody = threading.Timer(timeout, _alone, (timeout,))
-    nobody.daemon = True
-    nobody.start()
+    # JAX's own limits are longer: JAX aborts the process without an error message of this program.
+    jax_timeout = int(timeout) + 60
+    timer = threading.Timer(timeout, _abort_start, (timeout,))
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
-            coordinator, count, index, initialization_timeout=limit, heartbeat_timeout_seconds=limit
+            coordinator, count, index, initialization_timeout=jax_timeout, heartbeat_timeout_seconds=jax_timeout
         )
     except (RuntimeError, ValueError, OSError) as e:
-        if isinstance(e, ValueError) and not told:  # chips of a machine that is part of no slice, as in a notebook
+        if isinstance(e, ValueError) and not explicit:  # TPU chips outside of a slice, as in a notebook
             return
-        raise AstroError(f"processes: the others were not found ({str(e).splitlines()[0]}); {_ALL}") from e
+        raise AstroError(
+            f"processes: cannot connect to the other processes ({str(e).splitlines()[0]}); {_START_HINT}"
+        ) from e
     finally:
-        nobody.cancel()
-    _join(timeout)
+        timer.cancel()
+    _join_group(timeout)
 
 
-def _alone(timeout: float) -> NoReturn:
-    print(f"astro: processes: not all were there within {timeout:g} s; {_ALL}", file=sys.stderr, flush=True)
-    os._exit(_STOPPED)
+def _abort_start(timeout: float) -> NoReturn:
+    print(f"astro: processes: not all connected within {timeout:g} s; {_START_HINT}", file=sys.stderr, flush=True)
+    os._exit(_EXIT_PROCESS_LOST)
 
 
 def on_tpu() -> bool:
-    """Whether this machine has TPU chips that JAX may use."""
+    """Return whether this machine has TPU chips that JAX may use."""
     allowed = os.environ.get("JAX_PLATFORMS", "") in ("", "tpu", "tpu,cpu")
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     return bool(allowed and chips and importlib.util.find_spec("libtpu"))
 
 
-def _join(timeout: float) -> None:
-    from jax._src import distributed  # the store has no public name
+def _join_group(timeout: float) -> None:
+    """Fill in the process group and start the heartbeat thread."""
+    from jax._src import distributed  # JAX has no public name for the store
 
     state = distributed.global_state
     if state.num_processes == 1:
         return
     _group.index, _group.count, _group.timeout = state.process_id, state.num_processes, timeout
     _group.store = state.client
-    watch = threading.Thread(target=_watch, name="processes", daemon=True)
-    watch.start()
+    monitor = threading.Thread(target=_monitor, name="heartbeats", daemon=True)
+    monitor.start()
 
-    def leave() -> None:  # a thread that is inside the store when the interpreter ends would abort the process
-        _group.over.set()
-        watch.join()
+    def stop() -> None:  # a thread that still uses the store when the interpreter ends would abort the process
+        _group.stop.set()
+        monitor.join()
 
-    atexit.register(leave)
+    atexit.register(stop)
 
 
 def is_main_process() -> bool:
-    """Whether this process writes files and logs."""
+    """Return whether this is process 0, which writes files and logs."""
     return _group.index == 0
 
 
 def process_count() -> int:
-    """How many processes run this program."""
+    """Return the number of processes of the run."""
     return _group.count
 
 
 def process_index() -> int:
-    """The number of this one, from 0."""
+    """Return the number of this process, from 0."""
     return _group.index
 
 
-def all_gather(point: str, value: Any = None) -> list[Any]:
-    """What each process has at a point that all of them come to, in their order; JSON.
+def all_gather(name: str, value: Any = None) -> list[Any]:
+    """Gather a small value from every process, at a synchronization point.
 
     Args:
-      point: its name, for people, and to tell that all are at the same one.
+      name: of the point. Error messages show the name, and all processes must be at a point of the same name.
+      value: any JSON value.
+
+    Returns:
+      the values of process 0, 1, 2, ...
 
     Raises:
-      AstroError: when another process is at another point.
-      ProcessLostError: when it comes to none within the timeout.
+      AstroError: when another process is at a point of another name.
+      ProcessLostError: when another process does not reach the point within the timeout.
     """
     if _group.count == 1:
         return [value]
-    store, n = _group.store, _group.met
-    _group.met += 1
-    store.key_value_set(f"astro/at/{n}/{_group.index}", json.dumps([point, value]))
-    every = [_get(n, other, point) for other in range(_group.count)]
-    for other, (theirs, _) in enumerate(every):
-        if theirs != point:
+    store, point = _group.store, _group.num_synced
+    _group.num_synced += 1
+    store.key_value_set(f"astro/sync/{point}/{_group.index}", json.dumps([name, value]))
+    entries = [_read_entry(point, i, name) for i in range(_group.count)]
+    for i, (other_name, _) in enumerate(entries):
+        if other_name != name:
             raise AstroError(
-                f"processes: {_name(other)} is at {theirs!r} where this one is at {point!r}: do all run the same "
-                "program, on the same files?"
+                f"processes: {_describe(i)} is at {other_name!r}, {_describe(_group.index)} is at {name!r}; "
+                f"{_MISMATCH_HINT}"
             )
-    if n:  # all have read what came before
-        store.key_value_delete(f"astro/at/{n - 1}/{_group.index}")
-    return [value for _, value in every]
+    if point:  # every process has read the entries of the previous point
+        store.key_value_delete(f"astro/sync/{point - 1}/{_group.index}")
+    return [value for _, value in entries]
 
 
-def assert_equal_across_processes(point: str, value: Any = None) -> None:
-    """Wait for all processes, and check that they have the same.
+def assert_equal_across_processes(name: str, value: Any = None) -> None:
+    """Wait for all processes, and check that every process has the same value.
+
+    Args:
+      name: of the synchronization point, as for `all_gather`.
+      value: any JSON value.
 
     Raises:
-      AstroError: as `all_gather`, and when they do not.
+      AstroError: when the values differ, and as `all_gather`.
     """
-    every = all_gather(point, value)
-    for other, theirs in enumerate(every):
-        if theirs != (mine := every[_group.index]):
+    values = all_gather(name, value)
+    own = values[_group.index]
+    for i, other in enumerate(values):
+        if other != own:
             raise AstroError(
-                f"processes: at {point!r} {_name(other)} has {theirs!r}, {_name(_group.index)} has {mine!r}: do all "
-                "run the same program, on the same files?"
+                f"processes: at {name!r} {_describe(i)} has {other!r}, {_describe(_group.index)} has {own!r}; "
+                f"{_MISMATCH_HINT}"
             )
 
 
-def _get(n: int, other: int, point: str) -> Any:
+def _read_entry(point: int, index: int, name: str) -> Any:
+    """Wait for the [name, value] of a process at a synchronization point."""
     try:
-        return json.loads(_group.store.blocking_key_value_get(f"astro/at/{n}/{other}", int(1000 * _group.timeout)))
+        return json.loads(
+            _group.store.blocking_key_value_get(f"astro/sync/{point}/{index}", int(1000 * _group.timeout))
+        )
     except RuntimeError as e:
         raise ProcessLostError(
-            f"processes: {_name(other)} did not come to {point!r} within {_group.timeout:g} s ({str(e)[:80]})"
+            f"processes: {_describe(index)} did not reach {name!r} within {_group.timeout:g} s ({str(e)[:80]})"
         ) from e
 
 
 def exit_all(code: int, message: str) -> NoReturn:
-    """End this process after an error, and let the others know. JAX's own way out waits for them first."""
+    """End this process after an error, and make the other processes end too.
+
+    `sys.exit` would wait for the other processes: JAX synchronizes all processes at the end of a program.
+
+    Args:
+      code: exit code.
+      message: what the other processes print.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     if _group.count > 1:
-        _say(code, message)
-        until = time.monotonic() + _GRACE
-        while is_main_process() and time.monotonic() < until and any("code" not in s for s in _signs().values()):
-            time.sleep(_BEAT / 5)
+        _write_heartbeat(code, message)
+        deadline = time.monotonic() + _EXIT_WAIT_SECONDS
+        while (
+            is_main_process()
+            and time.monotonic() < deadline
+            and any("code" not in heartbeat for heartbeat in _read_heartbeats().values())
+        ):
+            time.sleep(_HEARTBEAT_SECONDS / 5)
     os._exit(code)
 
 
 def silent_processes() -> str:
-    """The processes that say nothing, for a message; empty where all do."""
-    before = _signs()
-    time.sleep(4 * _BEAT)
-    return _names(i for i, sign in _signs().items() if sign == before.get(i) and i != _group.index)
+    """Return the names of the processes without a heartbeat, for an error message; empty if there are none.
+
+    The call takes two seconds.
+    """
+    before = _read_heartbeats()
+    time.sleep(4 * _HEARTBEAT_SECONDS)
+    after = _read_heartbeats()
+    return _describe_all(i for i, beat in after.items() if beat == before.get(i) and i != _group.index)
 
 
-def _watch() -> None:
-    """Say that this process lives; end it when another has failed, or has said nothing for too long."""
-    heard: dict[int, tuple[Any, float]] = {}
-    for beat in range(sys.maxsize):
+def _monitor() -> None:
+    """Write heartbeats. End this process when another process has failed or its heartbeats have stopped."""
+    last_seen: dict[int, tuple[Any, float]] = {}  # process: its last new heartbeat, and when this process read it
+    for number in range(sys.maxsize):
         try:
-            _say(None, "", beat)
-            signs = _signs()
-        except Exception:  # the first process is gone; JAX ends this one
+            _write_heartbeat(None, "", number)
+            heartbeats = _read_heartbeats()
+        except Exception:  # the main process is lost; JAX ends this process
             return
         now = time.monotonic()
-        for other, sign in signs.items():
-            if heard.get(other, (None, 0.0))[0] != sign:
-                heard[other] = (sign, now)
-        failed = [(i, s) for i, s in signs.items() if "code" in s and i != _group.index]
-        silent = [i for i, (_, since) in heard.items() if now - since > _group.timeout]
-        if not _group.ending and (failed or silent):
+        for i, heartbeat in heartbeats.items():
+            if last_seen.get(i, (None, 0.0))[0] != heartbeat:
+                last_seen[i] = (heartbeat, now)
+        failed = [(i, heartbeat) for i, heartbeat in heartbeats.items() if "code" in heartbeat and i != _group.index]
+        silent = [i for i, (_, seen) in last_seen.items() if now - seen > _group.timeout]
+        if not _group.exiting and (failed or silent):
             if failed:
-                i, sign = failed[0]
-                told, code = f"{_name(i)} failed: {sign['message']}", sign["code"]
+                i, heartbeat = failed[0]
+                reason, code = f"{_describe(i)} failed: {heartbeat['message']}", heartbeat["code"]
             else:
-                told, code = f"{_names(silent)} has said nothing for {_group.timeout:g} s", _STOPPED
-            print(f"astro: {told}; {_name(_group.index)} ends", file=sys.stderr, flush=True)
-            exit_all(code, told)
-        if _group.over.wait(_BEAT):
+                reason = f"no heartbeat from {_describe_all(silent)} for {_group.timeout:g} s"
+                code = _EXIT_PROCESS_LOST
+            print(f"astro: {reason}; {_describe(_group.index)} exits", file=sys.stderr, flush=True)
+            exit_all(code, reason)
+        if _group.stop.wait(_HEARTBEAT_SECONDS):
             return
 
 
-def _say(code: int | None, message: str, beat: int = 0) -> None:
-    sign: dict[str, Any] = {"host": _host(), "beat": beat}
+def _write_heartbeat(code: int | None, message: str, number: int = 0) -> None:
+    """Write this process's heartbeat. With an exit code it is the last heartbeat, which later calls keep."""
+    heartbeat: dict[str, Any] = {"host": _host(), "number": number}
     with _group.lock:
         if code is not None:
-            _group.ending = True
-            sign |= {"code": code, "message": message}
-        elif _group.ending:  # the last word stands
+            _group.exiting = True
+            heartbeat |= {"code": code, "message": message}
+        elif _group.exiting:
             return
-        _group.store.key_value_set(f"astro/lives/{_group.index}", json.dumps(sign), allow_overwrite=True)
+        _group.store.key_value_set(f"astro/heartbeat/{_group.index}", json.dumps(heartbeat), allow_overwrite=True)
 
 
-def _signs() -> dict[int, dict[str, Any]]:
-    found = _group.store.key_value_dir_get("astro/lives/")
-    return {int(key.rpartition("/")[2]): json.loads(sign) for key, sign in found}
+def _read_heartbeats() -> dict[int, dict[str, Any]]:
+    """Return the last heartbeat of each process, by its number."""
+    entries = _group.store.key_value_dir_get("astro/heartbeat/")
+    return {int(key.rpartition("/")[2]): json.loads(heartbeat) for key, heartbeat in entries}
 
 
-def _name(i: int) -> str:
-    host = _signs().get(i, {}).get("host", "")
-    return f"process {i} of {_group.count}" + (f" ({host})" if host else "")
+def _describe(index: int) -> str:
+    """Return, for a message, "process 1 of 2 (host name)"."""
+    host = _read_heartbeats().get(index, {}).get("host", "")
+    return f"process {index} of {_group.count}" + (f" ({host})" if host else "")
 
 
-def _names(which: Any) -> str:
-    return ", ".join(map(_name, which))
+def _describe_all(indices: Iterable[int]) -> str:
+    return ", ".join(map(_describe, indices))
 
 
 @functools.cache

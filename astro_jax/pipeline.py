@@ -84,11 +84,11 @@ def run_stage(run: RunContext, name: str) -> None:
       AstroError: when a parent stage has not finished.
     """
     folder = run.folder / name
-    if storage.finished(folder):
+    if storage.is_finished(folder):
         return
     parents = registry.parents(name, run.c.stages, bool(run.c.problems.difficulty_samples))
     for parent in parents:
-        if not storage.finished(run.folder / parent):
+        if not storage.is_finished(run.folder / parent):
             command = STAGES[parent].command
             raise AstroError(
                 f"{run.folder}: {name} needs {parent}, which has not finished; run `astro {command}` first"
@@ -101,7 +101,7 @@ def run_stage(run: RunContext, name: str) -> None:
     if run.shard[1] > 1:  # the run without --shard finishes the stage, once all shards are done
         return
     counts |= verdict_counts.summary(folder) if distributed.is_main_process() else {}
-    storage.finish(folder, name, run.digest, list(parents), time.monotonic() - start, **counts)
+    storage.write_manifest(folder, name, run.digest, list(parents), time.monotonic() - start, **counts)
 
 
 def planned(c: cfg.Config) -> tuple[str, ...]:

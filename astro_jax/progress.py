@@ -1,4 +1,4 @@
-"""One progress bar for all long work: share done, rate, time left, and what the stage measures."""
+"""The progress bar of every stage (units done, rate, time left, metrics), and log lines beside the bar."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from astro_jax import distributed
 
-# Where there is no terminal (a log file, CI), a line is printed this often instead.
-LOG_SECONDS = 15.0
+LOG_SECONDS = 15.0  # seconds between two lines where standard error is no terminal (a log file, CI)
 
 
 class ProgressBar:
-    """A context manager around one stage's bar.
+    """A progress bar on standard error, as a context manager.
+
+    On a terminal the bar is live. Elsewhere a line is printed every `LOG_SECONDS`. In a run of several processes only
+    the main process prints.
 
     Args:
-      label: the stage.
-      total: units of work; `done` of them stood before (a resumed stage).
-      unit: what is counted, plural.
+      label: name of the work, such as "search".
+      total: number of units.
+      unit: name of a unit, plural, such as "trees".
+      done: units that an earlier run finished. The rate does not count them.
     """
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0):
         self.label, self.total, self.unit, self.count, self._note = label, total, unit, done, ""
-        self._part = 0.0
+        self._in_progress = 0.0
         self._first, self._start, self._last = done, time.monotonic(), time.monotonic()
         self._console = Console(file=sys.stderr)
         self._live = self._console.is_terminal and distributed.is_main_process()
@@ -47,36 +50,37 @@ class ProgressBar:
         if self._live:
             self._progress.stop()
         elif kind is None:
-            self._line()
+            self._print_line()
 
-    def advance(self, n: int = 1, part: float = 0.0, **measures: float) -> None:
-        """n more units are done.
+    def advance(self, n: int = 1, in_progress: float = 0.0, **metrics: float) -> None:
+        """Count `n` more finished units.
 
         Args:
-          part: what the work on units under way makes up of whole ones; only the rate and the time left count it.
-          measures: are shown beside the rate.
+          n: units that have finished since the last call.
+          in_progress: work done on unfinished units, in units. Only the rate and the time left count this work.
+          metrics: numbers that are shown beside the rate.
         """
-        self.count, self._part = self.count + n, part
-        rate = (self.count + part - self._first) / max(time.monotonic() - self._start, 1e-9)
-        shown = "  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in measures.items())
+        self.count, self._in_progress = self.count + n, in_progress
+        rate = (self.count + in_progress - self._first) / max(time.monotonic() - self._start, 1e-9)
+        shown = "  ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in metrics.items())
         self._note = f"{rate:,.1f} {self.unit}/s  {shown}"
         if self._live:
-            self._progress.update(self._task, completed=self.count + part, done=self.count, note=self._note)
+            self._progress.update(self._task, completed=self.count + in_progress, done=self.count, note=self._note)
         elif time.monotonic() - self._last > LOG_SECONDS:
-            self._line()
+            self._print_line()
 
-    def _line(self) -> None:
+    def _print_line(self) -> None:
         if not distributed.is_main_process():
             return
         self._last = time.monotonic()
         seconds = self._last - self._start
-        worked = self.count + self._part - self._first
+        worked = self.count + self._in_progress - self._first
         left = seconds * (self.total - self._first - worked) / worked if worked else 0.0
         text = f"{self.label:>15} {self.count}/{self.total} {self._note} {seconds:.0f} s, {left:.0f} s left"
         print(text, file=sys.stderr, flush=True)
 
 
 def log(text: str) -> None:
-    """A line for the person who waits, beside the bars; of several processes, the first one says it."""
+    """Print a line on standard error. In a run of several processes only the main process prints."""
     if distributed.is_main_process():
         print(text, file=sys.stderr, flush=True)

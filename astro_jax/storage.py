@@ -1,6 +1,6 @@
-"""Files that are whole or not there: atomic writes, append-only shards, manifests. Paths may be gs://.
+"""Atomic writes, append-only shards and manifests, on a disk or in a bucket (`gs://...`).
 
-Of several processes (astro_jax.distributed) the first one writes, and all read.
+In a run of several processes (astro_jax.distributed) the main process writes the files and every process reads them.
 """
 
 from __future__ import annotations
@@ -24,186 +24,216 @@ Json = dict[str, Any]
 
 
 def absolute(path: str | epath.Path) -> epath.Path:
-    """The absolute path, which Orbax asks for; gs:// and the like are absolute already."""
-    return epath.Path(path if remote(path) else os.path.abspath(path))
+    """Return the absolute path, as Orbax requires. A `gs://` path is absolute already."""
+    return epath.Path(path if is_remote(path) else os.path.abspath(path))
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old one or the new one, never a part."""
+    """Write a text file atomically.
+
+    A reader sees the old file or the new file, never an incomplete file, also after a kill. In a run of several
+    processes only the main process writes.
+    """
     if not distributed.is_main_process():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f"{path.name}.part"
-    part.write_text(text)
-    part.replace(path)
+    partial = path.parent / f"{path.name}.part"
+    partial.write_text(text)
+    partial.replace(path)
 
 
-def refuse_existing(path: epath.Path) -> None:
-    """Raise an AstroError where there is something already: what a user names to be written is never replaced."""
+def require_absent(path: epath.Path) -> None:
+    """Check that nothing exists at a path that a user names as an output.
+
+    Raises:
+      AstroError: when a file or folder exists at `path`.
+    """
     if path.exists():
         raise AstroError(f"{path}: exists; nothing was written, choose another folder or remove it")
 
 
-def remote(path: str | epath.Path) -> bool:
-    """Whether a path is not on a disk of this machine."""
+def is_remote(path: str | epath.Path) -> bool:
+    """Return whether a path is a URL such as `gs://bucket/run`, and not a path on a disk of this machine."""
     return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
-def on_disk(folder: epath.Path, but: str) -> Iterator[epath.Path]:
-    """A folder for libraries that read disks only: itself, or where it is remote a copy of its files.
+def local_copy(folder: epath.Path, skip_suffix: str) -> Iterator[epath.Path]:
+    """Yield a folder on a local disk, for libraries that cannot read a bucket.
 
     Args:
-      but: files that end so are not copied.
+      folder: a local folder is yielded itself. The files of a remote folder are copied to a temporary folder.
+      skip_suffix: files whose names end with this suffix are not copied.
     """
-    if not remote(folder):
+    if not is_remote(folder):
         yield folder
         return
     with tempfile.TemporaryDirectory() as name:
         for path in folder.iterdir():
-            if not path.name.endswith(but) and not path.is_dir():
+            if not path.name.endswith(skip_suffix) and not path.is_dir():
                 (epath.Path(name) / path.name).write_bytes(path.read_bytes())
         yield epath.Path(name)
 
 
 def free_bytes(path: epath.Path) -> float:
-    """The room for something at `path`, which need not exist; no bound where it is remote."""
+    """Return the free bytes of the disk that holds `path`, which need not exist; infinity for a remote path."""
     path = absolute(path)
-    if remote(path):
+    if is_remote(path):
         return math.inf
     return shutil.disk_usage(next(p for p in path.parents if p.exists())).free
 
 
 @contextlib.contextmanager
 def new_folder(path: epath.Path) -> Iterator[epath.Path]:
-    """A folder to write into, which becomes `path` when all went well. When it did not, nothing is left; after a kill,
-    a folder of another name is, and the next try begins with its removal.
+    """Yield a temporary folder to write into, and rename it to `path` at the end.
+
+    After an exception the temporary folder is removed. After a kill `<name>.part` stays; the next call removes it.
 
     Raises:
-      AstroError: when there is something at `path`.
+      AstroError: when a file or folder exists at `path`.
     """
-    refuse_existing(path)
-    part = path.parent / f"{path.name}.part"
-    if part.exists():
-        part.rmtree()
-    part.mkdir(parents=True)
+    require_absent(path)
+    partial = path.parent / f"{path.name}.part"
+    if partial.exists():
+        partial.rmtree()
+    partial.mkdir(parents=True)
     try:
-        yield part
+        yield partial
     except BaseException:
-        part.rmtree()
+        partial.rmtree()
         raise
-    part.rename(path)
+    partial.rename(path)
 
 
 @contextlib.contextmanager
-def shared_folder(path: epath.Path) -> Iterator[epath.Path]:
-    """A new_folder that all processes write into; what is at `path` is replaced."""
-    part = path.parent / f"{path.name}.part"
+def replace_folder(path: epath.Path) -> Iterator[epath.Path]:
+    """Yield a temporary folder that all processes write into, and put it in the place of `path` at the end."""
+    partial = path.parent / f"{path.name}.part"
     with contextlib.ExitStack() as stack:
         if distributed.is_main_process():
             if path.exists():
                 path.rmtree()
-            part = stack.enter_context(new_folder(path))
-        distributed.assert_equal_across_processes(f"{path.name} is begun")
-        yield part
-        distributed.assert_equal_across_processes(f"{path.name} is written")
-    distributed.assert_equal_across_processes(f"{path.name} is there")
+            partial = stack.enter_context(new_folder(path))
+        distributed.assert_equal_across_processes(f"{path.name}: folder created")
+        yield partial
+        distributed.assert_equal_across_processes(f"{path.name}: files written")
+    distributed.assert_equal_across_processes(f"{path.name}: folder renamed")
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-    """Write JSON for people: indented, atomically."""
+    """Write a JSON file atomically, indented."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: epath.Path) -> Json:
-    """Read the object of a JSON file.
+    """Read a JSON file that holds one object.
 
     Raises:
-      AstroError: when the file is missing or holds anything else.
+      AstroError: when the file is missing, is not valid JSON or holds no object.
     """
     try:
         return _object(path.read_text())
     except OSError as e:
         raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
     except ValueError as e:
-        raise AstroError(f"{path}: not valid JSON ({e}); delete it to make it anew") from e
+        raise AstroError(f"{path}: not valid JSON ({e}); delete the file and run the same command again") from e
 
 
 def write_jsonl(path: epath.Path, records: Iterable[Json]) -> None:
-    """Write one record a line, atomically."""
+    """Write a JSONL file atomically, one record a line."""
     write_text(path, "".join(json.dumps(r) + "\n" for r in records))
 
 
-def read_jsonl(path: epath.Path, torn: bool = False) -> Iterator[Json]:
-    """Read one object a line.
+def read_jsonl(path: epath.Path, allow_truncated: bool = False) -> Iterator[Json]:
+    """Yield the objects of a JSONL file.
 
     Args:
-      torn: the last line may be cut short, as a process that was killed while it appended leaves it; it is left out.
+      path: one JSON object a line.
+      allow_truncated: skip a last line without a line break. A process that is killed while it appends leaves such a
+        line.
 
     Raises:
-      AstroError: when the file is missing or a line is anything else, with its number.
+      AstroError: when the file is missing, or for a line that is not valid JSON or holds no object. The message gives
+        the line's number.
     """
     try:
         lines = path.read_text().splitlines(keepends=True)
     except OSError as e:
         raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
     for number, line in enumerate(lines, 1):
-        if torn and not line.endswith("\n"):
+        if allow_truncated and not line.endswith("\n"):
             return
         try:
             yield _object(line)
         except ValueError as e:
-            raise AstroError(f"{path}, line {number}: not valid JSON ({e}); make the file anew") from e
+            raise AstroError(f"{path}, line {number}: not valid JSON ({e}); write the file again") from e
 
 
 def _object(text: str) -> Json:
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise ValueError(f"an object is wanted, found {type(value).__name__}")
+        raise ValueError(f"expected an object, got {type(value).__name__}")
     return value
 
 
 class Shards:
-    """An append-only store: numbered JSONL files, each written whole.
+    """An append-only store of numbered JSONL files. Each file, a shard, is written atomically.
 
-    Work that makes a shard is deterministic, so after a kill only the shards that are missing are made again.
+    The work that makes a shard is deterministic. After a kill only the missing shards are computed again.
+
+    Args:
+      folder: holds the files.
+      name: of the store. Shard 3 of `Shards(folder, "trees")` is `trees-00003.jsonl`.
     """
 
     def __init__(self, folder: epath.Path, name: str):
         self.folder, self.name = folder, name
 
     def path(self, index: int) -> epath.Path:
+        """Return the path of a shard, which need not exist."""
         return self.folder / f"{self.name}-{index:05d}.jsonl"
 
     def has(self, index: int) -> bool:
+        """Return whether a shard has been written."""
         return self.path(index).exists()
 
     def write(self, index: int, records: Iterable[Json]) -> None:
-        """Written when all processes have come to it, and before any goes on."""
+        """Write a shard. All processes wait for each other before and after the write."""
         point = f"{self.name}-{index}"
         distributed.assert_equal_across_processes(point)
         write_jsonl(self.path(index), records)
-        distributed.assert_equal_across_processes(f"{point} is there")
+        distributed.assert_equal_across_processes(f"{point}: written")
 
     def read(self) -> Iterator[Json]:
-        """All records, in the order of the shards."""
+        """Yield the records of all shards, in the order of the shards' numbers."""
         paths = self.folder.glob(f"{self.name}-*.jsonl") if self.folder.exists() else []
         for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
             yield from read_jsonl(path)
 
 
 def versions() -> dict[str, str]:
-    """The versions that results depend on."""
+    """Return the versions of the packages that results depend on, by package name."""
     names = ("astro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def finish(folder: epath.Path, stage: str, digest: str, parents: list[str], wall_s: float, **counts: Any) -> None:
-    """Write a stage's manifest: from then on it is finished."""
+def write_manifest(
+    folder: epath.Path, stage: str, digest: str, parents: list[str], wall_s: float, **counts: Any
+) -> None:
+    """Write a stage's manifest.json, which marks the stage as finished.
+
+    Args:
+      folder: of the stage.
+      stage: its name.
+      digest: hash of the run's config.
+      parents: names of the stages that the stage has read from.
+      wall_s: seconds that the stage took.
+      counts: further fields of the manifest.
+    """
     manifest = {"stage": stage, "config_hash": digest, "parents": parents, "wall_s": round(wall_s, 2)}
     write_json(folder / "manifest.json", manifest | counts | {"versions": versions()})
 
 
-def finished(folder: epath.Path) -> bool:
-    """Whether a stage has ended here."""
+def is_finished(folder: epath.Path) -> bool:
+    """Return whether the stage of this folder has finished."""
     return (folder / "manifest.json").exists()

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A run on GKE, as a JobSet. Usage: launch/gke.sh COMMAND [--dry-run] [--settings FILE]
+# Starts a run on GKE as a JobSet. Usage: launch/gke.sh COMMAND [--dry-run] [--settings FILE]
 #
-#   manifest  print the JobSet        logs    of its first worker, as they grow
-#   apply     start it                delete  end it and remove it
-#   status    of it                   xpk     the same run by XPK, which writes a JobSet of its own
+#   manifest  print the JobSet             logs    follow the log of the first worker
+#   apply     start the JobSet             delete  stop and remove the JobSet
+#   status    show the JobSet              xpk     start the run through XPK, which makes its own JobSet
 #
-# With STAGE=search there are SHARDS of them, which share the problems and know nothing of each other.
+# With STAGE=search the command makes SHARDS JobSets. Each searches its own share of the problems.
 # Settings: launch/tpu.env, made from launch/tpu.env.example. --dry-run prints every command and runs none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,21 +13,21 @@ source launch/settings.sh
 
 kube() { run kubectl --context="gke_${PROJECT}_${ZONE%-*}_$CLUSTER" "$@"; }
 
-line() { quoted "${command[@]}" "$@"; } # which the pod's bash reads
+command_line() { quoted "${command[@]}" "$@"; } # for the pod's bash
 
-# One JobSet; of a search one a shard, so that a pod that is lost stops no other shard.
+# Prints the JobSet of a run, or one JobSet for each shard of a search: a lost pod then restarts only its own shard.
 manifest() {
     local i
     if [[ $STAGE != search ]]; then
-        jobset "$NAME" "$(line)"
+        jobset "$NAME" "$(command_line)"
         return
     fi
     for ((i = 0; i < SHARDS; i++)); do
-        jobset "$NAME-$i" "$(line --shard "$i/$SHARDS")"
+        jobset "$NAME-$i" "$(command_line --shard "$i/$SHARDS")"
     done
 }
 
-jobset() { # NAME LINE
+jobset() { # NAME COMMAND_LINE
     local spot=''
     [[ ${SPOT:?} == no ]] || spot='cloud.google.com/gke-spot: "true"'
     cat <<YAML
@@ -98,9 +98,9 @@ apply() {
 }
 
 xpk() {
-    [[ $STAGE != search ]] || fail "xpk: its workloads are one run; use apply for STAGE=search"
+    [[ $STAGE != search ]] || fail "xpk: a workload is one run; use apply for STAGE=search"
     run xpk workload create --cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE" --workload "$NAME" \
-        --tpu-type "$accelerator" --num-slices 1 --max-restarts 100 --docker-image "$IMAGE" --command "$(line)"
+        --tpu-type "$accelerator" --num-slices 1 --max-restarts 100 --docker-image "$IMAGE" --command "$(command_line)"
 }
 
 options "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# One run by several processes of this machine, as a pod slice runs it by one process a machine.
-# Usage: launch/local.sh N CONFIG [key=value ...]. The mesh's devices are shared out: mesh.fsdp=4 with 2 processes has
-# 2 virtual devices in each. The lines of each process begin with its number.
+# Starts a run with several processes on this machine, as a pod slice does with one process for each machine.
+# Usage: launch/local.sh N CONFIG [key=value ...]. The processes divide the mesh's devices: with mesh.fsdp=4 and 2
+# processes, each process has 2 virtual devices. Every line of output begins with the number of its process.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ ! ${1:-} =~ ^[1-9][0-9]*$ || $# -lt 2 ]]; then
@@ -15,19 +15,19 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 bin=${ASTRO_VENV:-.venv}/bin
 port=$("$bin/python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 
-quiet="/^\[Gloo\]/d" # what the transport says of each connection
+no_gloo="/^\[Gloo\]/d" # a line of the transport for each connection
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
 for ((i = 0; i < n; i++)); do
     "$bin/astro" run "$@" --coordinator "localhost:$port" --processes "$n" --process "$i" \
-        > >(sed -u "$quiet; s/^/$i: /") 2> >(sed -u "$quiet; s/^/$i: /" >&2) &
+        > >(sed -u "$no_gloo; s/^/$i: /") 2> >(sed -u "$no_gloo; s/^/$i: /" >&2) &
     pids+=($!)
 done
 code=0
 for ((i = 0; i < n; i++)); do
     wait "${pids[i]}" && continue
-    ended=$?
-    echo "process $i ended with exit code $ended" >&2
-    [[ $code -ne 0 ]] || code=$ended
+    exit_code=$?
+    echo "process $i ended with exit code $exit_code" >&2
+    [[ $code -ne 0 ]] || code=$exit_code
 done
 exit "$code"

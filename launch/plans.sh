@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes docs/plans.md: the plan of each recipe for a TPU slice. It compiles all of their programs: about ten minutes.
+# Writes docs/plans.md: a plan of each large config for a TPU slice. Compiling all programs takes about ten minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh requirements-plan.lock
@@ -14,8 +14,16 @@ plan() { # CONFIG TOPOLOGY [key=value ...]
 {
     echo "# Plans"
     echo
-    echo "What the programs of each recipe need of a chip, how fast they can be, and what a whole run costs at most, worked"
-    echo "out by \`astro plan\` without a TPU. Nothing here has run on one. Made by \`bash launch/plans.sh\`."
+    echo "Memory, speed limit and cost of the large configs on TPU slices. No figure on this page was measured on a TPU:"
+    echo "\`astro plan\` compiles each program ahead of time and computes its roofline. \`bash launch/plans.sh\` writes the page."
+    echo
+    echo "- *peak*: memory of the program on one chip. *with resident arrays*: the same and the run's other arrays."
+    echo "- *of HBM*: total memory as a share of the chip's memory for programs."
+    echo "- *roofline*: tokens/s of the slice at the chips' peak FLOP/s or HBM bandwidth, without the links between chips."
+    echo "- *MFU bound*: the model FLOPs utilization at the roofline."
+    echo "- *a whole run*: the most tokens of each program, and their time at the given share of the roofline's speed."
+    echo "  *no prefix shared*: if each sample kept its own copy of its prefix. *one iteration a tree*: if every search tree"
+    echo "  stopped after its first simulation."
     echo
     plan configs/llama3.1-8b.yaml v5e:4x4
     plan configs/llama3.1-8b.yaml v6e:2x4 "mesh={fsdp: 2, tp: 4}"

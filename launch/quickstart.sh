@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The whole of ASTRO, small, on a CPU. Options are passed on to `astro run`; paths are relative to this repository.
+# Runs all stages of ASTRO on a small config, on a CPU. The script passes its arguments on to `astro run`.
+# Relative paths start at the root of this repository.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh

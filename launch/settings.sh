@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Sourced by tpu.sh, gke.sh and sky.sh: options, settings and their checks, and what follows from them.
-# shellcheck disable=SC2034 # what is set here is used there
+# Functions of tpu.sh, gke.sh and sky.sh: read the options and the settings, check them, and derive the slice's names.
+# shellcheck disable=SC2034 # the scripts that source this file use the variables
 
 fail() {
     echo "${0##*/}: $*" >&2
     exit 2
 }
 
-# Words as one line of shell.
+# Prints its arguments as one line of shell code.
 quoted() { printf '%q ' "$@" | sed 's/ $//'; }
 
-# Runs a command, or prints it, quoted, in a dry run.
+# Runs a command. A dry run prints the command instead.
 run() {
     if [[ $dry_run ]]; then
         quoted "$@"
@@ -20,12 +20,12 @@ run() {
     fi
 }
 
-usage() { # the script's own comment, from its second line on
+usage() { # prints the comment at the top of the script
     sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0" >&2
     exit 2
 }
 
-# Sets `words`, the arguments that are no options.
+# Sets dry_run, settings, and words: the arguments that are not options.
 options() {
     dry_run='' settings=launch/tpu.env words=()
     while (($#)); do
@@ -47,11 +47,11 @@ check() { # NAME PATTERN WHAT
 }
 
 read_settings() {
-    [[ -f $settings ]] || fail "no settings in ${settings:-''}: copy launch/tpu.env.example there and fill it in"
+    [[ -f $settings ]] || fail "no settings file ${settings:-''}: copy launch/tpu.env.example to this path and fill it in"
     CONFIG='' OVERRIDES=() STAGE=run RUNTIME='' CLUSTER='' IMAGE='' SERVICE_ACCOUNT=default SHARDS=1
-    local said # first in a shell of its own, which an unset name or an open quote may end
+    local message # a child shell reads the file first: an unset name or an open quote ends the shell
     # shellcheck disable=SC2016
-    said=$(bash -euc 'source "$1"' - "$settings" 2>&1) || fail "cannot be read: ${said%%$'\n'*}"
+    message=$(bash -euc 'source "$1"' - "$settings" 2>&1) || fail "cannot read the settings: ${message%%$'\n'*}"
     # shellcheck disable=SC1090
     source "$settings"
     check PROJECT '[a-z][-a-z0-9:.]*' "a project"
@@ -62,7 +62,7 @@ read_settings() {
     check STAGE 'run|base|search|traces|difficulty|sft|grpo|eval|report' "a command of astro that runs stages"
     check BUCKET 'gs://[a-z0-9][-._a-z0-9]*(/[-._a-zA-Z0-9]+)*' "a folder in a bucket, as in gs://bucket/astro"
     check SHARDS '[1-9][0-9]*' "a number of slices"
-    [[ -f $CONFIG ]] || fail "$settings: CONFIG=$CONFIG is no file of this repository"
+    [[ -f $CONFIG ]] || fail "$settings: CONFIG=$CONFIG is not a file of this repository"
     local override
     for override in "${OVERRIDES[@]}"; do
         [[ $override == ?*=* ]] || fail "$settings: OVERRIDES holds $override, which is not key=value"
@@ -70,30 +70,30 @@ read_settings() {
     derive
 }
 
-# The same slice by the names of others.
+# Sets the names of the slice for Cloud TPU and GKE, and the command of the run.
 derive() {
     generation=${TOPOLOGY%%:*} shape=${TOPOLOGY#*:}
     chips=$((${shape//x/ * }))
     chips_per_host=4
     [[ $generation == v5p || $chips -gt 8 ]] || chips_per_host=$chips
     hosts=$((chips / chips_per_host))
-    ((hosts * chips_per_host == chips)) || fail "$settings: TOPOLOGY=$TOPOLOGY is not made of hosts of 4 chips"
+    ((hosts * chips_per_host == chips)) || fail "$settings: TOPOLOGY=$TOPOLOGY does not divide into hosts of 4 chips"
     case $generation in
         v5e) accelerator=v5litepod-$chips gke_accelerator=tpu-v5-lite-podslice image=v2-alpha-tpuv5-lite ;;
         v6e) accelerator=v6e-$chips gke_accelerator=tpu-v6e-slice image=v2-alpha-tpuv6e ;;
-        v5p) accelerator=v5p-$((2 * chips)) gke_accelerator=tpu-v5p-slice image=v2-alpha-tpuv5 ;; # counted in cores
+        v5p) accelerator=v5p-$((2 * chips)) gke_accelerator=tpu-v5p-slice image=v2-alpha-tpuv5 ;; # named by its cores
     esac
     runtime=${RUNTIME:-$image}
     out=$BUCKET/$NAME
     command=(astro "$STAGE" "$CONFIG" "out=$out" "${OVERRIDES[@]}")
 }
 
-# Nothing is created without credentials, or for a bucket that cannot be written.
+# Fails without credentials and when the bucket is not writable, before anything is created.
 check_access() {
     [[ ! $dry_run ]] || return 0
     command -v gcloud >/dev/null || fail "gcloud is not installed: see docs/tpu.md"
     gcloud auth print-access-token >/dev/null 2>&1 || fail "no credentials: run gcloud auth login"
     local probe=$out/.writable
-    echo | gcloud storage cp - "$probe" >/dev/null 2>&1 || fail "$BUCKET cannot be written: does it exist, may you?"
-    gcloud storage rm "$probe" >/dev/null 2>&1 || fail "$BUCKET: files there cannot be removed; object admin is needed"
+    echo | gcloud storage cp - "$probe" >/dev/null 2>&1 || fail "cannot write to $BUCKET: check that the bucket exists and that your account may write to it"
+    gcloud storage rm "$probe" >/dev/null 2>&1 || fail "cannot remove files from $BUCKET: your account needs the role Storage Object Admin"
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run by SkyPilot, as a managed job: it finds a zone, and goes on after a preemption.
+# Starts a run as a managed job of SkyPilot, which finds a zone and resumes the run after a preemption.
 # Usage: launch/sky.sh task|launch|logs|cancel [--dry-run] [--settings FILE]
 #
 # Settings: launch/tpu.env, made from launch/tpu.env.example. --dry-run prints every command and runs none.

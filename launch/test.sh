@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests. Options are passed on to pytest: `-m ""` adds the slow ones.
-# With ASTRO_TEST_PLAN=1 libtpu is installed too, and the tests that compile for a TPU run instead of being skipped.
+# Runs the tests. The script passes its options on to pytest: `-m ""` adds the slow tests.
+# With ASTRO_TEST_PLAN=1 it installs libtpu, and the tests that compile for a TPU run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ ${ASTRO_TEST_PLAN:-} == 1 ]]; then

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# On one worker of a slice. Usage: launch/worker.sh setup | start COMMAND ... | status
-# What was started goes on when the connection is cut; it is started once at a time. Its output goes to run.log.
+# Runs on each worker of a slice. Usage: launch/worker.sh setup | start COMMAND ... | status
+# A started command survives the end of the ssh connection and writes to run.log. Only one command runs at a time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case ${1:-} in
     setup)
-        # The image's own Python may be too old: uv brings another one.
+        # The image's Python may be too old: uv installs a newer one.
         export PATH=$HOME/.local/bin:$PATH
         if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
             python3 -m pip install -q --user uv
@@ -16,10 +16,10 @@ case ${1:-} in
     start)
         shift
         exec 9>run.lock
-        flock -n 9 || exit 0 # it runs
+        flock -n 9 || exit 0 # a command is running
         rm -f run.code
         export PATH=$PWD/.venv/bin:$PATH
-        # The lock is held by what runs, and given back when it ends.
+        # The command inherits the lock and releases it when it ends.
         # shellcheck disable=SC2016
         setsid nohup bash -c 'code=0; "$@" || code=$?; echo "$code" >run.code' - "$@" >>run.log 2>&1 </dev/null &
         ;;

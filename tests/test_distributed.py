@@ -1,17 +1,15 @@
-"""Several processes that run one program. They are real ones here, on CPU devices, two in each."""
+"""Runs of several processes, on two CPU devices each; and the module's functions with a store in memory."""
 
+import itertools
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import time
 
 import jax
 import pytest
 import yaml
 from etils import epath
+from forked_cli import AstroProcess
 from micro_run import MICRO, products
 
 from astro_jax import config as cfg
@@ -24,168 +22,149 @@ from astro_jax.verify.pool import Outcome
 
 RUN = {
     **MICRO,
+    "stages": ["base", "search", "traces", "direct-sft", "direct-rl", "eval", "report"],
     "mesh": dict(fsdp=2, tp=2),
+    "sampler": {**MICRO["sampler"], "max_num_seqs": 4},
     "architecture": {**MICRO["architecture"], "n_kv_heads": 2},
-    "pretrain": {**MICRO["pretrain"], "save_every": 50},
-    "sft": {**MICRO["sft"], "batch": 4, "save_every": 1},
+    "pretrain": {**MICRO["pretrain"], "save_steps": 50},
+    "sft": {**MICRO["sft"], "batch_size": 4, "save_steps": 1},
 }
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """(out, *more) -> the command of a run of four devices; all runs share their compiled programs."""
+def start(tmp_path_factory):
+    """Start the processes of one run: start(out, count, *overrides, timeout=60)."""
     folder = tmp_path_factory.mktemp("processes")
     (folder / "run.yaml").write_text(yaml.safe_dump(RUN))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    yield lambda out, *more: [sys.executable, "-m", "astro_jax", "run", f"{folder}/run.yaml", f"out={out}", *more]
-    del os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]
+    numbers, started = itertools.count(), []
 
+    def start(out, count, *overrides, timeout=60):
+        """overrides: one list of key=value a process; none: all processes have the same config."""
+        with socket.socket() as s:
+            s.bind(("", 0))
+            port = s.getsockname()[1]
+        group = []
+        for i, changes in enumerate(overrides or [[]] * count):
+            command = ["run", f"{folder}/run.yaml", f"out={out}", *changes]
+            if count > 1:
+                command += [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}"]
+            command.append(f"--timeout={timeout}")
+            group.append(AstroProcess(command, folder / f"{next(numbers)}.log"))
+        started.extend(group)
+        return group
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
-
-
-def start(commands, timeout=60):
-    """Processes that know each other, each with its own command."""
-    port, n = free_port(), len(commands)
-    return [
-        subprocess.Popen(
-            [*command, f"--coordinator=localhost:{port}", f"--processes={n}", f"--process={i}", f"--timeout={timeout}"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for i, command in enumerate(commands)
-    ]  # fmt: skip
-
-
-def ended(started):
-    """(exit code, output) of each."""
-    outputs = [p.communicate(timeout=300)[0] for p in started]
-    return [(p.returncode, output) for p, output in zip(started, outputs, strict=True)]
-
-
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture(scope="module")
-def alone(command, tmp_path_factory):
-    """The run of one process with four devices."""
-    out = tmp_path_factory.mktemp("alone") / "run"
-    done = subprocess.run(command(out), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def one_process_run(start, tmp_path_factory):
+    """The folder of a run of one process with four devices."""
+    out = tmp_path_factory.mktemp("one-process") / "run"
+    (process,) = start(out, 1)
+    code, output = process.wait()
+    assert code == 0, output
     return out
 
 
-def test_two_processes_give_the_run_of_one_and_go_on_after_one_was_killed(command, alone, tmp_path):
-    """The same trees, traces, figures and answers to the byte, also where the second process was killed in training
-    and the run was taken up by both again. The survivor names it, and does not wait for the timeout."""
+def test_run_that_lost_each_process_in_turn_resumes_and_equals_the_run_of_one_process(start, one_process_run, tmp_path):
+    """Three interruptions of one run by two processes: the second process is stopped by SIGSTOP, as when a machine
+    hangs; the main process is killed; the second process is killed. Trees, traces, metrics and answers are bitwise
+    equal to those of an undisturbed run."""
     out = tmp_path / "run"
-    started = start([command(out)] * 2)
-    wait_for(out / "direct-sft" / "metrics.jsonl", started[0])
-    started[1].send_signal(signal.SIGKILL)
-    (code, output), _ = ended(started)
-    assert code == 1 and "process 1 of 2" in output and "the same command goes on from here" in output, output
-    again = ended(start([command(out)] * 2))
-    assert [code for code, _ in again] == [0, 0], again
-    assert "report:" in again[0][1] and "report:" not in again[1][1]  # one process logs
-    assert products(out) == products(alone)
+    first, second = start(out, 2, timeout=4)
+    first.wait_for(out / "base" / "metrics.jsonl")
+    second.send_signal(signal.SIGSTOP)
+    code, output = first.wait(60)
+    second.kill()
+    assert code == 1 and "no heartbeat from process 1 of 2" in output and "for 4 s" in output, output
+
+    first, second = start(out, 2)
+    first.wait_for(out / "search" / "manifest.json")
+    first.send_signal(signal.SIGKILL)
+    code, output = second.wait()
+    assert code != 0 and "leader task" in output, output  # JAX's own message: the store is lost with the main process
+
+    first, second = start(out, 2)
+    first.wait_for(out / "direct-sft" / "metrics.jsonl")
+    second.send_signal(signal.SIGKILL)
+    code, output = first.wait()  # does not take the timeout
+    assert code == 1 and "process 1 of 2" in output and "the same command" in output, output
+
+    (code, output), (other_code, other_output) = [process.wait() for process in start(out, 2)]
+    assert (code, other_code) == (0, 0), output + other_output
+    assert "report:" in output and "report:" not in other_output  # only the main process logs
+    assert products(out) == products(one_process_run)
 
 
-def test_a_first_process_that_is_killed_is_named(command, tmp_path):
-    """In JAX's words: it aborts the others in the moment in which the store is lost."""
-    started = start([command(tmp_path / "run")] * 2)
-    wait_for(tmp_path / "run" / "base" / "metrics.jsonl", started[0])
-    started[0].send_signal(signal.SIGKILL)
-    _, (code, output) = ended(started)
-    assert code != 0 and "leader task" in output, output
-
-
-def test_a_silent_process_is_named_after_the_timeout(command, tmp_path):
-    """One that was stopped, as by a machine that hangs: its connections stay open."""
-    started = start([command(tmp_path / "run")] * 2, timeout=4)
-    wait_for(tmp_path / "run" / "base" / "metrics.jsonl", started[0])
-    started[1].send_signal(signal.SIGSTOP)
-    output, _ = started[0].communicate(timeout=60)
-    started[1].kill()
-    started[1].communicate()
-    assert started[0].returncode == 1
-    assert "process 1 of 2" in output and "has said nothing for 4 s" in output, output
-
-
-def test_processes_of_different_configs_stop_before_anything_is_written(command, tmp_path):
+def test_processes_with_different_configs_stop_before_they_write(start, tmp_path):
     out = tmp_path / "run"
-    found = ended(start([command(out), command(out, "seed=1")]))
-    assert [code for code, _ in found] == [2, 2]
-    assert all("the run's configuration" in output and "process 1 of 2" in output for _, output in found), found
+    ends = [process.wait() for process in start(out, 2, [], ["seed=1"])]
+    assert [code for code, _ in ends] == [2, 2]
+    assert all("the run's configuration" in output and "process 1 of 2" in output for _, output in ends), ends
     assert not out.exists()
 
 
-def test_a_process_that_fails_alone_is_heard_by_the_others(command, tmp_path):
-    """The second has a config that cannot be read: the first does not wait for it."""
-    out = tmp_path / "run"
-    (code, output), (other, _) = ended(start([command(out), command(out, "sft.no_such=1")]))
-    assert (code, other) == (2, 2) and "process 1 of 2" in output and "no_such" in output, output
+def test_error_of_one_process_ends_the_others(start, tmp_path):
+    """The config of the second process is invalid. The first process does not wait for the timeout."""
+    (code, output), (other_code, _) = [p.wait() for p in start(tmp_path / "run", 2, [], ["sft.no_such=1"])]
+    assert (code, other_code) == (2, 2) and "process 1 of 2" in output and "no_such" in output, output
 
 
-def test_a_process_that_never_starts_is_waited_for_no_longer_than_the_timeout(command, tmp_path):
-    port = free_port()
-    one = [*command(tmp_path / "run"), f"--coordinator=localhost:{port}", "--processes=2", "--process=0", "--timeout=3"]
-    done = subprocess.run(one, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "processes: not all were there within 3 s" in done.stderr, done.stderr
+def test_process_that_does_not_start_is_an_error_after_the_timeout(start, tmp_path):
+    (process,) = start(tmp_path / "run", 2, [], timeout=3)
+    code, output = process.wait(60)
+    assert code == 1 and "processes: not all connected within 3 s" in output, output
 
 
-# ---- Alone, and bad input
+# ---- One process, and bad input
 
 
-def test_alone_there_is_nobody_to_meet():
+def test_single_process_needs_no_store():
     assert distributed.is_main_process() and distributed.process_count() == 1
     assert distributed.all_gather("here", [1]) == [[1]]
-    distributed.assert_equal_across_processes("here", object())  # nothing is written down
+    distributed.assert_equal_across_processes("here", object())  # which is not JSON
 
 
 @pytest.mark.parametrize("flags", [["--process=0"], ["--coordinator=x:1", "--processes=2"], ["--processes=2"]])
-def test_half_of_the_flags_is_an_error(flags, tmp_path, capsys):
+def test_incomplete_process_flags_are_an_error(flags, tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump({**MICRO, "out": str(tmp_path / "run")}))
     assert main(["run", str(config), *flags]) == 2
-    assert "are given together" in capsys.readouterr().err
+    assert "set all of --coordinator, --processes and --process" in capsys.readouterr().err
 
 
-def test_a_profile_is_served_where_it_is_asked_for(tmp_path, monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(jax.profiler, "start_server", asked.append)
+def test_profile_flag_starts_the_profiler_server(tmp_path, monkeypatch, capsys):
+    ports = []
+    monkeypatch.setattr(jax.profiler, "start_server", ports.append)
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump({**MICRO, "out": str(tmp_path / "run")}))
     for flags in ([], ["--profile", "9012"]):
         assert main(["eval", str(config), *flags]) == 2  # nothing was trained
-    assert asked == [9012]
+    assert ports == [9012]
 
 
-def test_a_process_that_is_lost_is_not_bad_input(tmp_path, monkeypatch, capsys):
-    """Launchers start such a run again, and leave one that refuses its input."""
+def test_lost_process_exits_with_1_and_not_2(tmp_path, monkeypatch, capsys):
+    """Launchers restart a run after exit code 1, and give up after exit code 2 (bad input)."""
 
     def lost(*_, **__):
-        raise distributed.ProcessLostError("process 1 of 2 did not come")
+        raise distributed.ProcessLostError("process 1 of 2 is lost")
 
     monkeypatch.setattr(pipeline, "execute", lost)
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump({**MICRO, "out": str(tmp_path / "run")}))
     assert main(["eval", str(config)]) == 1
-    assert capsys.readouterr().err == "astro: process 1 of 2 did not come\n"
+    assert capsys.readouterr().err == "astro: process 1 of 2 is lost\n"
 
 
-def test_a_number_that_is_not_one_of_the_processes_is_an_error():
+def test_process_index_out_of_range_is_an_error():
     with pytest.raises(AstroError, match="--process 2 is not one of 0 to 1"):
         distributed.initialize("localhost:1", 2, 2)
 
 
 @pytest.mark.parametrize("allowed, expected", [("cpu", False), ("", True), ("tpu", True)])
-def test_a_tpu_slice_is_looked_for_only_where_jax_may_use_chips(allowed, expected, monkeypatch):
+def test_on_tpu_is_false_when_jax_may_not_use_the_chips(allowed, expected, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", allowed)
     monkeypatch.setattr(distributed.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
     monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: name == "libtpu")
@@ -193,41 +172,41 @@ def test_a_tpu_slice_is_looked_for_only_where_jax_may_use_chips(allowed, expecte
 
 
 @pytest.fixture
-def chips(monkeypatch):
-    """A machine with chips, where JAX is asked to find the others by itself; returns what it was asked."""
-    asked = []
+def tpu_calls(monkeypatch):
+    """A machine with TPU chips. Records the calls that start the group of processes."""
+    calls = []
     monkeypatch.setattr(distributed, "on_tpu", lambda: True)
-    monkeypatch.setattr(distributed, "_join", lambda timeout: asked.append("joined"))
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *who, **limits: asked.append(who))
-    return asked
+    monkeypatch.setattr(distributed, "_join_group", lambda timeout: calls.append("joined"))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *addresses, **limits: calls.append(addresses))
+    return calls
 
 
-def test_on_a_slice_the_others_are_found_by_jax_itself(chips):
+def test_initialize_on_a_slice_lets_jax_detect_the_processes(tpu_calls):
     distributed.initialize()
-    assert chips == [(None, None, None), "joined"]
+    assert tpu_calls == [(None, None, None), "joined"]
 
 
-def test_one_process_of_a_slice_can_be_alone(chips):
+def test_initialize_with_count_1_ignores_the_slice(tpu_calls):
     distributed.initialize(count=1)
-    assert chips == []
+    assert tpu_calls == []
 
 
-def test_chips_of_a_machine_that_is_part_of_no_slice_are_used_alone(chips, monkeypatch):
-    def nobody(*_, **__):
+def test_initialize_runs_one_process_on_chips_outside_of_a_slice(tpu_calls, monkeypatch):
+    def no_slice(*_, **__):
         raise ValueError("coordinator_address should be defined.")
 
-    monkeypatch.setattr(jax.distributed, "initialize", nobody)
+    monkeypatch.setattr(jax.distributed, "initialize", no_slice)
     distributed.initialize()
-    assert chips == [] and distributed.process_count() == 1
-    with pytest.raises(AstroError, match="the others were not found"):
+    assert tpu_calls == [] and distributed.process_count() == 1
+    with pytest.raises(AstroError, match="cannot connect to the other processes"):
         distributed.initialize("localhost:1", 2, 0)
 
 
-# ---- Meeting, with a store of this process
+# ---- Synchronization points, with a store in memory
 
 
 class Store:
-    """The part of the coordination service's store that is used: a key that is not there is never waited for."""
+    """The used methods of the coordination service's store. A missing key is an error at once."""
 
     def __init__(self):
         self.values = {}
@@ -249,72 +228,72 @@ class Store:
 
 
 @pytest.fixture
-def second(monkeypatch):
-    """This process is the second of three."""
-    group = distributed._Group(index=1, count=3, timeout=1, store=Store())
+def group(monkeypatch):
+    """The state of the second of three processes."""
+    group = distributed._ProcessGroup(index=1, count=3, timeout=1, store=Store())
     monkeypatch.setattr(distributed, "_group", group)
     return group
 
 
-def put(group, n, other, point, value):
-    group.store.values[f"astro/at/{n}/{other}"] = json.dumps([point, value])
+def put(group, point, index, name, value):
+    group.store.values[f"astro/sync/{point}/{index}"] = json.dumps([name, value])
 
 
-def test_all_have_what_each_brings_in_order(second):
-    put(second, 0, 0, "a", "first")
-    put(second, 0, 2, "a", "third")
+def test_all_gather_returns_the_values_in_process_order(group):
+    put(group, 0, 0, "a", "first")
+    put(group, 0, 2, "a", "third")
     assert distributed.all_gather("a", "second") == ["first", "second", "third"]
 
 
-def test_what_was_read_by_all_is_deleted(second):
+def test_entries_of_passed_points_are_deleted(group):
     for n in range(3):
         for other in (0, 2):
-            put(second, n, other, "a", None)
+            put(group, n, other, "a", None)
         distributed.assert_equal_across_processes("a")
-    assert [key for key in second.store.values if key.endswith("/1")] == ["astro/at/2/1"]
+    assert [key for key in group.store.values if key.endswith("/1")] == ["astro/sync/2/1"]
 
 
-def test_another_decision_is_named(second):
-    put(second, 0, 0, "a", 1)
-    put(second, 0, 2, "a", 2)
+def test_different_values_name_both_processes(group):
+    put(group, 0, 0, "a", 1)
+    put(group, 0, 2, "a", 2)
     with pytest.raises(AstroError, match=r"at 'a' process 2 of 3 has 2, process 1 of 3 has 1"):
         distributed.assert_equal_across_processes("a", 1)
 
 
-def test_another_way_is_named(second):
-    put(second, 0, 0, "a", 1)
-    put(second, 0, 2, "b", 1)
-    with pytest.raises(AstroError, match=r"process 2 of 3 is at 'b' where this one is at 'a'"):
+def test_different_points_name_both_processes(group):
+    put(group, 0, 0, "a", 1)
+    put(group, 0, 2, "b", 1)
+    with pytest.raises(AstroError, match=r"process 2 of 3 is at 'b', process 1 of 3 is at 'a'"):
         distributed.assert_equal_across_processes("a", 1)
 
 
-def test_one_that_does_not_come_is_named(second):
-    put(second, 0, 0, "a", 1)
-    with pytest.raises(distributed.ProcessLostError, match=r"process 2 of 3 did not come to 'a' within 1 s"):
+def test_missing_process_is_named_after_the_timeout(group):
+    put(group, 0, 0, "a", 1)
+    with pytest.raises(distributed.ProcessLostError, match=r"process 2 of 3 did not reach 'a' within 1 s"):
         distributed.assert_equal_across_processes("a", 1)
 
 
-def test_what_one_process_writes_alone_asks_no_other(second, tmp_path, monkeypatch):
-    """As the first one does with `astro traces --out`, when the others have ended."""
-    monkeypatch.setattr(second, "index", 0)
-    with storage.new_folder(epath.Path(tmp_path) / "new") as part:
-        (part / "a").write_text("whole")
-    assert (tmp_path / "new" / "a").read_text() == "whole" and not second.store.values
+def test_new_folder_does_not_synchronize(group, tmp_path, monkeypatch):
+    """The main process calls new_folder for `astro traces --out`, when the other processes have ended."""
+    monkeypatch.setattr(group, "index", 0)
+    with storage.new_folder(epath.Path(tmp_path) / "new") as partial:
+        (partial / "a").write_text("complete")
+    assert (tmp_path / "new" / "a").read_text() == "complete" and not group.store.values
 
 
-def test_each_process_judges_a_part_and_all_have_every_verdict(second, monkeypatch):
-    """Five answers: this process has its workers judge the second and the last. What came to the others is taken as it
-    is, a timeout too: no two processes may differ in it."""
+def test_each_process_judges_its_share_of_the_answers_and_gets_every_verdict(group, monkeypatch):
+    """Five answers. This process judges the second and the last one. It takes the verdicts of the other processes as
+    they are, also a timeout: the verdicts must be equal in every process."""
     golds = ["1", "2", "3", "4", "5"]
     responses = [Response(Problem(g, g, g, {}, "math"), f"\\boxed{{{g}}}", True) for g in golds]
-    put(second, 0, 0, "verdicts", [[0.1, "Grade", ["1", True, True, "1"]], [0.1, "Grade", ["7", False, False, "7"]]])
-    put(second, 0, 2, "verdicts", [[5.0, "Timeout", ""]])
+    put(group, 0, 0, "verdicts", [[0.1, "Grade", ["1", True, True, "1"]], [0.1, "Grade", ["7", False, False, "7"]]])
+    put(group, 0, 2, "verdicts", [[5.0, "Timeout", ""]])
     verifier = Verifier(cfg.Verify(num_workers=1))
-    asked = []
+    judged_here = []
     ask = verifier.pool.run
 
     def counted(questions: list) -> list[Outcome]:
-        asked.extend(arguments[0] for _, arguments in questions)
+        judged_here.extend(arguments[0] for _, arguments in questions)
         return ask(questions)
 
     monkeypatch.setattr(verifier.pool, "run", counted)
@@ -322,7 +301,7 @@ def test_each_process_judges_a_part_and_all_have_every_verdict(second, monkeypat
         verdicts = verifier.judge(responses)
     finally:
         verifier.close()
-    assert asked == ["2", "5"]
+    assert judged_here == ["2", "5"]
     assert [v.status for v in verdicts] == ["correct", "correct", "timeout", "wrong", "correct"]
-    mine = json.loads(second.store.values["astro/at/0/1"])[1]
-    assert [kind for _, kind, _ in mine] == ["Grade", "Grade"]
+    sent = json.loads(group.store.values["astro/sync/0/1"])[1]
+    assert [kind for _, kind, _ in sent] == ["Grade", "Grade"]

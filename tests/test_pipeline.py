@@ -253,7 +253,7 @@ def test_sft_without_traces_is_refused(tmp_path):
     config = tiny_config(vocab_size=len(countdown_tokenizer(9)))
     llama.save(run.folder / "base" / "model", config, tiny_params(config), countdown_tokenizer(9))
     for stage in ("base", "search"):
-        storage.finish(run.folder / stage, stage, run.digest, [], 0.0)
+        storage.write_manifest(run.folder / stage, stage, run.digest, [], 0.0)
     pipeline.run_stage(run, "traces")
     with pytest.raises(AstroError, match=r"no trace was made.*raise problems\.search"):
         pipeline.run_stage(run, "astro-sft")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes, JSON and JSONL files, shards and manifests, on a disk and in a bucket."""
 
 import json
 
@@ -23,30 +23,30 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_a_write_replaces_the_file_and_leaves_no_part(folder):
+def test_write_text_replaces_the_file_and_leaves_no_temporary_file(folder):
     path = folder / "deep" / "a.txt"
     for text in ("one", "two"):
         storage.write_text(path, text)
         assert path.read_text() == text and names(folder / "deep") == ["a.txt"]
 
 
-def test_a_new_folder_appears_whole_or_not_at_all(folder):
+def test_new_folder_is_complete_or_absent(folder):
     for error in (RuntimeError, KeyboardInterrupt):
-        with pytest.raises(error), storage.new_folder(folder / "deep" / "new") as part:
-            (part / "a").write_text("half")
+        with pytest.raises(error), storage.new_folder(folder / "deep" / "new") as partial:
+            (partial / "a").write_text("incomplete")
             raise error
         assert names(folder / "deep") == []
     (folder / "deep" / "new.part").mkdir()
-    (folder / "deep" / "new.part" / "old").write_text("of a try that was killed")
-    with storage.new_folder(folder / "deep" / "new") as part:
-        (part / "a").write_text("whole")
+    (folder / "deep" / "new.part" / "old").write_text("of a process that was killed")
+    with storage.new_folder(folder / "deep" / "new") as partial:
+        (partial / "a").write_text("complete")
         assert not (folder / "deep" / "new").exists()
     assert names(folder / "deep") == ["new"] and names(folder / "deep" / "new") == ["a"]
     with pytest.raises(AstroError, match="exists; nothing was written"), storage.new_folder(folder / "deep" / "new"):
         pytest.fail("entered")
 
 
-def test_a_write_that_fails_leaves_the_old_file(folder, monkeypatch):
+def test_failed_write_keeps_the_old_file(folder, monkeypatch):
     path = folder / "a.json"
     storage.write_json(path, {"x": 1})
     with pytest.raises(TypeError):
@@ -62,47 +62,47 @@ def test_a_write_that_fails_leaves_the_old_file(folder, monkeypatch):
         storage.write_json(path, {"x": 2})
     assert storage.read_json(path) == {"x": 1}
     monkeypatch.undo()
-    storage.write_json(path, {"x": 3})  # over the part that was left
+    storage.write_json(path, {"x": 3})  # over the temporary file of the killed write
     assert storage.read_json(path) == {"x": 3} and names(folder) == ["a.json"]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"x": 1', "\x00", "[1]"])
-def test_a_damaged_json_file_is_named(folder, text):
+def test_read_json_names_a_damaged_file(folder, text):
     (folder / "a.json").write_text(text)
     with pytest.raises(AstroError, match=r"a\.json: not valid JSON"):
         storage.read_json(folder / "a.json")
 
 
-def test_a_missing_file_is_named(folder):
+def test_readers_name_a_missing_file(folder):
     for read in (storage.read_json, lambda path: list(storage.read_jsonl(path))):
         with pytest.raises(AstroError, match=r"a\.json: cannot be read"):
             read(folder / "a.json")
 
 
-def test_records_survive_whatever_they_hold(folder):
+def test_jsonl_round_trips_any_text(folder):
     records = [{"text": "a\nb\u2028c\x85d\r\n", "n": 0.1}, {"text": "日本 😀 \x00"}, {}]
     storage.write_jsonl(folder / "a.jsonl", records)
     assert list(storage.read_jsonl(folder / "a.jsonl")) == records
     assert len((folder / "a.jsonl").read_text().split("\n")) == 4
 
 
-def test_a_damaged_line_is_named_by_its_number(folder):
+def test_read_jsonl_names_a_damaged_line_by_its_number(folder):
     (folder / "a.jsonl").write_text('{"x": 1}\n{"x": \n')
     with pytest.raises(AstroError, match=r"a\.jsonl, line 2: not valid JSON"):
         list(storage.read_jsonl(folder / "a.jsonl"))
 
 
-def test_a_torn_last_line_is_left_out_where_it_may_be(folder):
+def test_read_jsonl_skips_a_truncated_last_line_only_when_allowed(folder):
     path = folder / "a.jsonl"
-    path.write_text('{"x": 1}\n{"x": 2}')  # whole, but nobody knows
-    assert list(storage.read_jsonl(path, torn=True)) == [{"x": 1}]
+    path.write_text('{"x": 1}\n{"x": 2}')  # without its line break a last line may be incomplete
+    assert list(storage.read_jsonl(path, allow_truncated=True)) == [{"x": 1}]
     assert list(storage.read_jsonl(path)) == [{"x": 1}, {"x": 2}]
     path.write_text('{"x": 1}\n{"x": \n{')
     with pytest.raises(AstroError, match="line 2"):
-        list(storage.read_jsonl(path, torn=True))
+        list(storage.read_jsonl(path, allow_truncated=True))
 
 
-def test_shards_are_read_in_their_order_whatever_order_they_were_written_in(folder):
+def test_shards_are_read_by_number_in_any_order_of_writing(folder):
     shards = Shards(folder, "trees")
     for i in (100_000, 10, 2, 0, 1):
         assert not shards.has(i)
@@ -112,7 +112,7 @@ def test_shards_are_read_in_their_order_whatever_order_they_were_written_in(fold
     assert names(folder)[0] == "trees-00000.jsonl"
 
 
-def test_shards_pass_over_parts_and_other_stores(folder):
+def test_shards_ignore_temporary_files_and_other_stores(folder):
     Shards(folder, "trees").write(0, [{"a": 1}])
     Shards(folder, "traces").write(0, [{"b": 1}])
     (folder / "trees-00001.jsonl.part").write_text('{"a": ')
@@ -120,11 +120,11 @@ def test_shards_pass_over_parts_and_other_stores(folder):
     assert not Shards(folder, "trees").has(1)
 
 
-def test_a_stage_is_finished_when_its_manifest_is_there(folder):
+def test_manifest_marks_a_stage_as_finished(folder):
     stage = folder / "search"
-    assert not storage.finished(stage)
-    storage.finish(stage, "search", "abc", ["base"], 1.234, trees=5)
-    assert storage.finished(stage) and names(stage) == ["manifest.json"]
+    assert not storage.is_finished(stage)
+    storage.write_manifest(stage, "search", "abc", ["base"], 1.234, trees=5)
+    assert storage.is_finished(stage) and names(stage) == ["manifest.json"]
     manifest = json.loads((stage / "manifest.json").read_text())
     assert manifest.pop("versions").keys() >= {"astro_jax", "jax", "optax"}
     assert manifest == {"stage": "search", "config_hash": "abc", "parents": ["base"], "wall_s": 1.23, "trees": 5}

@@ -52,7 +52,7 @@ def traces(args: argparse.Namespace, command: str) -> int:
     from astro_jax.traces import export
 
     if args.out:
-        storage.refuse_existing(epath.Path(args.out))
+        storage.require_absent(epath.Path(args.out))
     export.check(out=bool(args.out), push=bool(args.push))
     clone = [f"traces.clone={args.clone}"] if args.clone else []
     run = pipeline.execute(config.load(args.config, [*args.overrides, *clone]), command, args.stages)
@@ -81,7 +81,7 @@ def import_model(args: argparse.Namespace, command: str) -> int:
     from astro_jax import importing, storage
 
     destination = epath.Path(args.destination)
-    storage.refuse_existing(destination)
+    storage.require_absent(destination)
     model = importing.check(args.source, destination, args.dtype, download=not args.dry_run)
     print(model)
     if not args.dry_run:
@@ -173,10 +173,10 @@ def verify(args: argparse.Namespace, command: str) -> int:
 
 def plan(args: argparse.Namespace, command: str) -> int:
     """Compile a run for a TPU slice. Exit code 3 when a program does not fit."""
-    from astro_jax import config, plan
-    from astro_jax.plan import tables
+    from astro_jax import config
+    from astro_jax.plan import planner, tables
 
-    stages = plan.STAGES if args.stage == "all" else (args.stage,)
+    stages = planner.PLANNED_STAGES if args.stage == "all" else (args.stage,)
     c = config.load(args.config, args.overrides)
     if args.search:
         if args.compile_only or args.markdown:
@@ -184,27 +184,27 @@ def plan(args: argparse.Namespace, command: str) -> int:
         return _plan_search(args, c, stages)
     if args.compile_only and args.markdown:
         raise AstroError("plan: --markdown prints the times that --compile-only leaves out")
-    result = plan.run(c, args.topology, stages, args.prompt, args.reached, args.compile_only)
+    result = planner.plan_run(c, args.topology, stages, args.prompt, args.reached, args.compile_only)
     if args.json:
         print(json.dumps(result))
     elif args.markdown:
-        print(tables.markdown(result))
+        print(tables.format_markdown(result))
     else:
-        tables.show(result)
+        tables.print_plan(result)
     if not result["fits"]:
-        print(f"astro: {args.topology}: {plan.advice(result)}", file=sys.stderr)
+        print(f"astro: {args.topology}: {planner.suggest_changes(result)}", file=sys.stderr)
     return 0 if result["fits"] else 3
 
 
 def _plan_search(args: argparse.Namespace, c: cfg.Config, stages: Sequence[str]) -> int:
     """Try every mesh of the slice. Exit code 3 when none fits."""
-    from astro_jax.plan import choose
+    from astro_jax.plan import mesh_search
 
-    results = choose.search(c, args.topology, stages, args.prompt, args.reached)
+    results = mesh_search.search_meshes(c, args.topology, stages, args.prompt, args.reached)
     if args.json:
         print(json.dumps(results))
     else:
-        choose.show(results)
+        mesh_search.print_meshes(results)
     if not results[0]["fits"]:
         print(f"astro: {args.topology}: no mesh fits; take a larger slice", file=sys.stderr)
     return 0 if results[0]["fits"] else 3

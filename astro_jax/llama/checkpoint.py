@@ -29,7 +29,7 @@ from astro_jax.mesh import Sharding, decode_sharding, make_mesh
 def save(folder: epath.Path, config: LlamaConfig, params: Params, tokenizer: Tokenizer) -> None:
     """Write a checkpoint, and replace an existing checkpoint in `folder`."""
     folder = storage.absolute(folder)
-    with storage.shared_folder(folder) as partial:
+    with storage.replace_folder(folder) as partial:
         if distributed.is_main_process():
             hf.write_config(partial, config, params.embed.dtype.name, tokenizer)
         ocp.save(partial / paths.PARAMS_FOLDER, params)

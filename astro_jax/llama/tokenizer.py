@@ -145,7 +145,7 @@ def load(path: str, chat: cfg.Chat | None = None) -> Tokenizer:
 
 def _load_hf(folder: epath.Path) -> Any:
     """transformers' tokenizer of a folder, which may be in a bucket."""
-    with storage.on_disk(folder, but=weights.SUFFIX) as local:
+    with storage.local_copy(folder, skip_suffix=weights.SUFFIX) as local:
         if (local / tokenizer_model.FILE).exists() and not (local / "tokenizer.json").exists():
             return tokenizer_model.read(local)
         from transformers import AutoTokenizer  # slow to import

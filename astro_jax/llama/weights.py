@@ -144,7 +144,7 @@ def _open_file(path: epath.Path) -> dict[str, Tensor]:
     def tensor(name: str, shape: list[int], code: str) -> Tensor:
         return Tensor(name, tuple(shape), _DTYPE_NAMES.get(code, code), functools.partial(_blocks, path, name))
 
-    if storage.remote(path):
+    if storage.is_remote(path):
         return _open_remote_file(path)
     try:
         with safetensors.safe_open(str(path), framework="numpy") as f:

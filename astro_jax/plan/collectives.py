@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, from its text: how often each kind runs in one call, and what it moves."""
+"""Count the collectives of a compiled program, from the program's text (optimized HLO)."""
 
 from __future__ import annotations
 
@@ -8,86 +8,97 @@ import re
 from collections import defaultdict
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Of a compiled program's text: the head of a computation, those that a line calls, a loop, an array, a collective.
+# In the text: the first line of a computation, the computations that a line calls, a loop, an array's type, a
+# collective, and the limit that a loop's condition compares its counter with.
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(r"(?:calls|body|to_apply|branch_computations)=\{?([^,}]*(?:, ?%[\w.-]+)*)\}?")
 _WHILE = re.compile(r"condition=%?([\w.-]+), body=%?([\w.-]+)")
-_SHAPE = re.compile(r"(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"(pred|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(?:-start)?\((.*)")
 _LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 
+Computations = dict[str, list[str]]  # the lines of each computation, by its name
+
 
 @dataclasses.dataclass
-class Moved:
-    """Of one kind of collective.
+class CollectiveStats:
+    """Totals of one kind of collective.
 
     Attributes:
-      calls: how often it runs in one call of the program.
-      bytes: of all its results on one chip.
+      calls: in one call of the program.
+      bytes: of all results, on one chip.
     """
 
     calls: int = 0
     bytes: int = 0
 
 
-def count(text: str, unknown: int = 1) -> dict[str, Moved]:
-    """Collectives by kind. What stands in a loop counts as often as the loop runs: its bound is the constant of its
-    condition, as a scan makes it. An operation that the compiler has cut in pieces, which share a channel, counts once.
+def count(text: str, default_trip_count: int = 1) -> dict[str, CollectiveStats]:
+    """Count the collectives of a program by kind.
+
+    A collective in a loop counts once for each trip. The trip count is the constant of the loop's condition, as
+    `jax.lax.scan` makes it. Operations that share a channel count once: the compiler has split one collective.
 
     Args:
-      unknown: trips of a loop with another condition.
+      text: of the compiled program.
+      default_trip_count: for loops without such a constant.
     """
-    bodies = _computations(text)
-    found: dict[str, Moved] = defaultdict(Moved)
-    entry = next(name for name, (_, is_entry) in bodies.items() if is_entry)
-    _walk(entry, 1, unknown, bodies, found, set())
-    return dict(found)
+    computations, entry = _split_computations(text)
+    stats: dict[str, CollectiveStats] = defaultdict(CollectiveStats)
+    _add_computation(entry, 1, default_trip_count, computations, stats, set())
+    return dict(stats)
 
 
-def _walk(
+def _add_computation(
     name: str,
     times: int,
-    unknown: int,
-    bodies: dict[str, tuple[list[str], bool]],
-    found: dict[str, Moved],
+    default_trip_count: int,
+    computations: Computations,
+    stats: dict[str, CollectiveStats],
     seen: set[tuple[str, str]],
 ) -> None:
-    for line in bodies.get(name, ([], False))[0]:
+    """Add the collectives of a computation that runs `times` times, and of the computations that it calls."""
+    for line in computations.get(name, ()):
         if match := _COLLECTIVE.search(line):
             channel = re.search(r"channel_id=(\d+)", line)
             key = (match[2], channel[1] if channel else line)
             if key not in seen:
                 seen.add(key)
-                found[match[2]].calls += times
-                found[match[2]].bytes += times * _result_bytes(match[1], match[0])
+                stats[match[2]].calls += times
+                stats[match[2]].bytes += times * _result_bytes(match[1], match[0])
         if loop := _WHILE.search(line):
-            _walk(loop[2], times * _trips(bodies.get(loop[1], ([], False))[0], unknown), unknown, bodies, found, seen)
+            trips = _trip_count(computations.get(loop[1], []), default_trip_count)
+            _add_computation(loop[2], times * trips, default_trip_count, computations, stats, seen)
         elif called := _CALLED.search(line):
             for inner in re.findall(r"[\w.-]+", called[1]):
-                _walk(inner, times, unknown, bodies, found, seen)
+                _add_computation(inner, times, default_trip_count, computations, stats, seen)
 
 
-def _computations(text: str) -> dict[str, tuple[list[str], bool]]:
-    found: dict[str, tuple[list[str], bool]] = {}
+def _split_computations(text: str) -> tuple[Computations, str]:
+    """Return the lines of each computation, and the name of the entry computation."""
+    computations: Computations = {}
     lines: list[str] = []
+    entry = ""
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
-            lines = []
-            found[match[1]] = (lines, line.startswith("ENTRY"))
+            lines = computations[match[1]] = []
+            entry = match[1] if line.startswith("ENTRY") else entry
         else:
             lines.append(line)
-    return found
+    if not entry:
+        raise ValueError("the program's text has no ENTRY computation")
+    return computations, entry
 
 
-def _trips(condition: list[str], unknown: int) -> int:
+def _trip_count(condition: list[str], default: int) -> int:
     limits = [int(n) for line in condition for n in _LIMIT.findall(line)]
-    return limits[0] if len(limits) == 1 else unknown
+    return limits[0] if len(limits) == 1 else default
 
 
-def _result_bytes(shape: str, line: str) -> int:
-    """Of an operation's result; an operation that starts gives its operand too, first."""
+def _result_bytes(array_types: str, line: str) -> int:
+    """Return the bytes of an operation's result. The result of a `-start` operation lists its operand first."""
     sizes = [
         math.prod(map(int, dims.split(","))) * (int(bits or 8) // 8) if dims else 0
-        for _, bits, dims in _SHAPE.findall(shape)
+        for _, bits, dims in _ARRAY.findall(array_types)
     ]
     return sizes[1] if "-start(" in line and len(sizes) > 1 else sum(sizes)

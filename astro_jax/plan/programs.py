@@ -1,5 +1,7 @@
-"""A run's programs, lowered for devices that are not there: the functions, shardings and donation of training and
-sampling themselves. Nothing is allocated."""
+"""A run's programs, lowered ahead of time for the devices of a mesh.
+
+The functions, shardings and donated arguments are those of training and sampling. No array is allocated.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
@@ -20,7 +23,7 @@ from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.mesh import Sharding, decode_sharding, train_sharding
 from astro_jax.plan import work
-from astro_jax.plan.work import Work
+from astro_jax.plan.work import RooflineCost
 from astro_jax.sampler import Engine, kv_cache, programs
 from astro_jax.sampler.engine import batch_sizes
 from astro_jax.sampler.kv_cache import CacheLayout, KVCache
@@ -30,34 +33,44 @@ from astro_jax.train import grpo, sft
 from astro_jax.train.losses import Batch, RolloutBatch
 from astro_jax.train.state import abstract_state, make_accumulate, make_apply, make_optimizer, make_step
 
+ArrayTree = Any  # a pytree of jax.Array or jax.ShapeDtypeStruct, with shardings
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One jitted function of a run.
+    """A jitted function of a run.
 
     Attributes:
-      lower: makes the lowered program.
-      held: what the run holds on the devices beside the program's arguments and results.
-      work: what one call computes and reads; None where it only moves arrays.
-      trips: of its loop, where its bound is no constant.
-      unshared: of decoding, the work of as many rows as the same memory holds if each has a prefix of its own.
+      stage: "search", "sft" or "grpo".
+      name: of the function, such as "decode".
+      lower: lowers the function.
+      resident: arrays of the run that stay on the devices beside the program's arguments and results.
+      cost: of one call; None for a program that only moves arrays.
+      trip_count: of the program's loop when its limit is not a constant.
+      unshared_cost: for decoding, the cost of as many rows as fit the same memory when each row has its own prefix.
     """
 
     stage: str
     name: str
-    lower: Callable[[], Any]
-    held: Any = ()
-    work: Work | None = None
-    trips: int = 1
-    unshared: Work | None = None
+    lower: Callable[[], jax.stages.Lowered]
+    resident: ArrayTree = ()
+    cost: RooflineCost | None = None
+    trip_count: int = 1
+    unshared_cost: RooflineCost | None = None
 
 
 class Plan:
-    """A config on a mesh: its arrays as shapes with shardings, and its programs.
+    """The abstract arrays (shape, dtype, sharding) and the programs of a run on a mesh.
 
     Args:
+      c: config of the run.
+      config: of the model.
+      mesh: of training and sampling.
       prompt: tokens of a problem's prompt, the chat template included.
-      steps: optimizer steps of a training stage, which the schedule of the learning rate holds.
+      steps: optimizer steps of a training stage, a constant of the learning rate's schedule.
+
+    Raises:
+      AstroError: as `check`.
     """
 
     def __init__(self, c: cfg.Config, config: LlamaConfig, mesh: Mesh, prompt: int = 512, steps: int = 100):
@@ -68,7 +81,7 @@ class Plan:
         self.state = abstract_state(config, self.tx, self.train)
 
     def weights(self, dtype: str) -> llama_params.Params:
-        """Those that decode."""
+        """Return the abstract weights of the sampler, in its sharding and a dtype."""
         return llama_params.abstract(self.config, self.sample, jnp.dtype(dtype))
 
     def kv_cache(self, layout: CacheLayout, dtype: str) -> KVCache:
@@ -81,11 +94,11 @@ class Plan:
     # ---- Programs
 
     def programs(self, stage: str) -> list[Program]:
-        """The programs of sft, grpo (its sampling included) or search."""
+        """Return the programs of a stage: "search", "sft", or "grpo" with its sampling."""
         c = self.c
         if stage == "sft":
-            done = self._train(c.sft, c.sft.batch_size, update=True)
-            return [Program("sft", "step", self.sft_step, (), done)]
+            cost = self._train_cost(c.sft, c.sft.batch_size, update=True)
+            return [Program("sft", "step", self.sft_step, (), cost)]
         if stage == "search":
             layout = self.layout(
                 c.search.num_rollouts,
@@ -95,38 +108,38 @@ class Plan:
             )
             return self._sampling("search", layout, c.sampler.dtype, ())
         layout = self.layout(c.grpo.num_generations, self.prompt, c.grpo.max_completion_length, c.grpo.dtype)
-        done = self._train(c.grpo, grpo.micro_batch_size(c.grpo, self.train), update=False)
+        cost = self._train_cost(c.grpo, grpo.micro_batch_size(c.grpo, self.train), update=False)
         return [
             Program("grpo", "reshard", self.reshard, self.state.opt_state),
             *self._sampling("grpo", layout, c.grpo.dtype, self.state),
-            Program("grpo", "gradient", self.grpo_gradient, self.state.opt_state, done),
+            Program("grpo", "gradient", self.grpo_gradient, self.state.opt_state, cost),
             Program("grpo", "update", self.grpo_update),
         ]
 
-    def _train(self, c: cfg.Sft | cfg.Grpo, rows: int, update: bool) -> Work:
+    def _train_cost(self, c: cfg.Sft | cfg.Grpo, rows: int, update: bool) -> RooflineCost:
         kernel = attention.choose_kernel(self.train, c.max_length, self.config.head_dim)
-        scored = attention.computed_share(kernel, c.max_length)
+        score_share = attention.computed_share(kernel, c.max_length)
         return work.train(
-            self.config, self.mesh, rows * c.max_length, c.max_length, c.remat_policy == "full", update, scored
+            self.config, self.mesh, rows * c.max_length, c.max_length, c.remat_policy == "full", update, score_share
         )
 
-    def _sampling(self, stage: str, layout: CacheLayout, dtype: str, held: Any) -> list[Program]:
+    def _sampling(self, stage: str, layout: CacheLayout, dtype: str, resident: ArrayTree) -> list[Program]:
         completion = self.kv_cache(layout, dtype).completion
         head = self.weights(dtype).lm_head  # prefill does not read it
         rows, columns = self.chunk(layout)
-        decode_work = functools.partial(
+        decode_cost = functools.partial(
             work.decode, self.config, self.mesh, dtype=dtype, steps=self.c.sampler.num_scheduler_steps
         )
-        packing = [Program(stage, "pack", functools.partial(self.pack, layout, dtype), (held, self.weights(dtype)))]
+        packing = [Program(stage, "pack", functools.partial(self.pack, layout, dtype), (resident, self.weights(dtype)))]
         return [
             Program(
-                stage, "prefill", functools.partial(self.prefill, layout, dtype), (held, head, completion),
+                stage, "prefill", functools.partial(self.prefill, layout, dtype), (resident, head, completion),
                 work.prefill(self.config, self.mesh, rows * columns, layout.prefix_blocks * layout.block_size, dtype),
             ),
             Program(
-                stage, "decode", functools.partial(self.decode, layout, dtype), held,
-                decode_work(layout=layout), self.c.sampler.num_scheduler_steps,
-                decode_work(layout=self.unshared(layout)),
+                stage, "decode", functools.partial(self.decode, layout, dtype), resident,
+                decode_cost(layout=layout), self.c.sampler.num_scheduler_steps,
+                decode_cost(layout=self.unshared(layout)),
             ),
             *(packing if self.packed(layout) else ()),
         ]  # fmt: skip
@@ -163,36 +176,43 @@ class Plan:
         blocks = max(rows, key=lambda blocks: rows[blocks] * blocks)
         return rows[blocks], blocks * layout.block_size
 
-    def sft_step(self) -> Any:
+    def sft_step(self) -> jax.stages.Lowered:
+        """Lower SFT's step: gradient and update."""
         tx = make_optimizer(self.c.sft, self.steps)
         state = abstract_state(self.config, tx, self.train)
         step = make_step(sft.make_loss(self.c.sft, self.config, self.train), tx, self.config, self.train)
         return _lower(step, state, batch(self.c.sft.batch_size, self.c.sft.max_length))
 
-    def grpo_gradient(self) -> Any:
+    def grpo_gradient(self) -> jax.stages.Lowered:
+        """Lower the gradient of one micro-batch of GRPO."""
         shape = (grpo.micro_batch_size(self.c.grpo, self.train), self.c.grpo.max_length)
         loss = grpo.make_loss(self.c.grpo, self.config, self.train)
         rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
         accumulate = make_accumulate(loss, self.tx, self.config, self.train)
         return _lower(accumulate, self.state.params, self.state.params, rollouts)
 
-    def grpo_update(self) -> Any:
+    def grpo_update(self) -> jax.stages.Lowered:
+        """Lower the update of GRPO's parameters."""
         return _lower(make_apply(self.tx, self.config, self.train), self.state, self.state.params)
 
-    def reshard(self) -> Any:
+    def reshard(self) -> jax.stages.Lowered:
+        """Lower the copy of the trained parameters into the sampler's sharding and dtype."""
         return _lower(grpo.make_reshard(self.c.grpo, self.config, self.sample), self.state.params)
 
-    def prefill(self, layout: CacheLayout, dtype: str) -> Any:
+    def prefill(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
+        """Lower one chunk of prefill."""
         (n, columns), cache = self.chunk(layout), self.kv_cache(layout, dtype)
         program = programs.make_prefill(self.config, self.sample)
         return _lower(program, self.weights(dtype), cache.prefix, ints(n, columns), ints(n), ints(n))
 
-    def pack(self, layout: CacheLayout, dtype: str) -> Any:
+    def pack(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
+        """Lower the copy of the remaining rows into a smaller batch."""
         n, cache = self.packed(layout), self.kv_cache(layout, dtype)
         program = programs.make_pack(self.config, self.sample)
         return _lower(program, cache.prefix, cache.completion, ints(n), ints(n), layout.ungrouped(n))
 
-    def decode(self, layout: CacheLayout, dtype: str) -> Any:
+    def decode(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
+        """Lower `num_scheduler_steps` decode steps."""
         n, cache = layout.num_seqs, self.kv_cache(layout, dtype)
         inputs = DecodeInputs(
             token=ints(n), position=ints(n), length=ints(n), prefix_slot=ints(n), key=ints(n, 2, dtype=jnp.uint32),
@@ -208,14 +228,18 @@ class Plan:
 
 
 def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
-    """Raise an AstroError where parameters or batches do not divide over the mesh, or attention cannot be as asked."""
+    """Check that a mesh divides the parameters and the batches, and that the attention kernel supports the lengths.
+
+    Raises:
+      AstroError: when it does not. The message names the parameter or the config key.
+    """
     for path, spec in jax.tree_util.tree_leaves_with_path(llama_params.param_specs(config)):
         for n, axis in zip(spec.shape, spec.axes, strict=True):
-            where = dict(sharding.rules).get(axis, ())
-            parts = math.prod(sharding.mesh.shape[name] for name in where)
-            if n % parts:
+            mesh_axes = dict(sharding.rules).get(axis, ())
+            shards = math.prod(sharding.mesh.shape[name] for name in mesh_axes)
+            if n % shards:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
-                raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(where)}={parts} does not divide")
+                raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(mesh_axes)}={shards} does not divide")
     for length in (c.sft.max_length, c.grpo.max_length, c.sampler.block_size):
         attention.choose_kernel(sharding, length, config.head_dim)
     if c.sft.batch_size % sharding.batch_size:
@@ -224,24 +248,27 @@ def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
         )
 
 
-def _lower(function: Any, *args: Any) -> Any:
-    """That the functions of training and sampling are jitted does not stand in their types."""
+def _lower(function: Any, *args: Any) -> jax.stages.Lowered:
+    """Lower a jitted function. The types of training and sampling do not say that their functions are jitted."""
     return function.lower(*args)
 
 
-def size(tree: Any) -> int:
-    """Bytes that a tree of sharded arrays takes of a chip."""
+def size(tree: ArrayTree) -> int:
+    """Return the bytes of a tree of sharded arrays on one chip."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def ints(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+def ints(*shape: int, dtype: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
+    """Return an abstract integer array."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    """Return an abstract float32 array."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def batch(*shape: int) -> Batch:
+    """Return an abstract training batch: rows x tokens."""
     return Batch(tokens=ints(*shape), segment_ids=ints(*shape), positions=ints(*shape), loss_weights=floats(*shape))

@@ -1,6 +1,6 @@
-"""What a program computes and reads, by formulas from its shapes, and the least time that takes on a slice.
+"""The roofline of a program: formulas for its FLOPs and its HBM traffic, and the least time of one call.
 
-XLA's own estimate is of no use here: it counts the body of a loop once.
+XLA's own cost analysis counts the body of a loop once, so it is not used.
 """
 
 from __future__ import annotations
@@ -17,62 +17,70 @@ from astro_jax.sampler.kv_cache import CacheLayout, bytes_per_sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """Of one call, a chip.
+class RooflineCost:
+    """FLOPs and HBM traffic of one call of a program, on one chip.
 
     Attributes:
-      useful: FLOPs of the model: once forward and, in training, twice backward; attention to earlier tokens only.
-      executed: FLOPs of what runs: also what is computed again (remat), and masked scores.
-      read: bytes of HBM that it must move at least.
+      model_flops: of the model: the forward pass and, in training, twice as many for the backward pass. Attention
+        counts earlier tokens only.
+      executed_flops: of the program. It also computes masked scores and, with remat, the forward pass again.
+      hbm_bytes: the least bytes to read and write.
       tokens: of all chips together.
     """
 
-    useful: float
-    executed: float
-    read: float
+    model_flops: float
+    executed_flops: float
+    hbm_bytes: float
     tokens: int
 
     def seconds(self, chip: Chip) -> float:
-        """The roofline: the larger of the time to compute and the time to move."""
-        return max(self.executed / chip.flops, self.read / chip.bandwidth)
+        """Return the least seconds of one call: compute time or HBM time, whichever is longer."""
+        return max(self.executed_flops / chip.flops_per_s, self.hbm_bytes / chip.hbm_bandwidth)
 
     def mfu(self, chip: Chip) -> float:
-        """The highest possible model FLOPs utilization: useful FLOPs in that time, as a share of the chip's."""
-        return self.useful / (self.seconds(chip) * chip.flops)
+        """Return the highest possible model FLOPs utilization, between 0 and 1."""
+        return self.model_flops / (self.seconds(chip) * chip.flops_per_s)
 
 
 def train(
-    config: LlamaConfig, mesh: Mesh, tokens: int, length: int, remat: bool, update: bool, scored: float = 1.0
-) -> Work:
-    """A gradient of rows of `length` tokens, and AdamW's update where it is in the same program.
+    config: LlamaConfig, mesh: Mesh, tokens: int, length: int, remat: bool, update: bool, score_share: float = 1.0
+) -> RooflineCost:
+    """Return the cost of a gradient, and of AdamW's update when the same program makes the update.
 
-    Forward F, backward 2 F, with remat F again. The LM head and half of attention, the scores, come in chunks and are
-    computed again in the backward pass in any case. Bytes: the weights in bfloat16 as gathered, once a pass; each
-    block's input, written and read; in float32 gradients and, with the update, parameters and moments.
+    FLOPs: F for the forward pass, 2 F for the backward pass, F again with remat. The backward pass also computes the LM
+    head and the attention scores (half of attention) again, because their results are not kept.
+    Bytes: the gathered bfloat16 weights, once a pass; the input of each block, written and read; the float32 gradients;
+    with the update the float32 parameters and moments.
 
     Args:
-      scored: share of all pairs of tokens of a row whose score is computed (llama.attention.computed_share).
+      config: of the model.
+      mesh: of training.
+      tokens: of one call, over all chips.
+      length: tokens of a row.
+      remat: whether each block's forward pass runs again in the backward pass.
+      update: whether the program updates the parameters.
+      score_share: computed attention scores as a share of length x length (llama.attention.computed_share).
     """
     chips, tp = mesh.size, mesh.shape["tp"]
     matmuls = config.flops_per_token() - head(config)
-    scores = scored * (config.flops_per_token(length) - config.flops_per_token())
-    useful = 3 * tokens * config.flops_per_token(length // 2)
-    last = 2 * config.n_layers * config.d_ff * config.d_model  # of each block: what it gives is not needed again
-    executed = tokens * ((3 + remat) * matmuls - remat * last + (3.5 + remat) * scores + 4 * head(config))
+    scores = score_share * (config.flops_per_token(length) - config.flops_per_token())
+    model_flops = 3 * tokens * config.flops_per_token(length // 2)
+    last = 2 * config.n_layers * config.d_ff * config.d_model  # each block's last matmul, which remat does not repeat
+    executed_flops = tokens * ((3 + remat) * matmuls - remat * last + (3.5 + remat) * scores + 4 * head(config))
     n = llama_params.count(config)
     passes = 2 + remat
     activations = 2 * 2 * config.n_layers * tokens * config.d_model / chips
-    read = passes * 2 * n / tp + activations + (8 if update else 2) * 4 * n / chips
-    return Work(useful / chips, executed / chips, read, tokens)
+    hbm_bytes = passes * 2 * n / tp + activations + (8 if update else 2) * 4 * n / chips
+    return RooflineCost(model_flops / chips, executed_flops / chips, hbm_bytes, tokens)
 
 
-def prefill(config: LlamaConfig, mesh: Mesh, tokens: int, prefix: int, dtype: str) -> Work:
+def prefill(config: LlamaConfig, mesh: Mesh, tokens: int, prefix: int, dtype: str) -> RooflineCost:
     """One chunk of each of some prefixes, in the middle of them; the LM head is not computed."""
     flops = tokens * (config.flops_per_token(prefix // 2) - head(config)) / mesh.size
-    return Work(flops, flops, weight_bytes(config, mesh, dtype), tokens)
+    return RooflineCost(flops, flops, weight_bytes(config, mesh, dtype), tokens)
 
 
-def decode(config: LlamaConfig, mesh: Mesh, layout: CacheLayout, dtype: str, steps: int) -> Work:
+def decode(config: LlamaConfig, mesh: Mesh, layout: CacheLayout, dtype: str, steps: int) -> RooflineCost:
     """Decode steps of all rows, with full prefixes and half of the columns for new tokens filled.
 
     Bytes: the weights once a step, each prefix once a prefix group, each row's own columns.
@@ -81,14 +89,14 @@ def decode(config: LlamaConfig, mesh: Mesh, layout: CacheLayout, dtype: str, ste
     flops = steps * layout.num_seqs * config.flops_per_token(prefix + own) / mesh.size
     column = bytes_per_sequence(config, 0, 1, 1, jnp.dtype(dtype).itemsize)
     caches = column * (layout.num_groups * prefix + layout.num_seqs * own) / mesh.size
-    return Work(flops, flops, steps * (weight_bytes(config, mesh, dtype) + caches), steps * layout.num_seqs)
+    return RooflineCost(flops, flops, steps * (weight_bytes(config, mesh, dtype) + caches), steps * layout.num_seqs)
 
 
 def weight_bytes(config: LlamaConfig, mesh: Mesh, dtype: str) -> float:
-    """Of a chip where weights lie over tp alone."""
+    """Return the bytes of the weights on one chip when they are sharded over tp only."""
     return llama_params.count(config) * jnp.dtype(dtype).itemsize / mesh.shape["tp"]
 
 
 def head(config: LlamaConfig) -> int:
-    """FLOPs of the LM head for one token."""
+    """Return the FLOPs of the LM head for one token."""
     return 2 * config.d_model * config.vocab_size

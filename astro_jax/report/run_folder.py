@@ -144,7 +144,7 @@ def read_lines(path: epath.Path) -> Iterator[Json]:
 
     A torn last line is left out: the stage may still be writing.
     """
-    return storage.read_jsonl(path, torn=True) if path.exists() else iter(())
+    return storage.read_jsonl(path, allow_truncated=True) if path.exists() else iter(())
 
 
 def is_number(value: Any) -> bool:

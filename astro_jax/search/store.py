@@ -135,7 +135,7 @@ class TreeStore:
 
     def _read_trees(self, path: epath.Path) -> list[Tree]:
         """Read the complete records of a file whose last line may be cut short."""
-        records = list(storage.read_jsonl(path, torn=True))
+        records = list(storage.read_jsonl(path, allow_truncated=True))
         for record in records:
             if (digest := record.get("config")) != self.digest:
                 raise AstroError(

@@ -36,12 +36,12 @@ class MetricsLogger:
 
         The event file is made anew from the kept records: it never holds a step twice.
         """
-        lines = storage.read_jsonl(self.path, torn=True) if self.path.exists() else ()
+        lines = storage.read_jsonl(self.path, allow_truncated=True) if self.path.exists() else ()
         self._records = [record for record in lines if record["step"] <= step]
         storage.write_jsonl(self.path, self._records)
         if not distributed.is_main_process():
             return
-        if storage.remote(self.folder):
+        if storage.is_remote(self.folder):
             log(f"{self.folder}: no TensorBoard curves, which need a local disk; the values are in metrics.jsonl")
             return
         from astro_jax.train.tensorboard import EventWriter  # slow to import where torch is installed

@@ -1,4 +1,4 @@
-"""The launch scripts, with a Python that only notes how it is called: nothing is installed here."""
+"""setup.sh and local.sh, with a fake Python that records its calls: the tests install nothing."""
 
 import os
 import shutil
@@ -16,13 +16,13 @@ echo "$*" >>"$CALLS"
 case "$FAKE $*" in
     old*" -c import sys;"* | bare*" -m venv "* | bare*" -m pip "* | offline*" install "*) exit 1 ;;
     *" -m venv "*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
-    *" install "*) sleep 0.3 ;;
+    slow*" install "*) sleep 0.3 ;;
 esac
 """
 
 
 class Machine:
-    """A copy of what setup.sh reads, and a PATH with nothing on it but a fake python3 and a few tools."""
+    """A copy of the files that setup.sh reads, and a PATH with a fake python3 and a few tools only."""
 
     def __init__(self, folder: Path):
         self.repo, self.venv, self.calls = folder / "repo", folder / "venv", folder / "calls"
@@ -51,13 +51,13 @@ class Machine:
         )
 
     def setup(self, *locks: str, fake: str = "") -> tuple[int, list[str]]:
-        """The exit code, and the lines that were printed."""
+        """Run setup.sh to its end. Returns the exit code and the printed lines."""
         process = self.start(*locks, fake=fake)
         out, err = process.communicate(timeout=60)
         return process.returncode, (out + err).splitlines()
 
     def installs(self) -> int:
-        """How many times pip was asked to install a lock file."""
+        """Return the number of lock files that pip has installed."""
         return self.calls.read_text().count(" --require-hashes ")
 
 
@@ -67,7 +67,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_script_parses(script: Path):
+def test_script_parses_and_is_executable(script: Path):
     subprocess.run(["bash", "-n", script], check=True)
     assert os.access(script, os.X_OK)
 
@@ -81,7 +81,7 @@ def test_second_setup_does_nothing(machine: Machine):
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "pyproject.toml"])
-def test_changed_file_is_installed(machine: Machine, name: str):
+def test_changed_file_is_installed_again(machine: Machine, name: str):
     machine.setup()
     with (machine.repo / name).open("a") as file:
         file.write("# changed\n")
@@ -89,7 +89,7 @@ def test_changed_file_is_installed(machine: Machine, name: str):
     assert machine.installs() == 2
 
 
-def test_further_lock_is_added_to_the_first(machine: Machine):
+def test_second_lock_is_added_to_the_first(machine: Machine):
     machine.setup()
     assert machine.setup("requirements-plan.lock")[0] == 0
     assert machine.installs() == 2
@@ -97,7 +97,7 @@ def test_further_lock_is_added_to_the_first(machine: Machine):
     assert machine.setup("requirements-plan.lock") == (0, [])
 
 
-def test_failed_install_is_done_again(machine: Machine):
+def test_failed_install_is_repeated(machine: Machine):
     assert machine.setup(fake="offline")[0] not in (0, 2)
     assert machine.setup()[0] == 0
     assert machine.installs() == 2
@@ -105,19 +105,19 @@ def test_failed_install_is_done_again(machine: Machine):
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="needs flock")
 def test_two_setups_at_once_install_once(machine: Machine):
-    both = [machine.start(), machine.start()]
+    both = [machine.start(fake="slow"), machine.start(fake="slow")]
     for process in both:
         process.communicate(timeout=60)
     assert [process.returncode for process in both] == [0, 0]
     assert machine.installs() == 1
 
 
-def test_newest_python_is_taken(machine: Machine):
+def test_newest_working_python_is_used(machine: Machine):
     machine.add("python3.12")
     machine.add("python3.13")
     (machine.bin / "python3").unlink()
     (machine.bin / "python3.13").write_text(f"#!/usr/bin/env bash\necho 3.13 >>'{machine.calls}'\nexit 1\n")
-    assert machine.setup()[0] == 0  # a python3.13 that does not run is passed over
+    assert machine.setup()[0] == 0  # skips the broken python3.13
     assert machine.calls.read_text().startswith("3.13\n-c ")
 
 
@@ -133,11 +133,11 @@ def test_python_without_venv_and_pip_is_refused(machine: Machine):
     assert "python3-venv" in lines[0]
 
 
-# ---- One run by several processes
+# ---- local.sh: one run by several processes
 
 
 def local(machine, *words, codes=(0, 0)):
-    """launch/local.sh with an `astro` that says what it was asked, and ends with a code of its own for each process."""
+    """Run local.sh with a fake `astro`: it prints its arguments, and process i ends with codes[i]."""
     machine.setup()
     for tool in ("sed", "sort"):
         (machine.bin / tool).symlink_to(shutil.which(tool))
@@ -145,7 +145,7 @@ def local(machine, *words, codes=(0, 0)):
     astro = machine.venv / "bin" / "astro"
     table = " ".join(map(str, codes))
     astro.write_text(
-        f'#!/usr/bin/env bash\necho "$*"\necho "[Gloo] noise"\ncodes=({table})\nexit "${{codes[${{@: -1}}]}}"\n'
+        f'#!/usr/bin/env bash\necho "$*"\necho "[Gloo] connected"\ncodes=({table})\nexit "${{codes[${{@: -1}}]}}"\n'
     )
     astro.chmod(0o755)
     return subprocess.run(
@@ -155,7 +155,7 @@ def local(machine, *words, codes=(0, 0)):
     )  # fmt: skip
 
 
-def test_each_process_knows_the_others_and_its_lines_begin_with_its_number(machine):
+def test_local_starts_all_processes_and_prefixes_their_output(machine):
     done = local(machine, "2", "run.yaml", "seed=3")
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [
@@ -163,13 +163,13 @@ def test_each_process_knows_the_others_and_its_lines_begin_with_its_number(machi
     ]
 
 
-def test_a_process_that_fails_is_named_with_its_code(machine):
+def test_local_names_failed_processes_with_their_exit_codes(machine):
     done = local(machine, "3", "run.yaml", codes=(0, 3, 137))
     assert done.returncode == 3
     assert "process 1 ended with exit code 3" in done.stderr and "process 2 ended with exit code 137" in done.stderr
 
 
 @pytest.mark.parametrize("words", [[], ["2"], ["two", "run.yaml"], ["0", "run.yaml"]])
-def test_a_wrong_number_of_processes_prints_the_usage(machine, words):
-    done = local(machine, *words)
+def test_local_with_wrong_arguments_prints_the_usage(words):
+    done = subprocess.run(["bash", ROOT / "launch" / "local.sh", *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.startswith("Usage: launch/local.sh N CONFIG")

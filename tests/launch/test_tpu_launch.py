@@ -1,4 +1,4 @@
-"""The launchers for TPU slices, with clouds that only note what they are asked."""
+"""The launchers for TPU slices, with fake cloud tools that record their calls."""
 
 import re
 import shlex
@@ -13,9 +13,9 @@ from astro_jax import cli
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (ROOT / "launch" / "tpu.env.example").read_text()
-CLOUDS = ("gcloud", "kubectl", "xpk", "sky")
+TOOLS = ("gcloud", "kubectl", "xpk", "sky")
 
-# A cloud that notes its calls. What it says comes from files beside it, a line a call: the last line stands.
+# A tool that records its calls. Its answers come from files in its folder, one line a call; the last line repeats.
 FAKE = """#!/usr/bin/env bash
 here=$(dirname "$0")
 echo "$(basename "$0") $*" >>"$here/calls"
@@ -29,35 +29,37 @@ next() {
     [[ $(wc -l <"$here/$1") -eq 1 ]] || sed -i 1d "$here/$1"
 }
 case "$*" in
-    *" describe "*) said=$(next states); [[ $said != NONE ]] || { echo "NOT_FOUND" >&2; exit 1; }; echo "$said" ;;
+    *" describe "*) state=$(next states); [[ $state != NONE ]] || { echo "NOT_FOUND" >&2; exit 1; }; echo "$state" ;;
     *"worker.sh status"*) next workers | tr , '\\n' ;;
 esac
 """
 
 
 class Cloud:
-    """A folder with fake tools before all others on PATH, and a file of settings."""
+    """A folder with fake tools that come first on PATH, and a settings file."""
 
     def __init__(self, folder):
         self.folder = folder
-        for name in CLOUDS:
+        for name in TOOLS:
             (folder / name).write_text(FAKE)
             (folder / name).chmod(0o755)
-        self.settings(SETTINGS)
-        self.says(states=["ACTIVE"], workers=["a: ended 0,b: ended 0,c: ended 0,d: ended 0"])
+        (folder / "git").symlink_to("/bin/true")  # makes no archive
+        self.write_settings(SETTINGS)
+        self.answer(states=["ACTIVE"], workers=["a: ended 0,b: ended 0,c: ended 0,d: ended 0"])
 
-    def settings(self, text):
+    def write_settings(self, text):
         (self.folder / "tpu.env").write_text(text)
 
     def change(self, **changes):
         text = SETTINGS
         for key, value in changes.items():
             text = re.sub(rf"^{key}=.*$", lambda _, key=key, value=value: f"{key}={value}", text, flags=re.M)
-        self.settings(text)
+        self.write_settings(text)
 
-    def says(self, **lines):
-        for name, told in lines.items():
-            (self.folder / name).write_text("".join(f"{line}\n" for line in told))
+    def answer(self, **answers):
+        """Set the answers about the slice (states) and about the run (workers), one a call."""
+        for name, lines in answers.items():
+            (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
 
     def run(self, script, *words):
         command = ["bash", ROOT / "launch" / script, *words, "--settings", self.folder / "tpu.env"]
@@ -75,17 +77,17 @@ def cloud(tmp_path):
     return Cloud(tmp_path)
 
 
-def verbs(calls):
-    """What of the queued resource's life was asked for, in order."""
+def steps(calls):
+    """Return the steps of a run that the calls stand for, in order."""
     names = {" create ": "create", " delete ": "delete", " scp ": "setup", "worker.sh start": "run", "rsync": "fetch"}
-    return [verb for call in calls for part, verb in names.items() if part in call]
+    return [step for call in calls for text, step in names.items() if text in call]
 
 
 # ---- Dry runs
 
 
 @pytest.mark.parametrize("verb", ["create", "wait", "setup", "run", "status", "tail", "retry", "fetch", "delete"])
-def test_a_dry_run_prints_commands_and_runs_none(cloud, verb):
+def test_dry_run_prints_commands_and_runs_none(cloud, verb):
     done = cloud.run("tpu.sh", verb, "--dry-run")
     assert done.returncode == 0 and not cloud.calls, done.stderr
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
@@ -95,8 +97,8 @@ def test_a_dry_run_prints_commands_and_runs_none(cloud, verb):
             assert line[-2:] == ["--project=my-project", "--zone=us-west4-a"]
 
 
-def test_the_slice_is_that_of_the_plan(cloud):
-    """A topology by the names of `astro plan` is the same slice in the names of Google Cloud, SkyPilot and GKE."""
+def test_topology_is_the_same_slice_for_every_launcher(cloud):
+    """A topology of `astro plan` in the names of Google Cloud, SkyPilot and GKE."""
     expected = {
         "v5e:4x4": ("v5litepod-16", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", 4, 4),
         "v6e:2x4": ("v6e-8", "v2-alpha-tpuv6e", "tpu-v6e-slice", 1, 8),
@@ -118,7 +120,7 @@ def test_the_slice_is_that_of_the_plan(cloud):
 
 
 @pytest.mark.parametrize("spot", ["yes", "no"])
-def test_spot_is_asked_for_where_it_is_set(cloud, spot):
+def test_spot_setting_requests_a_spot_slice(cloud, spot):
     cloud.change(SPOT=spot)
     assert ("--spot" in cloud.run("tpu.sh", "create", "--dry-run").stdout) == (spot == "yes")
     assert yaml.safe_load(cloud.run("sky.sh", "task").stdout)["resources"]["use_spot"] is (spot == "yes")
@@ -126,22 +128,22 @@ def test_spot_is_asked_for_where_it_is_set(cloud, spot):
     assert ("cloud.google.com/gke-spot" in pod["nodeSelector"]) == (spot == "yes")
 
 
-def test_overrides_with_spaces_and_quotes_come_through_every_shell(cloud):
-    """To the worker through two shells, into a pod's bash through YAML, and into SkyPilot's run."""
+def test_overrides_with_spaces_and_quotes_survive_every_shell(cloud):
+    """Two shells to the worker; YAML and a pod's bash; SkyPilot's run."""
     odd = ["""mesh={fsdp: 4, tp: 4}""", """chat.system=Don't "guess", $HOME; think"""]
     cloud.change(OVERRIDES=f"({shlex.join(odd)})")
     (call,) = (shlex.split(line) for line in cloud.run("tpu.sh", "run", "--dry-run").stdout.splitlines())
     (remote,) = (word.removeprefix("--command=") for word in call if word.startswith("--command="))
-    wanted = ["astro", "run", "configs/llama3.1-8b.yaml", "out=gs://my-bucket/astro/astro-8b", *odd]
-    assert shlex.split(remote)[3:] == wanted
+    expected = ["astro", "run", "configs/llama3.1-8b.yaml", "out=gs://my-bucket/astro/astro-8b", *odd]
+    assert shlex.split(remote)[3:] == expected
     container = job_of(yaml.safe_load(cloud.run("gke.sh", "manifest").stdout))["template"]["spec"]["containers"][0]
-    assert shlex.split(container["command"][2]) == ["exec", *wanted]
+    assert shlex.split(container["command"][2]) == ["exec", *expected]
     task = yaml.safe_load(cloud.run("sky.sh", "task").stdout)
-    assert shlex.split(task["run"]) == [".venv/bin/astro", *wanted[1:]]
+    assert shlex.split(task["run"]) == [".venv/bin/astro", *expected[1:]]
 
 
-def test_searching_shards_are_jobsets_of_their_own(cloud):
-    """So a pod that is lost stops no other shard; one label finds them all."""
+def test_search_makes_one_jobset_for_each_shard(cloud):
+    """A lost pod then restarts only its own shard. All JobSets have one label in common."""
     cloud.change(STAGE="search", SHARDS="3")
     jobsets = list(yaml.safe_load_all(cloud.run("gke.sh", "manifest").stdout))
     assert [j["metadata"]["name"] for j in jobsets] == ["astro-8b-0", "astro-8b-1", "astro-8b-2"]
@@ -155,8 +157,8 @@ def job_of(jobset):
     return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
 
 
-def test_the_manifest_validates_against_the_schemas_of_kubernetes(cloud):
-    """The job inside by Kubernetes' own schema; of the JobSet around it, the fields and kinds of its definition."""
+def test_manifest_is_valid_for_kubernetes(cloud):
+    """The inner Job by Kubernetes' schema; the outer JobSet by the fields of its definition."""
     validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     for stage in ("run", "search"):
         cloud.change(STAGE=stage)
@@ -188,126 +190,124 @@ def test_the_manifest_validates_against_the_schemas_of_kubernetes(cloud):
         }
 
 
-# ---- A run that is taken away
+# ---- retry
 
 
-def test_after_a_preemption_the_slice_is_asked_for_again_until_the_run_is_done(cloud):
-    cloud.says(
+def test_retry_requests_a_new_slice_after_a_preemption(cloud):
+    cloud.answer(
         states=["NONE", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "NONE", "ACTIVE"],
         workers=["a: running,b: running,c: running,d: running", "a: ended 0,b: ended 0,c: ended 0,d: ended 0"],
     )
     done = cloud.run("tpu.sh", "retry")
     assert done.returncode == 0, done.stderr
-    life = ["create", "setup", "run", "delete", "create", "setup", "run", "delete", "fetch"]
-    assert verbs(cloud.calls) == life
+    expected = ["create", "setup", "run", "delete", "create", "setup", "run", "delete", "fetch"]
+    assert steps(cloud.calls) == expected
 
 
-def test_a_run_that_is_under_way_is_watched_and_not_set_up_again(cloud):
-    cloud.says(
+def test_retry_watches_a_run_that_is_already_running(cloud):
+    cloud.answer(
         workers=["a: running,b: running", "a: running,b: running", "a: ended 0,b: ended 0,c: ended 0,d: ended 0"]
     )
     done = cloud.run("tpu.sh", "retry")
-    assert done.returncode == 0 and verbs(cloud.calls) == ["delete", "fetch"], done.stderr
+    assert done.returncode == 0 and steps(cloud.calls) == ["delete", "fetch"], done.stderr
 
 
-def test_a_slice_that_cannot_be_asked_for_yet_is_asked_for_again(cloud):
-    cloud.says(states=["NONE", "NONE", "ACTIVE"])
+def test_retry_repeats_a_refused_request(cloud):
+    cloud.answer(states=["NONE", "NONE", "ACTIVE"])
     (cloud.folder / "refuse").write_text(" create ")
     (cloud.folder / "once").touch()
     done = cloud.run("tpu.sh", "retry")
     assert done.returncode == 0, done.stderr
-    assert verbs(cloud.calls)[:2] == ["create", "create"]
+    assert steps(cloud.calls)[:2] == ["create", "create"]
 
 
-def test_a_run_that_fails_is_started_again_but_not_for_ever(cloud):
-    cloud.says(workers=["a: ended 1,b: ended 1,c: ended 1,d: ended 134"])
+def test_retry_gives_up_after_five_failures(cloud):
+    cloud.answer(workers=["a: ended 1,b: ended 1,c: ended 1,d: ended 134"])
     done = cloud.run("tpu.sh", "retry")
     assert done.returncode == 2 and "has failed 5 times" in done.stderr
-    assert verbs(cloud.calls) == ["setup", "run"] * 5
+    assert steps(cloud.calls) == ["setup", "run"] * 5
 
 
-def test_a_run_that_refuses_its_input_is_not_started_again(cloud):
-    cloud.says(workers=["a: ended 2,b: ended 2,c: running,d: ended 2"])
+def test_retry_does_not_restart_a_run_that_refused_its_input(cloud):
+    cloud.answer(workers=["a: ended 2,b: ended 2,c: running,d: ended 2"])
     done = cloud.run("tpu.sh", "retry")
-    assert done.returncode == 2 and "refuses its input" in done.stderr and "tpu.sh delete" in done.stderr
-    assert verbs(cloud.calls) == ["setup", "run"]
+    assert done.returncode == 2 and "refused its input" in done.stderr and "tpu.sh delete" in done.stderr
+    assert steps(cloud.calls) == ["setup", "run"]
 
 
-# ---- Bad input: one line before anything is created
+# ---- Bad input
 
 
 @pytest.mark.parametrize(
-    "changes, says",
+    "changes, message",
     [
         (dict(PROJECT=""), "PROJECT= is not a project"),
         (dict(ZONE="us-west4"), "ZONE=us-west4 is not a zone"),
         (dict(NAME="My_Run"), "NAME=My_Run is not a name"),
         (dict(TOPOLOGY="v5litepod-16"), "TOPOLOGY=v5litepod-16 is not a topology"),
-        (dict(TOPOLOGY="v5e:3x3"), "TOPOLOGY=v5e:3x3 is not made of hosts"),
+        (dict(TOPOLOGY="v5e:3x3"), "TOPOLOGY=v5e:3x3 does not divide into hosts"),
         (dict(BUCKET="my-bucket"), "BUCKET=my-bucket is not a folder in a bucket"),
-        (dict(CONFIG="configs/none.yaml"), "CONFIG=configs/none.yaml is no file"),
+        (dict(CONFIG="configs/none.yaml"), "CONFIG=configs/none.yaml is not a file"),
         (dict(OVERRIDES="(--seed)"), "OVERRIDES holds --seed, which is not key=value"),
         (dict(SPOT="maybe"), "SPOT=maybe is not yes or no"),
         (dict(STAGE="import"), "STAGE=import is not a command"),
     ],
 )
-def test_a_wrong_setting_is_one_line(cloud, changes, says):
+def test_invalid_setting_is_one_line_before_anything_is_created(cloud, changes, message):
     cloud.change(**changes)
     done = cloud.run("tpu.sh", "create")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
     assert not cloud.calls
 
 
 @pytest.mark.parametrize(
-    "line, instead, says",
+    "line, instead, message",
     [
-        ("CONFIG=configs/llama3.1-8b.yaml", "", "CONFIG= is no file"),
+        ("CONFIG=configs/llama3.1-8b.yaml", "", "CONFIG= is not a file"),
         ("PROJECT=my-project", 'PROJECT="my-project', "unexpected EOF"),
         ("BUCKET=gs://my-bucket", "BUCKET=gs://$NOWHERE", "NOWHERE: unbound variable"),
         ("SPOT=yes", "SPOT = yes", "command not found"),
     ],
 )
-def test_a_line_that_is_missing_or_no_setting_is_one_line(cloud, line, instead, says):
+def test_settings_that_bash_cannot_read_are_one_line(cloud, line, instead, message):
     assert line in SETTINGS
-    cloud.settings(SETTINGS.replace(line, instead))
+    cloud.write_settings(SETTINGS.replace(line, instead))
     done = cloud.run("tpu.sh", "create")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
     assert not cloud.calls
 
 
-def test_settings_without_a_file_prints_the_usage():
+def test_settings_flag_without_a_file_prints_the_usage():
     done = subprocess.run(["bash", ROOT / "launch" / "tpu.sh", "create", "--settings"], capture_output=True, text=True)
     assert done.returncode == 2 and "Usage: launch/tpu.sh" in done.stderr
 
 
-def test_without_settings_it_says_where_they_come_from(cloud):
+def test_missing_settings_file_names_the_example(cloud):
     (cloud.folder / "tpu.env").unlink()
     done = cloud.run("tpu.sh", "create")
-    assert done.returncode == 2 and "copy launch/tpu.env.example there" in done.stderr
+    assert done.returncode == 2 and "copy launch/tpu.env.example to this path" in done.stderr
 
 
 @pytest.mark.parametrize("script, verb", [("tpu.sh", "create"), ("tpu.sh", "retry"), ("gke.sh", "apply")])
-@pytest.mark.parametrize("refused, says", [("print-access-token", "no credentials"), (" cp ", "cannot be written")])
-def test_nothing_is_created_without_credentials_or_for_a_bucket_that_cannot_be_written(
-    cloud, script, verb, refused, says
-):
+@pytest.mark.parametrize("refused, message", [("print-access-token", "no credentials"), (" cp ", "cannot write to")])
+def test_creates_nothing_without_credentials_or_a_writable_bucket(cloud, script, verb, refused, message):
     (cloud.folder / "refuse").write_text(refused)
     done = cloud.run(script, verb)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr
-    assert not verbs(cloud.calls) and not any(call.startswith("kubectl") for call in cloud.calls)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert not steps(cloud.calls) and not any(call.startswith("kubectl") for call in cloud.calls)
 
 
 @pytest.mark.parametrize("script", ["tpu.sh", "gke.sh", "sky.sh"])
 @pytest.mark.parametrize("words", [[], ["no-such"], ["create", "--no-such"]])
-def test_a_wrong_command_prints_the_usage(cloud, script, words):
+def test_unknown_command_prints_the_usage(cloud, script, words):
     done = cloud.run(script, *words)
     assert done.returncode == 2 and "Settings: launch/tpu.env" in done.stderr
 
 
-# ---- On a worker
+# ---- worker.sh
 
 
-def test_a_worker_runs_one_thing_at_a_time_and_keeps_its_code(tmp_path):
+def test_worker_runs_one_command_at_a_time_and_keeps_its_exit_code(tmp_path):
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "worker.sh", tmp_path / "launch")
 
@@ -317,27 +317,27 @@ def test_a_worker_runs_one_thing_at_a_time_and_keeps_its_code(tmp_path):
 
     def wait_for(end):
         for _ in range(200):
-            if (said := worker("status")).endswith(end):
+            if (status := worker("status")).endswith(end):
                 return
             subprocess.run(["sleep", "0.05"], check=True)
-        raise AssertionError(said)
+        raise AssertionError(status)
 
     assert worker("status").endswith("not started")
     fifo = tmp_path / "go"
     subprocess.run(["mkfifo", fifo], check=True)
-    worker("start", "bash", "-c", 'read -r <"$0"; echo "it said $REPLY"; exit 3', str(fifo))
+    worker("start", "bash", "-c", 'read -r <"$0"; echo "received $REPLY"; exit 3', str(fifo))
     assert worker("status").endswith("running")
     worker("start", "echo", "a second one")
     fifo.write_text("go on\n")
     wait_for("ended 3")
-    assert (tmp_path / "run.log").read_text() == "it said go on\n"
+    assert (tmp_path / "run.log").read_text() == "received go on\n"
     worker("start", "true")
     wait_for("ended 0")
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_a_worker_whose_python_is_too_old_gets_another(tmp_path, old):
-    """Images of TPU VMs come with Python 3.10."""
+def test_worker_setup_installs_a_newer_python_when_the_image_has_3_10(tmp_path, old):
+    """The images of TPU VMs have Python 3.10."""
     (tmp_path / "launch").mkdir()
     shutil.copy(ROOT / "launch" / "worker.sh", tmp_path / "launch")
     fakes = {
@@ -350,18 +350,18 @@ def test_a_worker_whose_python_is_too_old_gets_another(tmp_path, old):
         path.chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
     subprocess.run(["bash", tmp_path / "launch" / "worker.sh", "setup"], env=env, check=True, timeout=30)
-    bring = ["python3 -m pip install -q --user uv", "uv python install -q 3.12"]
-    assert (tmp_path / "calls").read_text().splitlines() == bring * old + ["setup requirements-tpu.lock"]
+    install = ["python3 -m pip install -q --user uv", "uv python install -q 3.12"]
+    assert (tmp_path / "calls").read_text().splitlines() == install * old + ["setup requirements-tpu.lock"]
 
 
-# ---- The guide
+# ---- docs/tpu.md
 
 
 def commands():
-    """Every command of the guide's code blocks."""
+    """Return all commands of the guide's code blocks."""
     text = (ROOT / "docs" / "tpu.md").read_text()
-    blocks = re.findall(r"^    (\S.*)$", text, flags=re.M)
-    return [block.partition("  #")[0].strip() for block in blocks]
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)
+    return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
 
 
 def test_every_command_of_the_guide_works_in_a_dry_run(cloud):

@@ -30,7 +30,7 @@ def run(tmp_path):
         "hash": "abc", "command": "astro run x.yaml seed=7",
         "config": {"model": "llama-x", "seed": 7, "sft": {"batch_size": 4}},
     })  # fmt: skip
-    storage.finish(folder / "astro-sft", "astro-sft", "abc", ["traces"], 12.5)
+    storage.write_manifest(folder / "astro-sft", "astro-sft", "abc", ["traces"], 12.5)
     storage.write_json(folder / "traces" / "counts.json", {"valid trees": 31, "ASTRO": {"examples": 99, "mean k": 1.5}})
     models = {"base": model(0.2), "astro-sft": model(0.6)}
     storage.write_json(folder / "results.json", {"seed": 7, "wall_s": 1, "models": models})

@@ -133,7 +133,7 @@ def test_the_stage_asks_a_real_model_by_the_prompts_of_the_run(tmp_path):
     llama.save(run.folder / "base" / "model", config, tiny_params(config), TOKENIZER)
     Shards(run.folder / "search", "trees").write(0, [pets_tree().record()])
     for parent in ("base", "search"):
-        storage.finish(run.folder / parent, parent, run.digest, [], 0.0)
+        storage.write_manifest(run.folder / parent, parent, run.digest, [], 0.0)
     pipeline.run_stage(run, "traces")
     counts = json.loads((tmp_path / "run" / "traces" / "counts.json").read_text())
     assert (counts["self-evaluation"]["judged"], counts["self-evaluation"]["judgements unread"]) == (2, 2)

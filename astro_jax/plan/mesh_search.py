@@ -1,0 +1,122 @@
+"""`astro plan --search`: find a mesh for a slice, and batch sizes that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from astro_jax import config as cfg
+from astro_jax.errors import AstroError
+from astro_jax.mesh import make_mesh, train_sharding
+from astro_jax.plan import planner, programs, tables, topology
+from astro_jax.storage import Json
+
+# The config key that a program's memory grows with, as (section, field).
+BATCH_KEYS = {
+    "step": ("sft", "batch_size"), "gradient": ("grpo", "micro_batch_size"), "decode": ("sampler", "max_num_seqs"),
+    "prefill": ("sampler", "max_num_seqs"), "pack": ("sampler", "max_num_seqs"),
+}  # fmt: skip
+
+
+def search_meshes(
+    c: cfg.Config,
+    topology_name: str,
+    stages: Sequence[str] = planner.PLANNED_STAGES,
+    prompt_tokens: int = 512,
+    roofline_share: float = 0.4,
+) -> list[Json]:
+    """Plan a run for every mesh fsdp x tp of a slice that divides the model and the batches.
+
+    Batch sizes are halved until all programs fit.
+
+    Args:
+      c: config of the run; its mesh is replaced.
+      topology_name: such as "v5p:4x4x8".
+      stages: some of planner.PLANNED_STAGES.
+      prompt_tokens: length of a problem's prompt.
+      roofline_share: share of the roofline's speed that the cost of the whole run assumes.
+
+    Returns:
+      one object a mesh, best first: `mesh`; `changes`, the new batch sizes by config key; `fits`; `at_once_gib`, of the
+      program that needs most; `hours` of the whole run, each program by the slowest of compute, HBM and links.
+
+    Raises:
+      AstroError: when no mesh divides the model and the batches.
+    """
+    slice_, (_, chips) = topology.get(topology_name), topology.parse(topology_name)
+    config, candidates, error = planner.model_config(c.model), [], None
+    for tp in (n for n in range(1, chips + 1) if chips % n == 0):
+        mesh = cfg.Mesh(fsdp=chips // tp, tp=tp)
+        trial = c.model_copy(update={"mesh": mesh})
+        try:
+            sharding = train_sharding(make_mesh(1, mesh.fsdp, mesh.tp, devices=slice_.devices), c.attention)
+            programs.check(trial, config, sharding)
+        except AstroError as e:
+            error = e
+            continue
+        candidates.append(_fit_batches(trial, topology_name, stages, prompt_tokens, roofline_share))
+    if not candidates:
+        raise AstroError(f"plan: no mesh fsdp x tp of {chips} chips divides the model and the batches; {error}")
+    return sorted(candidates, key=lambda candidate: (not candidate["fits"], candidate["hours"]))
+
+
+def _fit_batches(
+    c: cfg.Config, topology_name: str, stages: Sequence[str], prompt_tokens: int, roofline_share: float
+) -> Json:
+    """Plan one mesh, stage by stage, and halve the batch sizes of a stage until its programs fit."""
+    changes: dict[str, int] = {}
+    fits, total_gib, hours = True, 0.0, 0.0
+    for stage in stages:
+        while True:
+            plan = planner.plan_run(c, topology_name, (stage,), prompt_tokens, roofline_share)
+            smaller = _halve_batches(c, plan)
+            if plan["fits"] or not smaller:
+                break
+            changes |= smaller
+            for key, value in smaller.items():
+                section, field = key.split(".")
+                c = c.model_copy(update={section: getattr(c, section).model_copy(update={field: value})})
+        fits, total_gib = fits and plan["fits"], max(total_gib, *(row["at_once_gib"] for row in plan["programs"]))
+        hours += sum(_hours(row, plan["recipe"]) for row in plan["programs"])
+    mesh = f"{{fsdp: {c.mesh.fsdp}, tp: {c.mesh.tp}}}"
+    return {"mesh": mesh, "changes": changes, "fits": fits, "at_once_gib": total_gib, "hours": round(hours, 2)}
+
+
+def _halve_batches(c: cfg.Config, plan: Json) -> dict[str, int]:
+    """Return half the batch size of each program that does not fit, by config key.
+
+    Empty when a program has no batch size, or when its half does not divide over data x fsdp.
+    """
+    devices, halves = c.mesh.data * c.mesh.fsdp, {}
+    for row in plan["programs"]:
+        if row["fits"]:
+            continue
+        if row["program"] not in BATCH_KEYS:
+            return {}
+        section, field = BATCH_KEYS[row["program"]]
+        half, rest = divmod(getattr(getattr(c, section), field), 2)
+        if rest or half % devices or not half:
+            return {}
+        halves[f"{section}.{field}"] = half
+    return halves
+
+
+def _hours(row: Json, run_cost: Json) -> float:
+    """Return the hours of a program in the whole run; the links may be slower than the roofline."""
+    cost = run_cost.get(f"{row['stage']} {row['program']}")
+    if cost is None:
+        return 0.0
+    return cost["hours"] * max(1.0, row.get("links_s", 0.0) / row["seconds"])
+
+
+def print_meshes(candidates: Sequence[Json]) -> None:
+    """Print the meshes as a table, then the overrides of the best mesh if its programs fit."""
+    rows = []
+    for candidate in candidates:
+        changes = ", ".join(f"{key}={value}" for key, value in candidate["changes"].items())
+        rows.append({
+            "mesh": candidate["mesh"], "batches": changes or "unchanged", "fits": "yes" if candidate["fits"] else "NO",
+            "total GiB a chip": candidate["at_once_gib"], "hours of the whole run": candidate["hours"],
+        })  # fmt: skip
+    tables.print_tables(tables.table("meshes, best first; hours by the slowest of compute, HBM and links", rows))
+    if (best := candidates[0])["fits"]:
+        print(" ".join([f'"mesh={best["mesh"]}"', *(f"{key}={value}" for key, value in best["changes"].items())]))

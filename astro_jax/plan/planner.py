@@ -1,0 +1,188 @@
+"""A plan: a run's programs compiled for a TPU slice, with their memory, roofline and collectives."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+
+import jax
+
+from astro_jax import config as cfg
+from astro_jax.errors import AstroError
+from astro_jax.llama import checkpoint, paths
+from astro_jax.llama.config import LlamaConfig, llama3_8b, llama3_70b
+from astro_jax.mesh import make_mesh
+from astro_jax.plan import collectives, topology
+from astro_jax.plan.programs import Plan, Program, size
+from astro_jax.plan.run_cost import run_cost
+from astro_jax.progress import ProgressBar
+from astro_jax.storage import Json
+
+PLANNED_STAGES = ("search", "sft", "grpo")
+GIB = topology.GIB
+# Published architectures by a substring of the model's name, so that a plan needs no weights.
+PUBLISHED = {"llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b, "llama-3.3-70b": llama3_70b}
+
+
+def plan_run(
+    c: cfg.Config,
+    topology_name: str,
+    stages: Sequence[str] = PLANNED_STAGES,
+    prompt_tokens: int = 512,
+    roofline_share: float = 0.4,
+    compile_only: bool = False,
+) -> Json:
+    """Compile the programs of some stages for a slice.
+
+    Args:
+      c: config of the run. The product of its mesh's axes must be the number of chips.
+      topology_name: such as "v5p:4x4x8".
+      stages: some of PLANNED_STAGES.
+      prompt_tokens: length of a problem's prompt, the chat template included.
+      roofline_share: share of the roofline's speed that the cost of the whole run assumes.
+      compile_only: report memory and compile times only.
+
+    Returns:
+      the object that `astro plan --json` prints. `topology`, `chips`, `hbm_gib` (of a chip, for programs), `mesh`,
+      `prompt`, `fits`. `programs`: one object a program, see `_compile_program`. `recipe`: see run_cost.run_cost.
+
+    Raises:
+      AstroError: for an unknown topology, a mesh of another size, or dimensions that the mesh does not divide.
+    """
+    if prompt_tokens < 1 or not 0 < roofline_share <= 1:
+        raise AstroError("plan: --prompt must be at least 1, --reached above 0 and at most 1")
+    chip, chips = topology.parse(topology_name)
+    if (devices := c.mesh.data * c.mesh.fsdp * c.mesh.tp) != chips:
+        raise AstroError(
+            f"plan: the mesh data x fsdp x tp has {devices} devices and {topology_name} has {chips} chips: set mesh.*"
+        )
+    config = model_config(c.model)
+    mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp, devices=topology.get(topology_name).devices)
+    plan = Plan(c, config, mesh, prompt_tokens)
+    programs = [program for stage in stages for program in plan.programs(stage)]
+    rows = []
+    with ProgressBar("compiling", len(programs), "programs") as bar:
+        for program in programs:
+            rows.append(_compile_program(program, chip, compile_only))
+            bar.advance(peak_gib=rows[-1]["peak_gib"])
+    return {
+        "topology": topology_name, "chips": chips, "hbm_gib": round(chip.hbm_bytes / GIB, 2), "prompt": prompt_tokens,
+        "mesh": c.mesh.model_dump(), "fits": all(row["fits"] for row in rows), "programs": rows,
+        "recipe": {} if compile_only else run_cost(c, prompt_tokens, chips, rows, roofline_share),
+    }  # fmt: skip
+
+
+def model_config(model: str) -> LlamaConfig:
+    """Return the architecture of a model: a published one by name, else from the model's folder or .gguf file.
+
+    Raises:
+      AstroError: when neither exists.
+    """
+    for name, published in PUBLISHED.items():
+        if name in model.lower():
+            return published()
+    try:
+        path = paths.resolve(model)
+    except AstroError as e:
+        raise AstroError(f"plan: {e}; published shapes are {', '.join(PUBLISHED)}") from e
+    return checkpoint.read_config(path)
+
+
+def _compile_program(program: Program, chip: topology.Chip, compile_only: bool) -> Json:
+    """Compile a program and collect what the compiler reports.
+
+    Returns:
+      `stage`, `program` (its name), `compile_s`, and in GiB a chip `arguments_gib`, `temporaries_gib`, `peak_gib` (of
+      the program), `held_gib` (arrays of the run that stay resident), `at_once_gib` (peak and resident arrays); `fits`.
+      A program that the compiler refuses for its memory has no `arguments_gib` and `temporaries_gib`. Without
+      `compile_only` also the fields of `_roofline` and `_collectives`.
+    """
+    start = time.monotonic()
+    row: Json = {"stage": program.stage, "program": program.name}
+    resident = size(program.resident)
+    try:
+        compiled = program.lower().compile()
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        used = re.search(r"(?:Used |memory required .*?\()([\d.]+)([GM])", str(e))
+        peak = float(used[1]) * (GIB if used[2] == "G" else GIB / 1024) if used else chip.hbm_bytes
+        row |= _gib(peak_gib=peak, held_gib=resident, at_once_gib=peak + resident)
+        return row | {"fits": False, "compile_s": _seconds_since(start)}
+    m = compiled.memory_analysis()
+    assert m is not None  # libtpu and XLA for CPU both have this analysis
+    # A donated argument and its result are one array.
+    peak = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
+    row |= _gib(
+        arguments_gib=m.argument_size_in_bytes, temporaries_gib=m.temp_size_in_bytes, peak_gib=peak,
+        held_gib=resident, at_once_gib=peak + resident,
+    )  # fmt: skip
+    row |= {"fits": peak + resident <= chip.hbm_bytes, "compile_s": _seconds_since(start)}
+    return row if compile_only else row | _roofline(program, chip) | _collectives(compiled, program, chip)
+
+
+def _roofline(program: Program, chip: topology.Chip) -> Json:
+    """Return the roofline of a program that computes.
+
+    Returns:
+      `tflops` and `read_gb` of one call, a chip; `seconds` of the roofline, which leaves out the links between chips;
+      `tokens_per_s` of the slice; `max_mfu`. For decoding also `unshared_tokens_per_s`, the speed if each sample had
+      its own copy of its prefix. Empty for a program that only moves arrays.
+    """
+    fields: Json = {}
+    if (cost := program.cost) is not None:
+        seconds = cost.seconds(chip)
+        fields |= {
+            "tflops": round(cost.executed_flops / 1e12, 3), "read_gb": round(cost.hbm_bytes / 1e9, 3),
+            "seconds": float(f"{seconds:.4g}"), "tokens_per_s": round(cost.tokens / seconds),
+            "max_mfu": round(cost.mfu(chip), 3),
+        }  # fmt: skip
+    if (unshared := program.unshared_cost) is not None:
+        fields["unshared_tokens_per_s"] = round(unshared.tokens / unshared.seconds(chip))
+    return fields
+
+
+def _collectives(compiled: jax.stages.Compiled, program: Program, chip: topology.Chip) -> Json:
+    """Return the collectives of one call.
+
+    Returns:
+      `collectives`: calls and GiB by kind, or None when libtpu does not print the program. `links_s`: seconds for
+      these bytes at the bandwidth of a chip's links.
+    """
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        text = None
+    if text is None:
+        return {"collectives": None}
+    stats = collectives.count(text, program.trip_count)
+    seconds = sum(s.bytes for s in stats.values()) / chip.ici_bandwidth
+    by_kind = {kind: {"calls": s.calls, "gib": round(s.bytes / GIB, 3)} for kind, s in stats.items()}
+    return {"links_s": float(f"{seconds:.4g}"), "collectives": by_kind}
+
+
+def _gib(**sizes: float) -> Json:
+    return {name: round(value / GIB, 2) for name, value in sizes.items()}
+
+
+def _seconds_since(start: float) -> float:
+    return round(time.monotonic() - start, 1)
+
+
+def suggest_changes(plan: Json) -> str:
+    """Return which config keys to change so that every program of a plan fits."""
+    keys = {
+        "step": "lower sft.batch_size or sft.max_length, or set sft.remat_policy=full",
+        "gradient": "lower grpo.micro_batch_size or grpo.max_length, or set grpo.remat_policy=full",
+        "decode": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
+        "prefill": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
+        "pack": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
+    }
+    suggestions = [
+        f"{row['stage']} {row['program']} needs {row['at_once_gib']} of {plan['hbm_gib']} GiB a chip: "
+        f"{keys.get(row['program'], 'split the parameters over more chips')}"
+        for row in plan["programs"]
+        if not row["fits"]
+    ]
+    return "; ".join(suggestions) + "; or raise mesh.fsdp or mesh.tp on a larger slice"

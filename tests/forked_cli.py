@@ -1,0 +1,70 @@
+"""`astro` commands in processes that are forked from one server, so that the packages are imported once."""
+
+import atexit
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["forked_cli", "astro_jax.cli", "astro_jax.pipeline"])
+
+
+def _main(arguments, output):
+    """Run a command with its output in a file, and end the process as the interpreter does after `astro`."""
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+    try:
+        import jax
+
+        from astro_jax.cli import main
+
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the processes share all programs
+        code = main(arguments)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    atexit._run_exitfuncs()  # multiprocessing runs none of them, and JAX's leave the coordination service
+    os._exit(code)
+
+
+class AstroProcess:
+    """A running `astro` command.
+
+    Args:
+      arguments: of the command line, such as ["run", "run.yaml"].
+      output: file that the command's standard output and error are written to.
+    """
+
+    def __init__(self, arguments: list[str], output: Path):
+        self.output_path = output
+        self._process = _context.Process(target=_main, args=(arguments, str(output)), daemon=True)
+        self._process.start()
+
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
+    def kill(self):
+        self._process.kill()
+
+    @property
+    def output(self):
+        return self.output_path.read_text() if self.output_path.exists() else ""
+
+    def wait(self, timeout=550):
+        """Wait for the end, and return the exit code and the output."""
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, self.output
+        return self._process.exitcode, self.output
+
+    def wait_for(self, path, timeout=550):
+        """Wait until the command, which must not end before, has written a file."""
+        deadline = time.monotonic() + timeout
+        while not path.exists():
+            assert self._process.is_alive() and time.monotonic() < deadline, self.output
+            time.sleep(0.02)

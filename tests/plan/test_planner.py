@@ -1,0 +1,72 @@
+"""`astro plan` without a TPU compiler: published architectures, bad input, exit codes. test_tpu.py compiles."""
+
+import pytest
+from helpers import tiny_config
+
+from astro_jax import cli, llama
+from astro_jax import config as cfg
+from astro_jax.llama.config import llama3_8b, llama3_70b
+from astro_jax.mesh import make_mesh
+from astro_jax.plan import planner, topology
+from astro_jax.plan.programs import Plan
+
+
+def test_published_architectures_have_their_published_number_of_parameters():
+    assert llama.params.count(llama3_8b()) == 8_030_261_248
+    assert llama.params.count(llama3_70b()) == 70_553_706_496
+    assert planner.model_config("meta-llama/Llama-3.1-8B-Instruct") == llama3_8b()
+    assert planner.model_config("Llama-3.3-70B-Instruct") == llama3_70b()
+    assert planner.model_config("countdown-base").n_layers == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--topology", "v9:4x4"], "unknown TPU; choose one of v5e, v6e, v5p"),
+        (["--topology", "v5e:3x3"], "unknown slice of v5e; choose one of 1x1, 2x2"),
+        (["--topology", "v5e:4x4"], "has 2 devices and v5e:4x4 has 16 chips"),
+        (["--topology", "v5e:1x1", "--prompt", "0"], "--prompt must be at least 1"),
+        (["--topology", "v5e:1x1", "--reached", "0"], "--reached above 0"),
+        (["--topology", "v5e:1x1", "mesh.data=1", "model=nowhere"], "published shapes are llama-3.1-8b"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_compiled(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(topology, "get", lambda _: pytest.fail("libtpu was used"))
+    assert cli.main(["plan", "configs/quickstart.yaml", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_missing_libtpu_is_an_error_that_names_the_package(capsys, monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda _: None)
+    assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:1x1", "mesh.data=1"]) == 2
+    assert "needs the extra `plan`: pip install libtpu" in capsys.readouterr().err
+
+
+def test_program_that_does_not_fit_exits_with_3_and_names_the_config_keys(capsys, monkeypatch):
+    row = {"stage": "sft", "program": "step", "peak_gib": 20.0, "held_gib": 0.0, "at_once_gib": 20.0, "fits": False}
+    plan = {"topology": "v5e:4x4", "chips": 16, "hbm_gib": 15.75, "fits": False, "programs": [row]}
+    monkeypatch.setattr(planner, "plan_run", lambda *_: plan | {"recipe": {"reached": 0.4}})
+    assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4"]) == 3
+    out, err = capsys.readouterr()
+    assert "sft step needs 20.0 of 15.75 GiB a chip: lower sft.batch_size" in err
+    assert "NO" in out
+
+
+def test_compile_only_reports_memory_without_roofline_and_collectives():
+    config = tiny_config(n_layers=1, d_ff=40, vocab_size=48)
+    plan = Plan(cfg.Config(sft=cfg.Sft(batch_size=2, max_length=16)), config, make_mesh())
+    (program,) = plan.programs("sft")
+    full, memory = (planner._compile_program(program, topology.CHIPS["v5e"], x) for x in (False, True))
+    assert {"collectives", "tokens_per_s", "links_s"} < full.keys() - memory.keys()
+    assert memory["fits"] and {k: full[k] for k in memory.keys() - {"compile_s"}} == {
+        k: v for k, v in memory.items() if k != "compile_s"
+    }
+
+
+@pytest.mark.parametrize(
+    "flags", [["--search", "--compile-only"], ["--search", "--markdown"], ["--compile-only", "--markdown"]]
+)
+def test_contradictory_flags_are_an_error(flags, capsys):
+    assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4", *flags]) == 2
+    assert capsys.readouterr().err.startswith("astro: plan: ")

@@ -1,0 +1,41 @@
+"""The cost of a whole run."""
+
+import pytest
+
+from astro_jax import config as cfg
+from astro_jax.plan.run_cost import run_cost
+
+
+def test_run_cost_equals_a_count_by_hand():
+    c = cfg.parse(
+        {
+            "problems": {"search": 10},
+            "search": {
+                "num_simulations": 3, "num_parallel_leaves": 2, "num_proposals": 4, "num_rollouts": 5,
+                "max_step_tokens": 7, "max_rollout_tokens": 11,
+            },
+            "traces": {"direct_examples": 1, "search_examples": 3, "max_backtracks": 2},
+            "sft": {"num_train_epochs": 2},
+            "grpo": {"max_steps": 6, "prompts_per_step": 8, "num_generations": 4, "max_completion_length": 13},
+        }
+    )  # fmt: skip
+    programs = (("search", "decode"), ("sft", "step"), ("grpo", "decode"), ("grpo", "gradient"))
+    rows = [{"stage": stage, "program": program, "tokens_per_s": 100} for stage, program in programs]
+    rows[0]["unshared_tokens_per_s"] = 20
+    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
+    assert costs.pop("reached") == 0.5
+    search = costs["search decode"]
+    unshared, one_simulation = (costs.pop(f"search decode, {x}") for x in ("no prefix shared", "one iteration a tree"))
+    assert unshared["hours"] == pytest.approx(5 * search["hours"], abs=0.02)
+    assert unshared["tokens"] == search["tokens"]
+    assert one_simulation["tokens"] == pytest.approx(search["tokens"] / 3, abs=1)
+    tokens = {
+        "search decode": 10 * 3 * 2 * 4 * (7 + 5 * 11),
+        "sft step": 2 * 10 * (4 * 17 + (1 + 3 * 2.5) * 11),
+        "grpo decode": 6 * 8 * 4 * 13,
+        "grpo gradient": 6 * 8 * 4 * (17 + 13),
+    }
+    assert {name: cost["tokens"] for name, cost in costs.items()} == tokens
+    hours = tokens["search decode"] / 50 / 3600
+    assert search["hours"] == round(hours, 2)
+    assert search["chip_hours"] == round(4 * hours, 1)

@@ -1,0 +1,62 @@
+"""The roofline's formulas against a count of the matmuls in the programs themselves."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import tiny_config
+from jax.extend.core import jaxprs_in_params
+
+from astro_jax import config as cfg
+from astro_jax.mesh import make_mesh
+from astro_jax.plan import programs, topology, work
+from astro_jax.plan.programs import Plan, size
+from astro_jax.train import sft
+
+CONFIG = tiny_config(n_layers=6, d_ff=40, vocab_size=48)
+
+
+def matmul_flops(jaxpr):
+    """FLOPs of all matmuls of a jaxpr; those in a scan count once for each trip."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            k = np.prod([eqn.invars[0].aval.shape[i] for i in contract])
+            total += int(2 * np.prod(eqn.outvars[0].aval.shape) * k)
+        times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+        total += times * sum(matmul_flops(j) for j in jaxprs_in_params(eqn.params))
+    return total
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_training_flops_equal_those_of_the_program(remat):
+    c = cfg.Config(sft=cfg.Sft(batch_size=2, max_length=2048, remat_policy=remat))
+    plan = Plan(c, CONFIG, make_mesh())
+    batch = programs.batch(2, 2048)
+    loss = sft.make_loss(c.sft, CONFIG, plan.train)
+    jaxpr = jax.make_jaxpr(lambda params, batch: jax.value_and_grad(loss, has_aux=True)(params, batch))(
+        plan.state.params, batch
+    )
+    cost = work.train(CONFIG, plan.mesh, 2 * 2048, 2048, remat == "full", update=True)
+    assert cost.executed_flops == matmul_flops(jaxpr.jaxpr)
+    assert cost.model_flops < cost.executed_flops
+
+
+def test_decode_cost_equals_a_count_by_hand():
+    """The formula attends to the whole prefix and half of the new tokens; the program's loops are over blocks."""
+    sampler = cfg.Sampler(max_num_seqs=16, block_size=8, num_scheduler_steps=1)
+    plan = Plan(cfg.Config(sampler=sampler), CONFIG, make_mesh())
+    layout = plan.layout(4, 9, 8, "float32")
+    cost = work.decode(CONFIG, plan.mesh, layout, "float32", 1)
+    by_hand = 16 * (CONFIG.flops_per_token(layout.prefix_blocks * 8 + 4))
+    assert cost.executed_flops == cost.model_flops == by_hand
+    weights = size(plan.weights("float32"))
+    per_column = 2 * 4 * CONFIG.n_layers * CONFIG.n_kv_heads * CONFIG.head_dim
+    assert cost.hbm_bytes == weights + per_column * (layout.num_groups * layout.prefix_blocks * 8 + 16 * 4)
+
+
+def test_roofline_is_the_slower_of_compute_and_hbm():
+    chip = topology.Chip(hbm_bytes=1, flops_per_s=100.0, hbm_bandwidth=10.0, ici_bandwidth=1, slices=())
+    assert work.RooflineCost(model_flops=50, executed_flops=200, hbm_bytes=10, tokens=1).seconds(chip) == 2
+    assert work.RooflineCost(model_flops=50, executed_flops=200, hbm_bytes=40, tokens=1).seconds(chip) == 4
+    assert work.RooflineCost(model_flops=50, executed_flops=200, hbm_bytes=10, tokens=1).mfu(chip) == 0.25
