@@ -13,7 +13,7 @@ from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama import attention
 from astro_jax.mesh import Sharding, decode_sharding, make_mesh, train_sharding
-from astro_jax.sampler import Engine, Request, SamplingParams
+from astro_jax.sampler import Engine, Request, SamplingParams, model_runner
 from astro_jax.train import grpo, sft
 from astro_jax.train.losses import Batch, RolloutBatch
 
@@ -100,8 +100,9 @@ def test_loss_and_gradient_with_splash_attention_equal_xla(stage, interpreted):
     assert_trees_close(splash, xla, atol=1e-5, rtol=1e-5)
 
 
-def test_prefill_with_splash_attention_equals_xla(interpreted):
+def test_prefill_with_splash_attention_equals_xla(interpreted, monkeypatch):
     """Prompts of three blocks: the later blocks also attend to the earlier blocks, which are in the cache."""
+    monkeypatch.setattr(model_runner, "PREFILL_BLOCKS", (1,))  # one block a call
     config = tiny_config(n_layers=1, head_dim=64, max_positions=512)
     prompts = np.random.default_rng(0).integers(0, 20, (2, 300)).tolist()
     requests = [Request(tuple(prompt), 1, (i,)) for i, prompt in enumerate(prompts)]
@@ -126,8 +127,8 @@ def test_splash_attention_returns_the_logsumexp_of_the_scores(monkeypatch):
     segment_ids, _ = packed(2, 50, 70, 8)
     out, logsumexp = attention.splash_with_logsumexp(q, k, v, segment_ids, decode_sharding(make_mesh()), interpret=True)
     scores = np.einsum("bsnh,btnh->bsnt", q, np.repeat(k, 2, axis=2)) / np.sqrt(8)
-    allowed = (segment_ids[:, :, None] == segment_ids[:, None, :]) & np.tri(128, dtype=bool)
-    exponentials = np.where(np.asarray(allowed)[:, :, None], np.exp(scores), 0)
+    allowed = np.asarray(segment_ids[:, :, None] == segment_ids[:, None, :]) & np.tri(128, dtype=bool)
+    exponentials = np.where(allowed[:, :, None], np.exp(scores), 0)
     np.testing.assert_allclose(logsumexp, np.log(exponentials.sum(-1)), atol=1e-5)
     np.testing.assert_allclose(out, attention.xla(q, k, v, segment_ids), atol=1e-5)
 
