@@ -263,7 +263,7 @@ def test_logits_that_are_not_numbers_end_their_request_and_the_others_finish():
 
 
 LETTERS = types.SimpleNamespace(
-    ends=STOP, decode=lambda tokens: "".join("abcdefghijklmnopqrst"[t] * (1 + t % 2) for t in tokens)
+    stop_token_ids=STOP, decode=lambda tokens: "".join("abcdefghijklmnopqrst"[t] * (1 + t % 2) for t in tokens)
 )
 
 

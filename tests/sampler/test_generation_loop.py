@@ -153,8 +153,8 @@ def test_kv_cache_gib_gives_fewer_rows_and_the_same_completions():
 
 
 def test_kv_cache_gib_too_small_for_one_sequence_is_an_error():
-    with pytest.raises(AstroError, match=r"kv_cache_gib=1e-06 .*one prefix group of 1 rows"):
-        engine(kv_cache_gib=1e-6).generate(PARAMS, REQUESTS, sampling())
+    with pytest.raises(AstroError, match=r"kv_cache_gib=9.54e-07 .*one prefix group of 1 rows"):
+        engine(kv_cache_gib=2**-20).generate(PARAMS, REQUESTS, sampling())
 
 
 # ---- Programs
