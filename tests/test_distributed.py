@@ -68,6 +68,7 @@ def one_process_run(start, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_run_that_lost_each_process_in_turn_resumes_and_equals_the_run_of_one_process(start, one_process_run, tmp_path):
     """Three interruptions of one run by two processes: the second process is stopped by SIGSTOP, as when a machine
     hangs; the main process is killed; the second process is killed. Trees, traces, metrics and answers are bitwise

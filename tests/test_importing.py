@@ -223,6 +223,7 @@ def assert_copied(source, written):
     assert names == set(index)
 
 
+@pytest.mark.slow
 def test_import_holds_less_than_two_tensors_in_memory(scaled, tmp_path):
     largest = 2 * 16384 * 2048
     assert sum(2 * math.prod(shape) for shape in shapes_of(SCALED).values()) > 8 * largest

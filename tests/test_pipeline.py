@@ -149,6 +149,7 @@ class Stop(Exception):
     """Stops a run in the middle."""
 
 
+@pytest.mark.slow
 def test_resume_after_a_failed_write_is_bitwise_equal(finished, tmp_path, monkeypatch):
     """Every file, checkpoint and model that is written is a moment to stop at, just before it or just after."""
     left, written = 0, []
@@ -188,6 +189,7 @@ def test_resume_after_a_failed_write_is_bitwise_equal(finished, tmp_path, monkey
         assert_trees_equal(a, b)
 
 
+@pytest.mark.slow
 def test_resume_after_sigkill_is_bitwise_equal(finished, tmp_path):
     config, out = tmp_path / "micro.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(MICRO))

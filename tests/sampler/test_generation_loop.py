@@ -160,6 +160,7 @@ def test_kv_cache_gib_too_small_for_one_sequence_is_an_error():
 # ---- Programs
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_precompile():
     """Prompts of 1 to 32 blocks, 1 to 64 completions, 1 to 16 blocks of new tokens."""
     config, rng = tiny_config(max_positions=512), np.random.default_rng(0)
