@@ -76,9 +76,9 @@ class ScheduledPrefix(NamedTuple):
 class Scheduler:
     """Gives rows to waiting sequences.
 
-    A free row goes to the next sequence whose prompt the row's prefix group holds. If there is none, the prefix group
-    gets the prompt of the next request in the queue. If the queue is empty, the prefix group gets a copy of the prompt
-    with most sequences waiting.
+    Rows are divided into prefix groups, which hold prompts. A free row takes the next waiting sequence whose prompt the
+    row's group holds. If there is none, the group gets the prompt of the next request in the queue. If the queue is
+    empty, the group gets a copy of the prompt with most sequences waiting.
 
     Args:
       groups: the sequences of each request, in the order in which they start.

@@ -58,7 +58,7 @@ def linearize(
 def merge_paths(
     tree: Tree, ends: Sequence[Node], merge_at: MergeAt = "ancestor", rng: random.Random | None = None
 ) -> list[int]:
-    """Join the paths from the root to each end, in order. No end lies on the path to another end.
+    """Join the paths from the root to each end, in order. No end node is an ancestor of another end node.
 
     Where the next node is not a child of the node before, the sequence goes back to the next node's parent. The two
     invariants of the paper follow: the sequence ends at the last end, and no wrong answer occurs twice.
