@@ -2,7 +2,8 @@
 
     problems -> search -> traces -> SFT -> GRPO -> evaluation -> report
 
-A stage is finished when its folder has a manifest. A run that was stopped continues from the last file that it wrote.
+A stage is finished when its folder has a manifest. A stopped run skips finished stages, and continues the
+current stage from its last shard, saved trees or checkpoint.
 `astro_jax.stages` declares names, order and parents; this module has the function of each stage.
 """
 

@@ -305,7 +305,9 @@ class Grpo(Section):
     betas: tuple[float, float] = key((0.9, 0.95), "Moment decay rates of AdamW.")
     max_grad_norm: float = key(1.0, "Largest global gradient norm; a larger one is scaled down.", gt=0)
     epsilon: float = key(0.2, "Clip range of the probability ratio.", "GRPO, arXiv 2402.03300", gt=0)
-    steps_per_generation: int = key(1, "Optimizer steps on each rollout batch.", ge=1)
+    steps_per_generation: int = key(
+        1, "Optimizer steps per generation: each takes an equal share of the completions.", ge=1
+    )
     scale_rewards: bool = key(
         True, "Divide the advantages by the group's standard deviation.", "GRPO, arXiv 2402.03300"
     )

@@ -43,7 +43,7 @@ def puct_score(node: Node, sqrt_parent_visits: float, c_puct: float) -> float:
 def select(tree: Tree, c_puct: float) -> Node:
     """Selection: descend from the root to a leaf, always to the child with the highest PUCT score.
 
-    A leaf is a node without proposed children. Nodes that only kept rollouts lead to are not seen.
+    A leaf is a node without proposed children. Nodes that exist only because a rollout was kept are ignored.
 
     Virtual loss: the selection counts as a visit of value 0 on its whole path, until `undo_virtual_loss`. So further
     selections before the next backup prefer other leaves (`search.num_parallel_leaves`).
