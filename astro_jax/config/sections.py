@@ -1,6 +1,7 @@
 """The sections of a run's configuration. Each key has a type, a default, a description and the default's source.
 
-A source is a section of the ASTRO paper ("paper, section 2.2"), another paper, or "ours".
+A source is a section of the ASTRO paper ("paper, section 2.2"), another paper, or "ours". "Recalled" marks a value of the paper
+that was not checked against its text.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class Problems(Section):
         0, "Answers of the base model to each RL prompt, to measure its pass rate. 0: no measurement.", ge=0
     )
     rl_pass_rate: tuple[float, float] = key(
-        (0.01, 0.75), "Lowest and highest pass rate of an RL prompt, with `difficulty_samples`.", "paper, section 3.2"
+        (0.01, 0.75), "Lowest and highest pass rate of an RL prompt, with `difficulty_samples`.", "paper, section 3.2 (recalled)"
     )
     count: int = key(3, "Countdown: numbers of a problem.")
     max_number: int = key(25, "Countdown: largest number of a problem.")
@@ -298,7 +299,7 @@ class Grpo(Section):
     max_completion_length: int = key(
         256, "Most tokens of a response.", "ours; the paper has 15,360 (section 3.2)", ge=1
     )
-    learning_rate: float = key(2e-7, "Peak learning rate.", "paper, section 3.2", gt=0)
+    learning_rate: float = key(2e-7, "Peak learning rate.", "paper, section 3.2 (recalled)", gt=0)
     warmup_ratio: float = key(0.05, "Share of the steps with a rising learning rate.", ge=0, lt=1)
     min_lr_rate: float = key(1.0, "Last learning rate, as a share of the peak. 1: constant after warmup.", ge=0, le=1)
     weight_decay: float = key(0.0, "Weight decay of AdamW, on matrices only.", ge=0)
