@@ -1,7 +1,7 @@
 """The sections of a run's configuration. Each key has a type, a default, a description and the default's source.
 
-A source is a section of the ASTRO paper ("paper, section 2.2"), another paper, or "ours". "Recalled" marks a value of the paper
-that was not checked against its text.
+A source is a section of the ASTRO paper ("paper, section 2.2"), another paper, or "ours". "Recalled" marks a value of
+the paper that was not checked against its text.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ class Problems(Section):
         0, "Answers of the base model to each RL prompt, to measure its pass rate. 0: no measurement.", ge=0
     )
     rl_pass_rate: tuple[float, float] = key(
-        (0.01, 0.75), "Lowest and highest pass rate of an RL prompt, with `difficulty_samples`.", "paper, section 3.2 (recalled)"
+        (0.01, 0.75),
+        "Lowest and highest pass rate of an RL prompt, with `difficulty_samples`.",
+        "paper, section 3.2 (recalled)",
     )
     count: int = key(3, "Countdown: numbers of a problem.")
     max_number: int = key(25, "Countdown: largest number of a problem.")
