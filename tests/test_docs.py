@@ -41,7 +41,7 @@ def test_the_configuration_page_has_every_key_with_type_default_meaning_and_sour
 @pytest.mark.parametrize(
     "row",
     [
-        "| `grpo.learning_rate` | `float` | `2e-7` | Peak learning rate. | paper, section 3.2 |",
+        "| `grpo.learning_rate` | `float` | `2e-7` | Peak learning rate. | paper, section 3.2 (recalled) |",
         "| `traces.merge_at` | `ancestor or root or random` | `ancestor` |",
         "| `search.early_stop` | `section or null` | `null` |",
         '| `search.step_end` | `str` | `".\\n"` |',
