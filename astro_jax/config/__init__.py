@@ -23,6 +23,7 @@ from astro_jax.config.sections import (
     Section,
     Sft,
     Traces,
+    Training,
     Verify,
     sections,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Section",
     "Sft",
     "Traces",
+    "Training",
     "Verify",
     "load",
     "parse",

@@ -268,31 +268,36 @@ class Traces(Section):
     replay: float = key(0.0, "Countdown corpus documents that SFT adds, as a share of the examples.", ge=0)
 
 
-class Sft(Section):
+class Training(Section):
+    """The keys that SFT and RL have in common."""
+
+    warmup_ratio: float = key(0.05, "Share of the steps with a rising learning rate.", ge=0, lt=1)
+    betas: tuple[float, float] = key((0.9, 0.95), "Moment decay rates of AdamW.")
+    max_grad_norm: float = key(1.0, "Largest global gradient norm; a larger one is scaled down.", gt=0)
+    remat_policy: Literal["none", "full"] = key(
+        "none", "Rematerialization: keep all activations, or recompute each layer in the backward pass."
+    )
+    dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
+
+
+class Sft(Training):
     """Supervised fine-tuning (paper, section 3.1 and appendix B.2)."""
 
     num_train_epochs: float = key(1.0, "Passes over the data.", "paper, section 3.1", gt=0)
     learning_rate: float = key(3e-6, "Peak learning rate.", "paper, appendix B.2", gt=0)
-    warmup_ratio: float = key(0.05, "Share of the steps with a rising learning rate.", ge=0, lt=1)
     min_lr_rate: float = key(
         0.0, "Last learning rate of the cosine schedule, as a share of the peak.", "paper, appendix B.2", ge=0, le=1
     )
     weight_decay: float = key(0.1, "Weight decay of AdamW, on matrices only.", ge=0)
-    betas: tuple[float, float] = key((0.9, 0.95), "Moment decay rates of AdamW.")
-    max_grad_norm: float = key(1.0, "Largest global gradient norm; a larger one is scaled down.", gt=0)
     batch_size: int = key(32, "Packed rows of a step.", ge=1)
     max_length: int = key(8192, "Tokens of a packed row. A longer document is truncated.", "paper, appendix B.2", ge=8)
     packing_strategy: Literal["first-fit", "wrapped"] = key(
         "first-fit", "Packing: whole documents that cannot see each other, or one stream that is split into rows."
     )
-    remat_policy: Literal["none", "full"] = key(
-        "none", "Rematerialization: keep all activations, or recompute each layer in the backward pass."
-    )
-    dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
     save_steps: int = key(200, "Steps between checkpoints.", ge=1)
 
 
-class Grpo(Section):
+class Grpo(Training):
     """Group relative policy optimization (paper, section 3.2)."""
 
     max_steps: int = key(100, "Rollout batches.", ge=1)
@@ -302,11 +307,8 @@ class Grpo(Section):
         256, "Most tokens of a response.", "ours; the paper has 15,360 (section 3.2)", ge=1
     )
     learning_rate: float = key(2e-7, "Peak learning rate.", "paper, section 3.2 (recalled)", gt=0)
-    warmup_ratio: float = key(0.05, "Share of the steps with a rising learning rate.", ge=0, lt=1)
     min_lr_rate: float = key(1.0, "Last learning rate, as a share of the peak. 1: constant after warmup.", ge=0, le=1)
     weight_decay: float = key(0.0, "Weight decay of AdamW, on matrices only.", ge=0)
-    betas: tuple[float, float] = key((0.9, 0.95), "Moment decay rates of AdamW.")
-    max_grad_norm: float = key(1.0, "Largest global gradient norm; a larger one is scaled down.", gt=0)
     epsilon: float = key(0.2, "Clip range of the probability ratio.", "GRPO, arXiv 2402.03300", gt=0)
     steps_per_generation: int = key(
         1, "Optimizer steps per generation: each takes an equal share of the completions.", ge=1
@@ -316,10 +318,6 @@ class Grpo(Section):
     )
     max_length: int = key(512, "Tokens of a packed row: at least a prompt with its response.", ge=8)
     micro_batch_size: int = key(32, "Packed rows of one gradient computation.", ge=1)
-    remat_policy: Literal["none", "full"] = key(
-        "none", "Rematerialization: keep all activations, or recompute each layer in the backward pass."
-    )
-    dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
     save_steps: int = key(10, "Steps between checkpoints.", ge=1)
 
 
