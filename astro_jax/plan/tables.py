@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from astro_jax import markdown
 from astro_jax.storage import Json
 
 RUN_COST_TITLE = "A whole run, every sample at its maximum length, at {} of the roofline's speed"
@@ -60,8 +61,7 @@ def format_markdown(plan: Json) -> str:
 
 
 def _markdown_table(rows: Sequence[Json]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+    return markdown.table(list(rows[0]), (row.values() for row in rows))
 
 
 def print_tables(*tables: Table) -> None:

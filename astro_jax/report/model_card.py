@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from typing import Any
-
 import yaml
 from etils import epath
 from huggingface_hub import ModelCard, ModelCardData
 
-from astro_jax import storage
+from astro_jax import markdown, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import params
 from astro_jax.llama.config import LlamaConfig
@@ -57,7 +53,7 @@ def render(checkpoint: str, config: LlamaConfig) -> str:
         f"{shape}: {_DESCRIPTIONS[stage]}, by ASTRO ([arXiv 2507.00417](https://arxiv.org/abs/2507.00417)) in "
         f"astro_jax. The run started from `{run.config.config.get('model')}`."
     )
-    recipe = yaml.safe_dump(json.loads(json.dumps(run.config.config)), sort_keys=False)
+    recipe = yaml.safe_dump(run.config.config, sort_keys=False)
     sections = [
         summary,
         *_results(run, stage),
@@ -85,12 +81,6 @@ def _read_run(folder: epath.Path) -> RunFolder | None:
         return None
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def _results(run: RunFolder, stage: str) -> list[str]:
     models = run.results.models if run.results else {}
     if not models:
@@ -105,7 +95,7 @@ def _results(run: RunFolder, stage: str) -> list[str]:
         for name, m in models.items()
     )
     header = ("model", "sampled at temperature 1", "greedy", "tokens")
-    return [f"## Results\n\n{n:,} held-out problems, one answer to each; 95% intervals.", _table(header, rows)]
+    return [f"## Results\n\n{n:,} held-out problems, one answer to each; 95% intervals.", markdown.table(header, rows)]
 
 
 def _data(run: RunFolder) -> list[str]:
@@ -113,12 +103,14 @@ def _data(run: RunFolder) -> list[str]:
         return []
     rows = [[key, ", ".join(f"{v} {k}" for k, v in value.items()) if isinstance(value, dict) else value]
             for key, value in run.counts.items()]  # fmt: skip
-    return ["## Data\n\nWhat the search and its trees gave.", _table(("what", "count"), rows)]
+    return ["## Data\n\nWhat the search and its trees gave.", markdown.table(("what", "count"), rows)]
 
 
 def _lineage(run: RunFolder) -> list[str]:
     rows = [[stage, ", ".join(m.parents), m.config_hash, m.wall_s] for stage, m in run.manifests.items()]
     versions = {f"{name} {version}": None for m in run.manifests.values() for name, version in m.versions.items()}
     return [
-        "## Lineage", _table(("stage", "rests on", "config", "seconds"), rows), f"Versions: {', '.join(versions)}."
-    ]  # fmt: skip
+        "## Lineage",
+        markdown.table(("stage", "rests on", "config", "seconds"), rows),
+        f"Versions: {', '.join(versions)}.",
+    ]

@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 from huggingface_hub import DatasetCardData
 
-from astro_jax import storage
+from astro_jax import markdown, storage
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.storage import Json, Shards
 from astro_jax.traces.dataset import length
@@ -61,7 +61,7 @@ def text(data: Json, suffix: str) -> str:
         "([arXiv 2507.00417](https://arxiv.org/abs/2507.00417)).",
         *(f"- `{name}.{suffix}`: {title}, {data['sets'][name]['examples']:,} examples" for name, title in SETS.items()),
         "## What each filter left",
-        _table(("what", "count"), _rows({"problems": data["problems"] or {}} | data["counts"])),
+        markdown.table(("what", "count"), _rows({"problems": data["problems"] or {}} | data["counts"])),
     ]
     for name, described in data["sets"].items():
         blocks += [f"## {SETS[name].partition(':')[0]}", _set_summary(described)]
@@ -70,7 +70,7 @@ def text(data: Json, suffix: str) -> str:
         *map(_sample, data["samples"]),
     ]
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
-    blocks += ["## Origin", _table(("what", "value"), origin.items()), f"Versions: {versions}."]
+    blocks += ["## Origin", markdown.table(("what", "value"), origin.items()), f"Versions: {versions}."]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -106,8 +106,8 @@ def _set_summary(described: Json) -> str:
     )
     most = max((n for *_, n in described["lengths"]), default=0)
     bars = [[f"{a} to {b}", n, "█" * round(_BAR_WIDTH * n / most)] for a, b, n in described["lengths"]]
-    by_k = _table(("k (backtracks)", "examples"), described["by_k"].items())
-    return "\n\n".join([summary, by_k, _table(("tokens", "examples", ""), bars)])
+    by_k = markdown.table(("k (backtracks)", "examples"), described["by_k"].items())
+    return "\n\n".join([summary, by_k, markdown.table(("tokens", "examples", ""), bars)])
 
 
 def _sample(example: Json) -> str:
@@ -123,8 +123,3 @@ def _rows(counts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in counts.items():
         rows += _rows(value, f"{prefix}{key}: ") if isinstance(value, dict) else [(prefix + key, value)]
     return rows
-
-
-def _table(header: Sequence[str], rows: Any) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
