@@ -30,7 +30,7 @@ def search(policy: Policy, problem: Problem, c: cfg.Search | None = None) -> Tre
       problem: the problem.
       c: the settings; without them, the paper's.
     """
-    with contextlib.closing(Verifier(cfg.Verify())) as verifier:
+    with contextlib.closing(Verifier()) as verifier:
         (tree,) = searching.search([problem], c or cfg.Search(), policy, verifier)
     return tree
 
@@ -101,6 +101,6 @@ def evaluate(
     Returns:
       `pass@1` and `greedy`, each with mean, low and high (95% interval), and mean tokens and backtracks.
     """
-    with contextlib.closing(Verifier(cfg.Verify())) as verifier:
+    with contextlib.closing(Verifier()) as verifier:
         path = storage.absolute(os.fspath(folder))
         return evaluation.run(path, "model", problems, c or cfg.Eval(), policy, verifier)

@@ -5,6 +5,15 @@ import itertools
 import operator
 from fractions import Fraction
 
+from astro_jax.countdown import Game
+
+# Rules that the brute force can search in a moment.
+GAMES = [
+    Game(count=3, max_number=12, max_value=40, ops="+-*"),
+    Game(count=3, max_number=12, max_value=60, ops="+-*/"),
+    Game(count=4, max_number=8, max_value=30, ops="+-*/"),
+]
+SMALL = Game(count=3, max_number=8, max_value=30, ops="+-*/")
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 

@@ -197,13 +197,11 @@ class Engine:
         programs = self._programs(dtype, sampling.filtered)
         if prefix_cache is not None:
             prefix_cache.prepare(self.config, self.sharding, dtype, layout)
-        stop_tokens = np.zeros(self.config.vocab_size, bool)
-        stop_tokens[np.asarray(sampling.stop_token_ids or (), np.int32)] = True
         return GenerationLoop(
             runner=ModelRunner(params, programs, self.prefill_batches),
             state=initial_state(layout, programs.allocate(layout), groups),
             sampling=SamplingInputs.of(sampling),
-            stop_tokens=stop_tokens,
+            stop_tokens=self._stop_tokens(sampling),
             sizes=sizes,
             stats=self.stats,
             prefix_cache=prefix_cache,
@@ -213,6 +211,12 @@ class Engine:
 
     def _programs(self, dtype: DType, filtered: bool) -> Programs:
         return make_programs(self.config, self.sharding, dtype, self.num_scheduler_steps, filtered)
+
+    def _stop_tokens(self, sampling: SamplingParams) -> np.ndarray:
+        """The stop tokens as a mask, bool [V]."""
+        mask = np.zeros(self.config.vocab_size, bool)
+        mask[np.asarray(sampling.stop_token_ids or (), np.int32)] = True
+        return mask
 
     # ---- Layouts and compilation
 
@@ -248,13 +252,14 @@ class Engine:
         dtype = params.embed.dtype
         programs = self._programs(dtype, filtered)
         runner = ModelRunner(params, programs, self.prefill_batches)
-        stop_tokens = np.zeros(self.config.vocab_size, bool)
+        sampling = SamplingParams(max_tokens=1)
         for layout in self.layouts(dtype):
             if prefix_cache is not None:
                 prefix_cache.prepare(self.config, self.sharding, dtype, layout)
             state = initial_state(layout, programs.allocate(layout), [])
-            sampling = SamplingInputs.of(SamplingParams(max_tokens=1))
-            cache, _ = runner.decode(state.cache, state.inputs, sampling, stop_tokens)
+            cache, _ = runner.decode(
+                state.cache, state.inputs, SamplingInputs.of(sampling), self._stop_tokens(sampling)
+            )
             buffer = prefix_cache.buffer if prefix_cache is not None else None
             buffer = runner.precompile(cache, layout, self._batch_sizes(layout.group_size, dtype), buffer)
             if prefix_cache is not None:

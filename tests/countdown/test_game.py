@@ -11,12 +11,9 @@ from astro_jax.countdown import Game, Move
 from astro_jax.errors import AstroError
 
 GAMES = [
-    Game(count=3, max_number=12, max_value=40, ops="+-*"),
-    Game(count=3, max_number=12, max_value=60, ops="+-*/"),
-    Game(count=4, max_number=8, max_value=30, ops="+-*/"),
+    *brute_force.GAMES,
     Game(count=2, max_number=9, max_value=9, ops="-/"),
 ]
-SMALL = Game(count=3, max_number=8, max_value=30, ops="+-*/")
 
 
 @pytest.mark.parametrize("game", GAMES, ids=str)
@@ -53,12 +50,12 @@ def test_moves_put_the_larger_operand_first_and_stay_inside_the_rules():
 
 
 def test_the_two_sides_hold_each_multiset_once_in_the_given_shares():
-    sides = [set(countdown.multisets(SMALL, side)) for side in (False, True)]
+    sides = [set(countdown.multisets(brute_force.SMALL, side)) for side in (False, True)]
     multisets = set(itertools.combinations_with_replacement(range(1, 9), 3))
     assert not sides[0] & sides[1] and sides[0] | sides[1] == multisets
     # 120 multisets, a share of 0.2 with a standard deviation of 0.037
     assert 0.05 < len(sides[1]) / len(multisets) < 0.35
-    assert all(countdown.is_held_out((c, a, b), SMALL) for a, b, c in sides[1])
+    assert all(countdown.is_held_out((c, a, b), brute_force.SMALL) for a, b, c in sides[1])
 
 
 @pytest.mark.parametrize("changes", [{"ops": "+%"}, {"ops": ""}, {"count": 1}, {"held_out": 1.0}, {"held_out": 0.0}])

@@ -4,18 +4,10 @@ import brute_force
 import pytest
 
 from astro_jax import countdown
-from astro_jax.countdown import Game
 from astro_jax.errors import AstroError
 
-GAMES = [
-    Game(count=3, max_number=12, max_value=40, ops="+-*"),
-    Game(count=3, max_number=12, max_value=60, ops="+-*/"),
-    Game(count=4, max_number=8, max_value=30, ops="+-*/"),
-]
-SMALL = Game(count=3, max_number=8, max_value=30, ops="+-*/")
 
-
-@pytest.mark.parametrize("game", GAMES, ids=str)
+@pytest.mark.parametrize("game", brute_force.GAMES, ids=str)
 def test_problems_are_distinct_solvable_and_split_by_multiset(game):
     train, held_out = (countdown.problems(game, 150, 0, held_out=side) for side in (False, True))
     keys = [(tuple(sorted(p.meta["numbers"])), p.meta["target"]) for p in train + held_out]
@@ -26,7 +18,7 @@ def test_problems_are_distinct_solvable_and_split_by_multiset(game):
 
 
 def test_problems_follow_the_seed_and_too_many_are_refused():
-    one, same, other = (countdown.problems(SMALL, 40, seed, held_out=False) for seed in (1, 1, 2))
+    one, same, other = (countdown.problems(brute_force.SMALL, 40, seed, held_out=False) for seed in (1, 1, 2))
     assert one == same and {p.id for p in one} != {p.id for p in other}
     with pytest.raises(AstroError, match="999999 problems asked for"):
-        countdown.problems(SMALL, 999_999, 0, held_out=False)
+        countdown.problems(brute_force.SMALL, 999_999, 0, held_out=False)
