@@ -43,7 +43,7 @@ from astro_jax.stages import STAGES
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
-from astro_jax.train import data, grpo, loop, sft
+from astro_jax.train import data, examples, grpo, loop, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.types import Problem
 from astro_jax.verify import verdict_counts
@@ -68,7 +68,7 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
     names = registry.expand(only, c.stages) if only else stage_inputs.planned(c)
     run = RunContext(c, command, shard)
     if "traces" in names:
-        dataset.check(c.traces, run.problems("search"))
+        dataset.check(c.traces, [] if c.trees else run.problems("search"))
     plans = run_plan.plan(run, names)  # draws all problems: raises now, not after hours, when there are too few
     _require_parents(run, plans, names)
     states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
@@ -114,7 +114,7 @@ def run_stage(run: RunContext, plan: StagePlan) -> None:
         stage_folder.begin(folder, inputs)
     start = time.monotonic()
     run.verifier.counts = VerdictCounts(folder / "verdicts-{}-of-{}.json".format(*run.shard))
-    counts = _function(inputs.stage)(run, inputs) or {}
+    counts = FUNCTIONS[inputs.stage](run, inputs) or {}
     run.verifier.counts.save()
     if run.shard[1] > 1:  # the run without --shard finishes the stage, once all shards are done
         return
@@ -143,7 +143,7 @@ def base(run: RunContext, inputs: Inputs) -> None:
     if run.c.model == "scratch":
         _pretrain(run)
         return
-    source = paths.resolve(run.c.model)
+    source = paths.resolve(run.c.model, download=True)
     tokenizer = tokenizers.load(str(source), run.c.chat)
     if run.c.base_sft is not None:
         config, params = checkpoint.load(source, run.train_sharding)
@@ -194,7 +194,8 @@ def search(run: RunContext, inputs: Inputs) -> dict[str, Any]:
 
 def traces(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     """Turn the trees into training examples, with a data card. Load a model only when it judges or writes."""
-    c, folder, trees = run.c, run.folder / "traces", Shards(run.folder_of("search"), "trees")
+    c, folder = run.c, run.folder / "traces"
+    trees = Shards(stage_folder.follow(storage.absolute(c.trees)) if c.trees else run.folder_of("search"), "trees")
     writer = TraceWriter(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
     tokenizer = tokenizers.load(str(run.folder_of("base") / "model"), c.chat)
     counts = dataset.run(folder, trees, c.traces, c.seed, writer, tokenizer)
@@ -209,16 +210,26 @@ def fine_tune(run: RunContext, inputs: Inputs) -> None:
     name = inputs.stage
     kind = name.removesuffix("-sft")
     config, params, tokenizer = run.load("base", run.train_sharding)
-    examples = list(storage.read_jsonl(run.folder_of("traces") / f"{kind}.jsonl"))
-    if not examples:
+    records = list(storage.read_jsonl(run.folder_of("traces") / f"{kind}.jsonl"))
+    if not records:
         raise AstroError(
             f"{run.folder}: no trace was made: traces/counts.json has what each filter left; raise problems.search"
         )
     # Both kinds get the same documents of the base's corpus.
-    replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(examples)))
-    documents = [tokenizer.prompt(e["prompt"]) + tokenizer.encode_after(e["response"]) for e in examples]
+    replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(records)))
+    documents = [tokenizer.prompt(e["prompt"]) + tokenizer.encode_after(e["response"]) for e in records]
     documents += map(tokenizer.encode, replay)
     train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
+
+
+def fine_tune_on_file(run: RunContext, inputs: Inputs) -> None:
+    """Fine-tune the base model on the examples of a file: the stage "sft"."""
+    if not run.c.examples:
+        raise AstroError("sft: no examples; set examples=FILE, or write `astro sft --data FILE`")
+    config, params, tokenizer = run.load("base", run.train_sharding)
+    documents = [prompt + response for prompt, response in examples.read(run.c.examples, tokenizer)]
+    folder = run.folder / inputs.stage
+    train_sft(folder, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 
 def train_sft(
@@ -257,7 +268,7 @@ def measure_difficulty(run: RunContext, inputs: Inputs) -> dict[str, Any]:
 
 
 def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
-    """Train an SFT model by GRPO: the stages "direct-rl" and "astro-rl"."""
+    """Train a model by GRPO: the stages "direct-rl", "astro-rl" and "grpo"."""
     name = inputs.stage
     c, sharding = run.c.grpo, run.train_sharding
     config, params, tokenizer = run.load(STAGES[name].initial_model or "base", sharding)
@@ -316,19 +327,17 @@ def write_report(run: RunContext, inputs: Inputs) -> None:
     report.write(run.folder)
 
 
-# By the command of a stage.
 FUNCTIONS: dict[str, Callable[[RunContext, Inputs], dict[str, Any] | None]] = {
     "base": base,
     "search": search,
     "traces": traces,
-    "sft": fine_tune,
+    "direct-sft": fine_tune,
+    "astro-sft": fine_tune,
+    "sft": fine_tune_on_file,
     "difficulty": measure_difficulty,
+    "direct-rl": reinforce,
+    "astro-rl": reinforce,
     "grpo": reinforce,
-    "eval": evaluate,
-    "vote": vote,
+    **{name: vote if name.endswith("-vote") else evaluate for name in registry.EVALUATIONS},
     "report": write_report,
 }
-
-
-def _function(stage: str) -> Callable[[RunContext, Inputs], dict[str, Any] | None]:
-    return FUNCTIONS["vote" if stage.endswith("-vote") else registry.get(stage).command]

@@ -120,6 +120,11 @@ def content(run: RunContext, name: str) -> str:
         return stage_folder.content_hash({key: prompt.source for key, prompt in run.prompts.items()})
     if name == "model":
         return _model_content(run)
+    if name in ("examples", "trees"):
+        path = stage_folder.follow(storage.absolute(getattr(run.c, name)))
+        if not path.exists():
+            raise AstroError(f"{name}={path}: is not there; give an existing path")
+        return storage.fingerprint(path)
     problems = run.problems(name.removeprefix("problems."))
     return hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
 
@@ -127,7 +132,7 @@ def content(run: RunContext, name: str) -> str:
 def _model_content(run: RunContext) -> str:
     """Hash the files of the base model. A finished base stands for a model whose files are no longer there."""
     try:
-        return storage.fingerprint(paths.resolve(run.c.model))
+        return storage.fingerprint(paths.resolve(run.c.model, download=True))
     except AstroError:
         old = stage_folder.read_inputs(run.folder / "base")
         finished = stage_folder.digest_of(run.folder / "base") is not None

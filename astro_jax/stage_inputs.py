@@ -33,7 +33,7 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
     (("traces",), lambda c: dataset.needs_model(c.traces), (
         "traces.clone_retries", "traces.clone_tokens", "traces.clone_temperature")),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
-    (("direct-rl", "astro-rl"), lambda c: bool(c.problems.difficulty_samples), ("problems.rl_pass_rate",)),
+    (("direct-rl", "astro-rl", "grpo"), lambda c: bool(c.problems.difficulty_samples), ("problems.rl_pass_rate",)),
 )  # fmt: skip
 
 
@@ -82,9 +82,12 @@ def problem_uses(c: cfg.Config, stage: str) -> tuple[str, ...]:
 
 
 def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
-    """The inputs of a stage that are no keys: "problems.USE", "model" (the files of the base model), "prompts"."""
+    """The inputs of a stage that are no keys: "problems.USE", "model" (the files of the base model), "prompts",
+    "examples" and "trees" (files of the user)."""
     names = [f"problems.{use}" for use in problem_uses(c, stage)]
     names += ["model"] * (stage == "base" and c.model != "scratch")
+    names += ["examples"] * (stage == "sft" and bool(c.examples))
+    names += ["trees"] * (stage == "traces" and bool(c.trees))
     names += ["prompts"] * (stage == "traces" and dataset.needs_model(c.traces))
     return tuple(names)
 
@@ -95,6 +98,8 @@ def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:
     The report needs all evaluations of the run. RL needs `difficulty` where the run measures it.
     """
     declared = stages.get(stage)
+    if stage == "traces" and c.trees:
+        return ("base",)
     names = [*stages.expand(declared.parents, c.stages), *([declared.initial_model] if declared.initial_model else [])]
     if c.problems.difficulty_samples and declared.command == "grpo":
         names.append("difficulty")

@@ -60,21 +60,26 @@ STAGES: dict[str, Stage] = {
         Stage("search", "search", "Search", "build a search tree for each problem", ("base",),
               reads=(*_SAMPLING, "search"), problems=("search",)),
         Stage("traces", "traces", "Traces", "turn trees into chains of thought", ("search",),
-              reads=(*_SAMPLING, "traces", "prompts")),
+              reads=(*_SAMPLING, "traces", "prompts", "trees")),
         _sft("direct", "Direct-SFT", "fine-tune the base on direct solutions"),
         _sft("astro", "ASTRO-SFT", "fine-tune the base on ASTRO's traces"),
         Stage("difficulty", "difficulty", "Difficulty", "measure how often the base solves each RL prompt", ("base",),
               reads=(*_SAMPLING, "eval", "problems.difficulty_samples"), problems=("rl",)),
+        Stage("sft", "sft", "SFT", "fine-tune the base on the examples of a file", ("base",), "base", True,
+              (*_MODEL, "sft", "examples")),
         _rl("direct", "Direct-RL", "train Direct-SFT by GRPO"),
         _rl("astro", "ASTRO-RL", "train ASTRO-SFT by GRPO"),
+        Stage("grpo", "grpo", "GRPO", "train the base by GRPO", ("base",), "base", True,
+              (*_SAMPLING, "grpo", "problems.difficulty_samples", "problems.rl_pass_rate"), ("rl",)),
         Stage("eval", "eval", "Evaluation", "evaluate all models on held-out problems"),  # of `evaluations`
         Stage("report", "report", "Report", "write results.json and report.html", ("eval",),
               reads=("seed", "stages", "problems.difficulty_samples")),
     )
 }  # fmt: skip
 MODELS: tuple[str, ...] = tuple(name for name, stage in STAGES.items() if stage.makes_model)
-# The stages of a run whose config names none: all but difficulty, which runs where problems.difficulty_samples asks.
-DEFAULT_STAGES: tuple[str, ...] = tuple(name for name in STAGES if name != "difficulty")
+# The stages of a run whose config names none. Difficulty runs where problems.difficulty_samples asks for it. `sft` and
+# `grpo` are for a base and data of the user.
+DEFAULT_STAGES: tuple[str, ...] = tuple(name for name in STAGES if name not in ("difficulty", "sft", "grpo"))
 
 
 def stages_of(command: str) -> tuple[str, ...]:
@@ -86,7 +91,7 @@ def with_difficulty(stages: Sequence[str]) -> tuple[str, ...]:
     """Insert the stage `difficulty` before the first RL stage, unless `stages` names it."""
     if "difficulty" in stages:
         return tuple(stages)
-    first = next((i for i, name in enumerate(stages) if name.endswith("-rl")), len(stages))
+    first = next((i for i, name in enumerate(stages) if get(name).command == "grpo"), len(stages))
     return (*stages[:first], "difficulty", *stages[first:])
 
 

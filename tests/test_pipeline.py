@@ -26,10 +26,11 @@ from astro_jax.run_context import RunContext
 from astro_jax.sampler import SamplingParams
 from astro_jax.search import run as searching
 from astro_jax.stage_folder import Inputs
-from astro_jax.stages import EVALUATIONS, MODELS, STAGES
+from astro_jax.stages import DEFAULT_STAGES, STAGES, evaluations, models_of
 from astro_jax.train import loop
 
 jax.devices()  # all eight are there before a run asks for one
+MODELS = models_of(DEFAULT_STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_each_stage_writes_a_manifest_with_its_parents(finished):
     expected = {
         "base": [], "search": ["base"], "traces": ["search"], "direct-sft": ["traces", "base"],
         "astro-sft": ["traces", "base"], "direct-rl": ["direct-sft"], "astro-rl": ["astro-sft"],
-        **{f"eval/{model}": [model] for model in MODELS}, "report": list(EVALUATIONS),
+        **{f"eval/{model}": [model] for model in MODELS}, "report": list(evaluations(DEFAULT_STAGES)),
         "eval/direct-sft-vote": ["eval/direct-sft", "eval/astro-sft"],
         "eval/direct-rl-vote": ["eval/direct-rl", "eval/astro-rl"],
     }  # fmt: skip

@@ -13,9 +13,10 @@ from astro_jax.run_context import RunContext
 
 jax.devices()  # all eight are there before a run asks for one
 
-TRAINED = "direct-sft astro-sft direct-rl astro-rl"
-EVALUATED = " ".join(stages.EVALUATIONS)
-SAMPLED = f"search traces difficulty direct-rl astro-rl {EVALUATED}"
+STAGES = (*stages.DEFAULT_STAGES, "sft", "grpo")
+SFT, RL = "direct-sft astro-sft sft", "direct-rl astro-rl grpo"
+EVALUATED = " ".join(stages.evaluations(STAGES))
+SAMPLED = f"search traces difficulty {RL} {EVALUATED}"
 # Stages whose own inputs change, by keys. Stages after these change by their parents' digests. A name of a section
 # stands for its keys that are not listed.
 INVALIDATED = {
@@ -26,25 +27,27 @@ INVALIDATED = {
         "grpo.remat_policy grpo.micro_batch_size problems.split problems.subset problems.filters problems.dataset "
         "problems.gym problems.decontaminate problems.overlap_threshold"
     ),
-    f"base {SAMPLED} direct-sft astro-sft report": "seed",
-    f"base search traces {TRAINED} difficulty {EVALUATED}": "chat",
+    f"base {SAMPLED} {SFT} report": "seed",
+    f"base search traces {SFT} {RL} difficulty {EVALUATED}": "chat",
     "base": "model architecture pretrain base_sft",
     "base direct-sft astro-sft": "corpus",
-    f"base direct-sft astro-sft search difficulty direct-rl astro-rl {EVALUATED}": (
+    f"base direct-sft astro-sft search difficulty {RL} {EVALUATED}": (
         "problems.count problems.max_number problems.ops problems.held_out"
     ),
     # By the content of the problems: this smaller limit leaves the held-out problem as it is.
-    "base direct-sft astro-sft search difficulty direct-rl astro-rl": "problems.max_value",
-    f"base search difficulty direct-rl astro-rl {EVALUATED}": "problems.path problems.fields problems.task",
+    f"base direct-sft astro-sft search difficulty {RL}": "problems.max_value",
+    f"base search difficulty {RL} {EVALUATED}": "problems.path problems.fields problems.task",
     "search": "search",
     "base search": "problems.search",
-    "base difficulty direct-rl astro-rl": "problems.rl",
+    f"base difficulty {RL}": "problems.rl",
     EVALUATED: "problems.eval",
     f"difficulty {EVALUATED}": "eval.max_tokens",
-    "difficulty direct-rl astro-rl": "problems.difficulty_samples",
-    "direct-rl astro-rl": "grpo problems.rl_pass_rate",
-    "direct-sft astro-sft": "sft traces.replay",
-    "traces": "traces prompts",
+    f"difficulty {RL} report": "problems.difficulty_samples",
+    RL: "grpo problems.rl_pass_rate",
+    SFT: "sft",
+    "direct-sft astro-sft": "traces.replay",
+    "sft": "examples",
+    "traces": "traces prompts trees",
     SAMPLED: "sampler.dtype verify",
 }
 OTHER_VALUES = {
@@ -57,6 +60,7 @@ OTHER_VALUES = {
     "search.early_stop": {"correct": 2},
     "search.max_tree_tokens": 99, "search.max_total_tokens": 99, "traces.backtrack_weights": [1, 2],
     "traces.min_value_reflect": 0.5, "sampler.kv_cache_gib": 1.0, "prompts": {"reflect": "PROMPT"},
+    "examples": "PATH", "trees": "PATH",
 }  # fmt: skip
 CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
            "ancestor": "root", "terminal": "inside", "template": "model", "model": "template", "fixed": "none",
@@ -84,14 +88,14 @@ def configs(tmp_path_factory):
         "traces": dict(replay=0, self_evaluation=2, clone="model", direct="best-of-n"),
     }  # fmt: skip
     counts = dict(search=2, rl=2, eval=1, difficulty_samples=2)
-    return [micro(folder / "run", problems=counts), micro(folder / "run", **words)], with_paths
+    return [micro(folder / "run", stages=STAGES, **x) for x in ({"problems": counts}, words)], with_paths
 
 
 def own_inputs(c, contents={}):  # noqa: B006 (a cache)
     """The inputs of each stage without those that come from its parents."""
 
     def content(name):
-        key = (name, c.seed, c.model, repr(c.problems), repr(c.prompts))
+        key = (name, c.seed, c.model, repr(c.problems), repr(c.prompts), c.examples, c.trees)
         if key not in contents:
             contents[key] = run_plan.content(RunContext(c), name)
         return contents[key]

@@ -376,6 +376,10 @@ class Config(Section):
     chat: Chat = key(Chat(), "Chat format of the problems.")
     problems: Problems = key(Problems(), "Source and number of the problems.")
     corpus: Corpus = key(Corpus(), "Training corpus of `model: scratch`.")
+    examples: str = key(
+        "", "File of examples of the stage `sft`: JSONL or Parquet, with `messages`, or `prompt` and `response`."
+    )
+    trees: str = key("", "Folder of search trees that the stage `traces` reads in place of the run's own.")
     verify: Verify = key(Verify(), "Verifier of mathematics.")
     sampler: Sampler = key(Sampler(), "Inference engine.")
     search: Search = key(Search(), "Tree search.")

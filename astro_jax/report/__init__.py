@@ -17,7 +17,7 @@ from etils import epath
 from astro_jax import phrases, stage_folder, storage
 from astro_jax.report import run_folder, selection, summary
 from astro_jax.report.run_folder import RunFolder
-from astro_jax.stages import MODELS
+from astro_jax.stages import MODELS, STAGES
 from astro_jax.storage import Json
 
 # The fixed phrases of a trace. The page marks them wherever a model writes them; an open phrase up to the line's end.
@@ -72,7 +72,7 @@ def page_data(run: RunFolder) -> Json:
         "models": {name: m.model_dump(by_alias=True, exclude_none=True) for name, m in models.items()},
         "equal_tokens": summary.equal_tokens(run.results),
         "metrics": {stage: summary.thin(rows) for stage, rows in run.metrics.items() if rows},
-        "pearson": {name: summary.correlation(run.metrics[name]) for name in MODELS if name.endswith("-rl")},
+        "pearson": {name: summary.correlation(run.metrics[name]) for name in MODELS if STAGES[name].command == "grpo"},
         "counts": run.counts,
         "problems": selection.problems(run),
         "held_out": selection.held_out(run),

@@ -81,7 +81,7 @@ def _stage(run: RunFolder, name: str, present: list[str]) -> Json:
 def _ancestors(name: str) -> list[str]:
     """The stages below which the tree may show a stage; the last that the run has is taken."""
     stage = get(name)
-    if name == "report":
+    if name in ("base", "report"):
         return []
     return list(dict.fromkeys(("base", *([stage.initial_model] if stage.initial_model else []), *stage.parents[:1])))
 

@@ -19,6 +19,8 @@ _DESCRIPTIONS = {
     "base": "the base model of the run",
     "direct-sft": "the control: the base, fine-tuned on solutions without backtracking",
     "astro-sft": "the base, fine-tuned on chains of thought that reflect and go back",
+    "sft": "the base, fine-tuned on examples of a file",
+    "grpo": "the base, trained by GRPO",
     "direct-rl": "the control: Direct-SFT, trained by GRPO with a verifiable reward",
     "astro-rl": "ASTRO-SFT, trained by GRPO with a verifiable reward",
 }

@@ -95,8 +95,9 @@ function trainingFigures() {
   const plain = (v, long) => (long ? num(v) : tick(v));
   const share = (v, long) => (long ? pct(v) : tick(100 * v) + "%");
   const pair = (stages, title, key, options) => curves(title, stages.map((s) => of(s, key)), options);
-  const sft = ["direct-sft", "astro-sft"];
-  const rl = ["direct-rl", "astro-rl"];
+  const own = (name) => (DATA.metrics[name] ? [name] : []);
+  const sft = ["direct-sft", "astro-sft", ...own("sft")];
+  const rl = ["direct-rl", "astro-rl", ...own("grpo")];
   const more = () => [
     pair(rl, "Mean reward", "reward_mean", { unit: "reward, −1 to 1", format: plain, zero: false }),
     pair(rl, "Cut off at the length limit", "truncated_rate", { unit: "responses", format: share }),

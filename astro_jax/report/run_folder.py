@@ -16,7 +16,7 @@ from pydantic import Field
 
 from astro_jax import stage_folder, storage
 from astro_jax.errors import AstroError
-from astro_jax.stages import EVALUATIONS, MODELS, STAGES
+from astro_jax.stages import DEFAULT_STAGES, EVALUATIONS, MODELS, STAGES, models_of
 from astro_jax.storage import Json, Shards
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -129,15 +129,17 @@ def read(path: epath.PathLike) -> RunFolder:
 
 def missing(run: RunFolder) -> list[str]:
     """What a whole run has and this folder lacks, as "stage (file)"."""
+    stages = run.config.config.get("stages", DEFAULT_STAGES) if run.config else DEFAULT_STAGES
+    models = models_of(stages)
     lacks = [] if run.config else ["the configuration (config.json)"]
-    if not Shards(run.folder("search"), "trees").has(0):
+    if "search" in stages and not Shards(run.folder("search"), "trees").has(0):
         lacks.append("search (search/trees-*.jsonl)")
-    if not (run.folder("traces") / "astro.jsonl").exists():
+    if "traces" in stages and not (run.folder("traces") / "astro.jsonl").exists():
         lacks.append("traces (traces/astro.jsonl)")
-    lacks += [f"{stage} ({stage}/metrics.jsonl)" for stage, rows in run.metrics.items() if not rows]
+    lacks += [f"{s} ({s}/metrics.jsonl)" for s, rows in run.metrics.items() if not rows and s in models]
     if run.results is None:
         lacks.append("evaluation (results.json)")
-    elif absent := [name for name in MODELS if name not in run.results.models]:
+    elif absent := [name for name in models if name not in run.results.models]:
         lacks.append(f"the evaluation of {', '.join(absent)} (results.json)")
     return lacks
 

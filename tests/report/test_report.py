@@ -58,7 +58,9 @@ def test_page_states_the_figures(page):
 
 
 def test_page_names_all_models_by_their_titles(page):
-    assert list(page.data["names"]) == ["base", "direct-sft", "direct-rl", "astro-sft", "astro-rl"]
+    assert list(page.data["names"]) == [
+        "base", "direct-sft", "direct-rl", "astro-sft", "astro-rl", "sft", "grpo",
+    ]  # fmt: skip
     assert page.data["names"] == {name: stages.title(name) for name in stages.MODELS}
 
 
