@@ -19,7 +19,7 @@ from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.policy import Policy
 from astro_jax.problems import source
-from astro_jax.progress import log
+from astro_jax.problems.draws import Draws
 from astro_jax.sampler import Engine
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
@@ -55,8 +55,7 @@ class RunContext:
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
         self._check_shapes()
         self.verifier = Verifier(c.verify)
-        p = c.problems
-        self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
+        self.game = self.draws.game
 
     def _check_settings(self) -> None:
         """Refuse settings that the source of the problems does not allow."""
@@ -82,9 +81,9 @@ class RunContext:
         digest = self.c.digest()
         if self.c.prompts:
             digest = hashlib.sha256(repr((digest, self.prompts)).encode()).hexdigest()[:16]
-        if not source.has_source(self.c.problems):
+        if not source.has_source(self.c.problems) and not self.c.problems.evaluation:
             return digest
-        return hashlib.sha256(repr((digest, self.source.problems)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((digest, self.draws.problem_set.problems)).encode()).hexdigest()[:16]
 
     def _check_folder(self) -> None:
         """Check that the folder is new, or holds a run of the same configuration."""
@@ -132,30 +131,27 @@ class RunContext:
         config, params, tokenizer = self.load(model, self.decode_sharding, self.c.sampler.dtype)
         return Policy(self.engine(config), params, tokenizer)
 
-    def problems(self, use: str) -> list[Problem]:
-        """Draw the problems of one use: "search" and "rl" from the training side of the split, "eval" from the other.
+    def problems(self, use: cfg.Use) -> list[Problem]:
+        """Draw the problems of one use (`Draws.draw`): "search", "rl" or "eval".
 
         Raises:
           AstroError: when the config asks for more problems than the source has.
         """
-        p, n, held_out = self.c.problems, getattr(self.c.problems, use), use == "eval"
-        if source.has_source(p):
-            return self.source.draw(n, self.c.seed, evaluation=held_out)
-        return countdown.problems(self.game, n, self.c.seed, held_out=held_out)
+        return self.draws.draw(use)
 
     @functools.cached_property
-    def source(self) -> source.ProblemSet:
-        """The problems of a file, a data set or reasoning-gym."""
-        problems = source.load(self.c.problems, self.c.seed)
-        left_out = problems.counts["skipped"] | problems.counts["dropped"]
-        if reasons := ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n):
-            log(f"problems: {len(problems.training)} for training, left out: {reasons}")
-        return problems
+    def draws(self) -> Draws:
+        """Draws the problems of the run. Logs how many problems the sources left out."""
+        p = self.c.problems
+        draws = Draws(p, self.c.seed, countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out))
+        if source.has_source(p):
+            source.log_counts(p, draws.problem_set.counts)
+        return draws
 
     @property
     def problem_counts(self) -> dict[str, Any]:
-        """How many problems were read, skipped and dropped; empty for Countdown."""
-        return self.source.counts if source.has_source(self.c.problems) else {}
+        """How many problems were read, skipped, dropped and drawn; empty for Countdown."""
+        return self.draws.counts() if source.has_source(self.c.problems) else {}
 
 
 def _differences(recorded: dict[str, Any], current: dict[str, Any], prefix: str = "") -> str:

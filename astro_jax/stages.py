@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,8 @@ STAGES: dict[str, Stage] = {
         Stage("traces", "traces", "Traces", "turn trees into chains of thought", ("search",)),
         _training("direct-sft", "sft", "Direct-SFT", "fine-tune the base on direct solutions", "base", "traces"),
         _training("astro-sft", "sft", "ASTRO-SFT", "fine-tune the base on ASTRO's traces", "base", "traces"),
-        Stage("difficulty", "difficulty", "Difficulty", "measure how often the base solves each RL prompt", ("base",)),
+        # parents: the base, or the SFT models
+        Stage("difficulty", "difficulty", "Difficulty", "measure how often a model solves each RL prompt"),
         _training("direct-rl", "grpo", "Direct-RL", "train Direct-SFT by GRPO", "direct-sft"),
         _training("astro-rl", "grpo", "ASTRO-RL", "train ASTRO-SFT by GRPO", "astro-sft"),
         Stage(
@@ -76,14 +78,35 @@ def models_of(stages: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in MODELS if name in stages)
 
 
-def parents(stage: str, run_stages: Sequence[str], measures_difficulty: bool) -> tuple[str, ...]:
+def difficulty_models(run_stages: Sequence[str], difficulty_model: Literal["base", "sft"]) -> tuple[str, ...]:
+    """Return the models for which a run measures the difficulty of RL prompts.
+
+    Args:
+      run_stages: the stages of the run, or one RL stage.
+      difficulty_model: "base": the base. "sft": the SFT models from which the RL stages start.
+    """
+    if difficulty_model == "base":
+        return ("base",)
+    stages = (STAGES[name] for name in run_stages)
+    return tuple(s.initial_model for s in stages if s.command == "grpo" and s.initial_model)
+
+
+def parents(
+    stage: str, run_stages: Sequence[str], difficulty_model: Literal["base", "sft"] | None = None
+) -> tuple[str, ...]:
     """Return the stages that must have finished before `stage` of a run starts.
 
-    Evaluation needs all models of the run. RL needs `difficulty` where the run measures it.
+    Evaluation needs all models of the run. `difficulty` needs the models whose pass rates it measures. RL needs
+    `difficulty` where the run measures it.
+
+    Args:
+      difficulty_model: the model of `difficulty_models`; None where the run measures no difficulty.
     """
     if stage == "eval":
         return models_of(run_stages)
-    extra = ("difficulty",) if measures_difficulty and STAGES[stage].command == "grpo" else ()
+    if stage == "difficulty":
+        return difficulty_models(run_stages, difficulty_model or "base")
+    extra = ("difficulty",) if difficulty_model and STAGES[stage].command == "grpo" else ()
     return STAGES[stage].parents + extra
 
 

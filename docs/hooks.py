@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from astro_jax import config as cfg
 from astro_jax.cli import parser
-from astro_jax.config.sections import Section
+from astro_jax.config import Section
 
 CONFIGURATION = """# Configuration
 

@@ -3,10 +3,12 @@
     from astro_jax import config as cfg
     c = cfg.load("quickstart", ["seed=7", "sft.num_train_epochs=2"])
 
-`sections` declares the keys; `files` reads YAML; `renamed` knows the keys of older versions.
+`sections` and `problems` declare the keys; `files` reads YAML; `renamed` knows the keys of older versions.
 """
 
 from astro_jax.config.files import RECIPES, load, parse, recipes
+from astro_jax.config.keys import Section
+from astro_jax.config.problems import USES, Gym, ListedSource, Problems, Source, Use
 from astro_jax.config.sections import (
     Architecture,
     Chat,
@@ -15,12 +17,9 @@ from astro_jax.config.sections import (
     EarlyStop,
     Eval,
     Grpo,
-    Gym,
     Mesh,
-    Problems,
     Sampler,
     Search,
-    Section,
     Sft,
     Traces,
     Training,
@@ -30,6 +29,7 @@ from astro_jax.config.sections import (
 
 __all__ = [
     "RECIPES",
+    "USES",
     "Architecture",
     "Chat",
     "Config",
@@ -38,14 +38,17 @@ __all__ = [
     "Eval",
     "Grpo",
     "Gym",
+    "ListedSource",
     "Mesh",
     "Problems",
     "Sampler",
     "Search",
     "Section",
     "Sft",
+    "Source",
     "Traces",
     "Training",
+    "Use",
     "Verify",
     "load",
     "parse",

@@ -11,8 +11,10 @@ import pydantic
 import yaml
 from etils import epath
 
+from astro_jax.config.keys import Section
+from astro_jax.config.problems import USES, Problems, Source
 from astro_jax.config.renamed import new_key
-from astro_jax.config.sections import Config, Section, sections
+from astro_jax.config.sections import Config, sections
 from astro_jax.errors import AstroError
 
 # The shipped recipes: a link to configs/ in the repository, files in an installed package.
@@ -40,6 +42,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
     A file may begin with `base: PATH` (relative to the file) or `base: RECIPE`, and then holds only its changes of the
     base, which may have a base too. Sections merge key by key; all other values, lists too, replace those of the base.
+    A change that names a source of problems replaces the sources of the base.
 
     Args:
       name: a file that exists, else a recipe.
@@ -95,10 +98,25 @@ def _read(path: epath.Path, name: str, dependents: tuple[str, ...]) -> dict[str,
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Put changes over a base. Only a mapping over a mapping merges."""
+    if isinstance(problems := base.get("problems"), dict) and isinstance(changes.get("problems"), dict):
+        base = base | {"problems": _without_replaced_source(problems, changes["problems"])}
     sections = {
         k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)
     }
     return base | changes | sections
+
+
+def _without_replaced_source(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Remove the sources of a base's section `problems` where the changes name others.
+
+    `sources` replaces all keys of a single source but `task`. `path`, `dataset` and `gym` replace each other.
+    """
+    replaced: set[str] = set()
+    if changes.get("sources"):
+        replaced = {*Source.model_fields} - {"task"}
+    elif any(changes.get(name) for name in ("path", "dataset", "gym")):
+        replaced = {"path", "dataset", "gym", "sources"}
+    return {name: value for name, value in base.items() if name not in replaced}
 
 
 def _override(text: str) -> dict[str, Any]:
@@ -118,11 +136,17 @@ def _override(text: str) -> dict[str, Any]:
 def _scaled(c: Config) -> Config:
     """Multiply the budgets by `scale`."""
 
-    def times(section: Section, *names: str) -> Section:
-        return section.model_copy(update={n: max(1, round(getattr(section, n) * c.scale)) for n in names})
+    def times(section: Section, *names: str) -> Any:
+        values = {n: getattr(section, n) for n in names}
+        return section.model_copy(update={n: max(1, round(v * c.scale)) for n, v in values.items() if v})
+
+    def scaled_problems(p: Problems) -> Problems:
+        lists = {name: tuple(times(s, *USES) for s in getattr(p, name)) for name in ("sources", "evaluation")}
+        p = times(p, *USES, "max_difficulty_prompts").model_copy(update=lists)
+        return p.model_copy(update={use: sum(counts) for use in USES if (counts := p.counts(use)) is not None})
 
     budgets = {
-        "problems": times(c.problems, "search", "rl", "eval"),
+        "problems": scaled_problems(c.problems),
         "corpus": times(c.corpus, "documents"),
         "grpo": times(c.grpo, "max_steps"),
     }
