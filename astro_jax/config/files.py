@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
     A file may begin with `base: PATH` (relative to the file) or `base: RECIPE`, and then holds only its changes of the
     base, which may have a base too. Sections merge key by key; all other values, lists too, replace those of the base.
-    A change that names a source of problems replaces the sources of the base.
+    A change that names a source of problems replaces the sources and evaluation sets of the base.
 
     Args:
       name: a file that exists, else a recipe.
@@ -53,10 +54,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         wrong type, with the dotted name of the key.
     """
     # OmegaConf does not serve here: it reads "${" inside a prompt as its own syntax, and refuses a list over a section.
-    raw = _read(epath.Path(name), name, ())
-    for text in overrides:
-        raw = _merged(raw, _override(text))
-    return parse(raw, name)
+    return parse(_put_over(_read(epath.Path(name), name, ()), *map(_override, overrides)), name)
 
 
 def parse(raw: dict[str, Any], origin: str = "config") -> Config:
@@ -93,30 +91,29 @@ def _read(path: epath.Path, name: str, dependents: tuple[str, ...]) -> dict[str,
         return raw
     if not isinstance(base, str):
         raise AstroError(f"{path}: base: must be the path of a YAML config or a recipe, got {base!r}")
-    return _merged(_read(path.parent / base, base, (*dependents, normalized)), raw)
+    return _put_over(_read(path.parent / base, base, (*dependents, normalized)), raw)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Put changes over a base. Only a mapping over a mapping merges."""
-    if isinstance(problems := base.get("problems"), dict) and isinstance(changes.get("problems"), dict):
-        base = base | {"problems": _without_replaced_source(problems, changes["problems"])}
     sections = {
         k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)
     }
     return base | changes | sections
 
 
-def _without_replaced_source(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Remove the sources of a base's section `problems` where the changes name others.
+def _put_over(base: dict[str, Any], *changes: dict[str, Any]) -> dict[str, Any]:
+    """Put changes over a base, one after the other.
 
-    `sources` replaces all keys of a single source but `task`. `path`, `dataset` and `gym` replace each other.
+    Changes that name a source of problems replace the whole choice of data of the base: its sources, its evaluation
+    sets and its held-out share.
     """
-    replaced: set[str] = set()
-    if changes.get("sources"):
-        replaced = {*Source.model_fields} - {"task"}
-    elif any(changes.get(name) for name in ("path", "dataset", "gym")):
-        replaced = {"path", "dataset", "gym", "sources"}
-    return {name: value for name, value in base.items() if name not in replaced}
+    problems = base.get("problems")
+    named = {k for c in changes if isinstance(c.get("problems"), dict) for k, v in c["problems"].items() if v}
+    if isinstance(problems, dict) and named & {"path", "dataset", "gym", "sources"}:
+        replaced = {*Source.model_fields, "sources", "evaluation", "held_out"} - {"task"}
+        base = base | {"problems": {k: v for k, v in problems.items() if k not in replaced}}
+    return functools.reduce(_merged, changes, base)
 
 
 def _override(text: str) -> dict[str, Any]:
