@@ -38,7 +38,8 @@ every key except `out`.
 Recipes: RECIPES.
 
 Each default names its source: a section of the [ASTRO paper](https://arxiv.org/abs/2507.00417), another paper, or
-"ours". The keys are declared in `astro_jax/config/sections.py`, and files are read in `astro_jax/config/files.py`.
+"ours". The keys are declared in `astro_jax/config/sections.py` and `astro_jax/config/problems.py`, and files are read
+in `astro_jax/config/files.py`.
 """
 
 COMMAND_LINE = """# Command line

@@ -8,7 +8,7 @@
 
 from astro_jax.config.files import RECIPES, load, parse, recipes
 from astro_jax.config.keys import Section
-from astro_jax.config.problems import USES, Gym, ListedSource, Problems, Source, Use
+from astro_jax.config.problems import SOURCE_KINDS, USES, Gym, ListedSource, Problems, Source, Use
 from astro_jax.config.sections import (
     Architecture,
     Chat,
@@ -29,6 +29,7 @@ from astro_jax.config.sections import (
 
 __all__ = [
     "RECIPES",
+    "SOURCE_KINDS",
     "USES",
     "Architecture",
     "Chat",

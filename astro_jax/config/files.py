@@ -13,7 +13,7 @@ import yaml
 from etils import epath
 
 from astro_jax.config.keys import Section
-from astro_jax.config.problems import USES, Problems, Source
+from astro_jax.config.problems import SOURCE_KINDS, USES, Problems, Source
 from astro_jax.config.renamed import new_key
 from astro_jax.config.sections import Config, sections
 from astro_jax.errors import AstroError
@@ -110,7 +110,7 @@ def _put_over(base: dict[str, Any], *changes: dict[str, Any]) -> dict[str, Any]:
     """
     problems = base.get("problems")
     named = {k for c in changes if isinstance(c.get("problems"), dict) for k, v in c["problems"].items() if v}
-    if isinstance(problems, dict) and named & {"path", "dataset", "gym", "sources"}:
+    if isinstance(problems, dict) and named & {*SOURCE_KINDS, "sources"}:
         replaced = {*Source.model_fields, "sources", "evaluation", "held_out"} - {"task"}
         base = base | {"problems": {k: v for k, v in problems.items() if k not in replaced}}
     return functools.reduce(_merged, changes, base)

@@ -10,6 +10,7 @@ from astro_jax.config.keys import Section, key
 
 Use = Literal["search", "rl", "eval"]
 USES: tuple[Use, ...] = ("search", "rl", "eval")
+SOURCE_KINDS = ("path", "dataset", "gym")  # the keys that name a source
 
 
 class Gym(Section):
@@ -40,7 +41,7 @@ class Source(Section):
     @property
     def is_named(self) -> bool:
         """Whether a source is named at all."""
-        return bool(self.path or self.dataset or self.gym)
+        return any(getattr(self, kind) for kind in SOURCE_KINDS)
 
     @pydantic.field_validator("gym", mode="before")
     @classmethod
@@ -49,8 +50,8 @@ class Source(Section):
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> Self:
-        if sum(map(bool, (self.path, self.dataset, self.gym))) > 1:
-            raise ValueError("set one of path, dataset and gym")
+        if sum(bool(getattr(self, kind)) for kind in SOURCE_KINDS) > 1:
+            raise ValueError(f"set one of {', '.join(SOURCE_KINDS)}")
         return self
 
 
@@ -149,7 +150,7 @@ class Problems(Source):
         for name in ("sources", "evaluation"):
             for i, source in enumerate(getattr(self, name)):
                 if not source.is_named:
-                    raise ValueError(f"{name}.{i}: set path, dataset or gym")
+                    raise ValueError(f"{name}.{i}: set one of {', '.join(SOURCE_KINDS)}")
                 for use in ("search", "rl") if name == "evaluation" else ("eval",) if self.evaluation else ():
                     if getattr(source, use) is not None:
                         raise ValueError(f"{name}.{i}.{use}: the problems of `{use}` are not drawn from {name}")

@@ -31,8 +31,8 @@ def test_scale_multiplies_the_numbers_of_the_sources():
 @pytest.mark.parametrize(
     "problems, message",
     [
-        ({"sources": [A, {}]}, "sources.1: set path, dataset or gym"),
-        ({"sources": [A | {"dataset": "d"}]}, "set one of path, dataset and gym"),
+        ({"sources": [A, {}]}, "sources.1: set one of path, dataset, gym"),
+        ({"sources": [A | {"dataset": "d"}]}, "set one of path, dataset, gym"),
         ({"sources": [A], "path": "b.jsonl"}, "sources: path, dataset, .* stand inside its mappings"),
         ({"sources": [A], "split": "test"}, "stand inside its mappings"),
         ({"sources": [A], "fields": {}}, "stand inside its mappings"),

@@ -43,7 +43,10 @@ def test_problems_command_counts_each_source(tmp_path, capsys):
     description = json.loads(capsys.readouterr().out)
     names = [f"1: {a}", f"2: {b}"]
     assert description["source"] == ", ".join(names) and list(description["sources"]) == names
-    assert description["drawn"] == {"search": dict(zip(names, [20, 5])), "rl": dict(zip(names, [10, 30]))}
+    assert description["drawn"] == {
+        "search": dict(zip(names, [20, 5], strict=True)),
+        "rl": dict(zip(names, [10, 30], strict=True)),
+    }
     assert description["evaluation sets"] == {str(test): {"read": 9, "skipped": {}}}
     assert description["RL prompts that are searched"] > 0
     assert cli.main(["problems", str(config), "problems.rl_prompts=disjoint"]) == 0

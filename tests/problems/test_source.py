@@ -13,12 +13,12 @@ from astro_jax.problems.description import describe
 
 @pytest.mark.parametrize("sources", [{"path": "p", "dataset": "d"}, {"path": "p", "gym": {"task": "chain_sum"}}])
 def test_two_sources_are_refused(sources):
-    with pytest.raises(AstroError, match="set one of path, dataset and gym"):
+    with pytest.raises(AstroError, match="set one of path, dataset, gym"):
         cfg.parse({"problems": sources})
 
 
 def test_each_source_is_a_key_of_the_config():
-    assert set(source.SOURCES) <= set(cfg.Source.model_fields)
+    assert tuple(source.SOURCES) == cfg.SOURCE_KINDS and set(source.SOURCES) <= set(cfg.Source.model_fields)
     assert not source.has_source(cfg.Problems())
 
 

@@ -51,8 +51,8 @@ LONG = " Think about it." * 4
 def run(tmp_path_factory):
     """A whole run of a tiny model. A problem shows two digits, and its answer is the second digit.
 
-    The problems come from two files, and those with the answer 9 are too long for RL. RL takes problems that are not searched,
-    whose difficulty is measured on the SFT model.
+    The problems come from two files, and those with the answer 9 are too long for RL. RL takes problems that are not
+    searched, whose difficulty is measured on the SFT model.
     """
     folder = tmp_path_factory.mktemp("words")
     tokenizer = chat_tokenizer()
@@ -123,7 +123,11 @@ def test_rl_prompts_are_disjoint_measured_on_the_sft_model_and_not_too_long(run)
         json.loads((run.folder / name / "manifest.json").read_text()) for name in ("difficulty", "astro-rl")
     )
     assert difficulty["parents"] == ["astro-sft"] and rl["parents"] == ["astro-sft", "difficulty"]
-    assert rl["prompts"] == 8 and rl["too long"] == sum(r["n"] == 0 for r in rates) and difficulty["astro-sft"]["measured"] == rl["measured"]
+    assert (
+        rl["prompts"] == 8
+        and rl["too long"] == sum(r["n"] == 0 for r in rates)
+        and difficulty["astro-sft"]["measured"] == rl["measured"]
+    )
     assert rl["measured"] == sum(r["n"] == 2 for r in rates)
 
 
