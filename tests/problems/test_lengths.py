@@ -1,9 +1,12 @@
 """Prompts that are too long are left out, and stop no run."""
 
+import types
+
 import pytest
 from helpers import countdown_tokenizer, tiny_config
 
 from astro_jax import config as cfg
+from astro_jax import pipeline
 from astro_jax.errors import AstroError
 from astro_jax.problems.lengths import drop_too_long, max_prompt_tokens
 from astro_jax.types import Problem
@@ -35,3 +38,12 @@ def test_no_prompt_that_fits_is_one_line():
     with pytest.raises(AstroError, match=r"grpo: none of 1 prompts fits: .* leave -5 beside") as e:
         drop_too_long([Problem("a", "1 2 3", "")], countdown_tokenizer(60), -5)
     assert "\n" not in str(e.value)
+
+
+def test_one_prompt_that_is_too_long_does_not_stop_rl():
+    """A run was refused after search and SFT, since a row must hold the longest prompt with a completion."""
+    problems = [Problem("short", "1 2 3", ""), Problem("long", "1 " * 60, "")]
+    c = cfg.parse({"grpo": {"max_length": 40, "max_completion_length": 20}})
+    run = types.SimpleNamespace(c=c, problems={"rl": problems}.get)
+    kept, counts = pipeline._rl_prompts(run, "astro-rl", tiny_config(), countdown_tokenizer(60))
+    assert kept == problems[:1] and counts == {"prompts": 1, "too long": 1}
