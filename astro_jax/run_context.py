@@ -150,8 +150,8 @@ class RunContext:
 
     @property
     def problem_counts(self) -> dict[str, Any]:
-        """How many problems were read, skipped, dropped and drawn; empty for Countdown."""
-        return self.draws.counts() if source.has_source(self.c.problems) else {}
+        """How many problems were read, skipped, dropped and drawn for search; empty for Countdown."""
+        return self.draws.counts("search") if source.has_source(self.c.problems) else {}
 
 
 def _differences(recorded: dict[str, Any], current: dict[str, Any], prefix: str = "") -> str:

@@ -40,7 +40,7 @@ def describe(c: cfg.Config) -> dict[str, Any]:
     return {
         "source": ", ".join(draws.problem_set.training_groups),
         "task": ", ".join(dict.fromkeys(p.task for p in problems)),
-        **draws.counts(),
+        **draws.counts(*cfg.USES),
         **({"of tasks": dict(tasks)} if tasks else {}),
         "RL prompts that are searched": len({p.id for p in searched} & {p.id for p in rl}),
         "answers compared as text": {"count": len(unreadable), "first": unreadable[:5]},

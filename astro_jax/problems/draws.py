@@ -93,10 +93,10 @@ class Draws:
         first = self.draw("rl")
         return self._candidates(first + self._others(first, f"{self.seed}/rl/others"))
 
-    def counts(self) -> dict[str, Any]:
-        """Return the counts of the problem set and, with several sources, how many problems of each a use draws."""
+    def counts(self, *uses: cfg.Use) -> dict[str, Any]:
+        """Return the counts of the problem set and, with several sources, how many problems of each the uses draw."""
         drawn = {}
-        for use in cfg.USES:
+        for use in uses:
             if len(groups := self._groups(use)) > 1:
                 ids = {p.id for p in self.draw(use)}
                 drawn[use] = {name: sum(p.id in ids for p in group) for name, group in groups.items()}

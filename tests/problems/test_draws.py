@@ -103,7 +103,9 @@ def test_each_source_gives_its_number_of_problems(two, rl_prompts):
         drawn = d.draw(use)
         assert [sum(word in p.prompt for p in drawn) for word in ("or", "and")] == [c[use] for c in counts]
     names = [f"{i}: {entry['path']}" for i, entry in enumerate(two, 1)]
-    assert d.counts()["drawn"] == {use: {n: c[use] for n, c in zip(names, counts, strict=True)} for use in cfg.USES}
+    assert d.counts(*cfg.USES)["drawn"] == {
+        use: {n: c[use] for n, c in zip(names, counts, strict=True)} for use in cfg.USES
+    }
     assert bool(set(ids(d.draw("search"))) & set(ids(d.draw("rl")))) == (rl_prompts == "shared")
 
 

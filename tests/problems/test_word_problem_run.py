@@ -135,8 +135,8 @@ def test_data_card_counts_the_problems_of_each_source(run):
     counts = json.loads((run.folder / "traces" / "card.json").read_text())["problems"]
     names = [f"{i}: {e.path}" for i, e in enumerate(run.c.problems.sources, 1)]
     assert [counts["sources"][name]["read"] for name in names] == [50, 50]
-    assert counts["drawn"]["search"] == dict(zip(names, [3, 5], strict=True))
-    assert f"| problems: drawn: rl: {names[1]} | 4 |" in (run.folder / "traces" / "README.md").read_text()
+    assert counts["drawn"] == {"search": dict(zip(names, [3, 5], strict=True))}
+    assert f"| problems: drawn: search: {names[1]} | 5 |" in (run.folder / "traces" / "README.md").read_text()
 
 
 def test_sample_command_uses_the_chat_template(run, capsys):
