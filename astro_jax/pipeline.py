@@ -33,7 +33,7 @@ from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
-from astro_jax.problems import solutions
+from astro_jax.problems import lengths, solutions
 from astro_jax.progress import log
 from astro_jax.run_context import RunContext
 from astro_jax.run_plan import StagePlan
@@ -259,12 +259,19 @@ def train_sft(
 
 
 def measure_difficulty(run: RunContext, inputs: Inputs) -> dict[str, Any]:
-    """Measure how often the base model solves each RL prompt."""
-    p = run.c.problems
+    """Measure how often a model solves the candidates for the prompts of RL, until enough of them have passed.
+
+    The model is the base, or each SFT model that RL starts from (problems.difficulty_model).
+    """
+    p, counts = run.c.problems, {}
     if not p.difficulty_samples:
         raise AstroError("difficulty: set problems.difficulty_samples, the answers to each prompt")
-    args = (p.difficulty_samples, run.c.eval, run.policy("base"), run.verifier)
-    return difficulty.run(run.folder / "difficulty", run.problems("rl"), *args)
+    candidates = run.draws.rl_candidates()
+    for model in registry.difficulty_models(run.c.stages, p.difficulty_model):
+        policy, store = run.policy(model), Shards(run.folder / "difficulty", model)
+        limit = lengths.max_prompt_tokens(run.c, policy.engine.config)
+        counts[model] = difficulty.measure(store, candidates, p, run.c.eval, policy, run.verifier, limit)
+    return counts
 
 
 def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
@@ -274,7 +281,7 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     config, params, tokenizer = run.load(STAGES[name].initial_model or "base", sharding)
     tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
     like = abstract_state(config, tx, sharding)
-    problems, counts = _rl_prompts(run)
+    problems, counts = _rl_prompts(run, name, config, tokenizer)
     trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, run.verifier, tx, config, sharding)
     state = loop.run(
         run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
@@ -283,13 +290,19 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     return counts
 
 
-def _rl_prompts(run: RunContext) -> tuple[list[Problem], dict[str, int]]:
-    """Return the prompts of RL, moderately hard ones only where difficulty was measured, and their counts."""
-    p, problems, left_out = run.c.problems, run.problems("rl"), dict[str, int]()
+def _rl_prompts(
+    run: RunContext, name: str, config: LlamaConfig, tokenizer: Tokenizer
+) -> tuple[list[Problem], dict[str, int]]:
+    """Return the prompts of an RL stage with their counts. Prompts that are too long are left out.
+
+    Where difficulty was measured, the prompts are those of moderate difficulty.
+    """
+    p = run.c.problems
     if p.difficulty_samples:
-        limits = (*p.rl_pass_rate, run.c.grpo.prompts_per_step)
-        problems, left_out = difficulty.filter_by_pass_rate(run.folder_of("difficulty"), problems, *limits)
-    return problems, {"prompts": len(problems)} | left_out
+        (model,) = registry.difficulty_models([name], p.difficulty_model)
+        store = Shards(run.folder_of("difficulty"), model)
+        return difficulty.select(store, run.draws.rl_candidates(), p, run.c.grpo.prompts_per_step)
+    return lengths.drop_too_long(run.problems("rl"), tokenizer, lengths.max_prompt_tokens(run.c, config))
 
 
 def evaluate(run: RunContext, inputs: Inputs) -> dict[str, Any]:

@@ -143,7 +143,8 @@ def test_every_key_of_the_config_is_read(finished):
     # judges and writes) and tests/verify (mathematics).
     writer = ["shard_size", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens",
               "clone_retries", "clone_tokens", "clone_temperature"]  # fmt: skip
-    source = ["subset", "split", "filters", "fields", "task", "decontaminate", "overlap_threshold"]
+    source = ["subset", "split", "filters", "fields", "task", "decontaminate", "overlap_threshold",
+              "difficulty_model"]  # fmt: skip
     judged = ["max_failed_share"]
     elsewhere = {"Chat": ["system"], "Traces": writer, "Problems": source, "Verify": judged}
     assert len(sections) == 13
