@@ -41,10 +41,11 @@ from astro_jax.stages import STAGES
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
-from astro_jax.train import data, grpo, loop, sft
+from astro_jax.train import data, grpo, loop, rewards, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.types import Problem
 from astro_jax.verify import verdict_counts
+from astro_jax.verify.user_reward import UserReward
 from astro_jax.verify.verdict_counts import VerdictCounts
 
 
@@ -70,6 +71,10 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
             run.problems(use)  # raises now, not after hours, when there are too few
     if "traces" in names:
         dataset.check(c.traces, run.problems("search"))
+    if any(name in names and not storage.is_finished(run.folder / name) for name in ("direct-rl", "astro-rl")):
+        with _user_reward(run.c, run.problems("rl")) as user_reward:
+            if user_reward:
+                user_reward.check()
     with contextlib.closing(run.verifier):
         for name in names:
             run_stage(run, name)
@@ -234,12 +239,26 @@ def reinforce(run: RunContext, name: str) -> dict[str, Any]:
     tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
     like = abstract_state(config, tx, sharding)
     problems, counts = _rl_prompts(run)
-    trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, run.verifier, tx, config, sharding)
-    state = loop.run(
-        run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
-    )
+    with _user_reward(run.c, problems) as user_reward:
+        rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 2 * c.save_steps)
+        trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding)
+        state = loop.run(
+            run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
+        )
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts
+
+
+@contextlib.contextmanager
+def _user_reward(c: cfg.Config, problems: Sequence[Problem]) -> Iterator[UserReward | None]:
+    """Yield the reward function of `grpo.reward`, if there is one. Its worker processes end with the context."""
+    if c.grpo.reward is None:
+        yield None
+        return
+    columns = rewards.column_names(problems)
+    user_reward = UserReward(c.grpo.reward, columns, c.grpo.reward_timeout_seconds, c.verify.num_workers)
+    with contextlib.closing(user_reward):
+        yield user_reward
 
 
 def _rl_prompts(run: RunContext) -> tuple[list[Problem], dict[str, int]]:

@@ -125,12 +125,12 @@ def test_every_key_of_the_config_is_read(finished):
     sections = {type(s) for s in vars(cfg.Config()).values() if isinstance(s, cfg.Section)} | {cfg.Config}
     keys = {(section.__name__, name) for section in sections for name in section.model_fields}
     # Keys that other tests read: tests/problems (chat, sources, difficulty), tests/traces/test_writer.py (a model that
-    # judges and writes) and tests/verify (mathematics).
+    # judges and writes) and tests/verify (mathematics, a user-written reward).
     writer = ["shard_size", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens",
               "clone_retries", "clone_tokens", "clone_temperature"]  # fmt: skip
     source = ["subset", "split", "filters", "fields", "task", "decontaminate", "overlap_threshold"]
-    judged = ["max_failed_share"]
-    elsewhere = {"Chat": ["system"], "Traces": writer, "Problems": source, "Verify": judged}
+    elsewhere = {"Chat": ["system"], "Traces": writer, "Problems": source, "Verify": ["max_failed_share"],
+                 "Grpo": ["reward_timeout_seconds"]}  # fmt: skip
     assert len(sections) == 13
     assert keys - read == {(section, name) for section, names in elsewhere.items() for name in names}
 

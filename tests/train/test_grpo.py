@@ -27,6 +27,7 @@ from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.sampler import Completion, Engine
 from astro_jax.train import grpo
 from astro_jax.train.grpo import GRPOTrainer, Rollout, group_advantages
+from astro_jax.train.rewards import Rewarder
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
@@ -77,7 +78,7 @@ def make(problems=PROBLEMS, *, engine=None, tokenizer=None, verifier=HASH_VERIFI
     engine = engine or shared_engine()
     sharding = sharding or one_device_train()
     tx = make_optimizer(c, c.max_steps)
-    return GRPOTrainer(c, "rl", problems, engine, tokenizer or Letters(), verifier, tx, CONFIG, sharding)
+    return GRPOTrainer(c, "rl", problems, engine, tokenizer or Letters(), Rewarder(verifier), tx, CONFIG, sharding)
 
 
 def make_shared(*args, **kwargs):
@@ -145,7 +146,7 @@ def random_rollouts(seed=0, n=9):
     for size in rng.integers(1, 16, n):
         prompt, tokens = tuple(rng.integers(1, 20, rng.integers(1, 9)).tolist()), rng.integers(1, 20, size)
         verdict = Verdict(True, True, None, 0)
-        rollouts.append(Rollout(prompt, tokens.astype(np.int32), np.zeros(size), verdict, True))
+        rollouts.append(Rollout(prompt, tokens.astype(np.int32), np.zeros(size), True, verdict, 1.0))
     present = logprobs_without_packing(tiny_params(CONFIG), rollouts)
     noisy = [np.float32(p + 0.5 * rng.standard_normal(len(p))) for p in present]
     advantages = rng.standard_normal(n)
@@ -359,7 +360,7 @@ def test_truncated_response_is_wrong():
     assert [r.reward for r in group] == [1, -1, -1, -1]
     assert grpo.rollout_metrics(group) == {
         "reward_mean": -0.5, "solve_rate": 0.25, "mean_tokens": (2 * len(solution) + len(solution) + 2) / 4,
-        "mean_backtracks": 0.0, "valid_rate": 0.5, "truncated_rate": 0.25,
+        "mean_backtracks": 0.0, "valid_rate": 0.5, "truncated_rate": 0.25, "unjudged_rate": 0.0,
     }  # fmt: skip
     # The shortest completion is an end token alone. It is learned like any other.
     batch = fixed._micro_batches(group, np.asarray([3.0, -1, -1, -1]))[0].batch
