@@ -71,10 +71,9 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
             run.problems(use)  # raises now, not after hours, when there are too few
     if "traces" in names:
         dataset.check(c.traces, run.problems("search"))
-    if any(name in names and not storage.is_finished(run.folder / name) for name in ("direct-rl", "astro-rl")):
-        with _user_reward(run.c, run.problems("rl")) as user_reward:
-            if user_reward:
-                user_reward.check()
+    if c.grpo.reward and any(n in names and not storage.is_finished(run.folder / n) for n in ("direct-rl", "astro-rl")):
+        with contextlib.closing(_user_reward(c, c.grpo.reward, run.problems("rl"))) as user_reward:
+            user_reward.check()
     with contextlib.closing(run.verifier):
         for name in names:
             run_stage(run, name)
@@ -239,7 +238,10 @@ def reinforce(run: RunContext, name: str) -> dict[str, Any]:
     tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
     like = abstract_state(config, tx, sharding)
     problems, counts = _rl_prompts(run)
-    with _user_reward(run.c, problems) as user_reward:
+    with contextlib.ExitStack() as stack:
+        user_reward = None
+        if c.reward:
+            user_reward = stack.enter_context(contextlib.closing(_user_reward(run.c, c.reward, problems)))
         rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 2 * c.save_steps)
         trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding)
         state = loop.run(
@@ -249,16 +251,10 @@ def reinforce(run: RunContext, name: str) -> dict[str, Any]:
     return counts
 
 
-@contextlib.contextmanager
-def _user_reward(c: cfg.Config, problems: Sequence[Problem]) -> Iterator[UserReward | None]:
-    """Yield the reward function of `grpo.reward`, if there is one. Its worker processes end with the context."""
-    if c.grpo.reward is None:
-        yield None
-        return
+def _user_reward(c: cfg.Config, entry_point: str, problems: Sequence[Problem]) -> UserReward:
+    """Make the reward function of `grpo.reward`. The caller closes it."""
     columns = rewards.column_names(problems)
-    user_reward = UserReward(c.grpo.reward, columns, c.grpo.reward_timeout_seconds, c.verify.num_workers)
-    with contextlib.closing(user_reward):
-        yield user_reward
+    return UserReward(entry_point, columns, c.grpo.reward_timeout_seconds, c.verify.num_workers)
 
 
 def _rl_prompts(run: RunContext) -> tuple[list[Problem], dict[str, int]]:

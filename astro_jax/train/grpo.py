@@ -39,16 +39,16 @@ class Rollout:
       prompt_ids: the tokens of the prompt.
       completion_ids: int32 [T].
       logprobs: float32 [T], of the completion's tokens under the policy that sampled them.
-      stopped: whether an end token ended the completion. False: it was truncated.
       verdict: the verifier's judgement.
+      stopped: whether an end token ended the completion. False: it was truncated.
       reward: +1 or -1 by the verdict, or of `grpo.reward`. None: no reward.
     """
 
     prompt_ids: tuple[int, ...]
     completion_ids: np.ndarray
     logprobs: np.ndarray
-    stopped: bool
     verdict: Verdict
+    stopped: bool
     reward: float | None
 
 
@@ -201,7 +201,7 @@ class GRPOTrainer:
         judgements = self.rewarder.judge(i, answered)
         return [
             [
-                Rollout(request.prompt_token_ids, s.token_ids, s.logprobs, s.stopped, j.verdict, j.reward)
+                Rollout(request.prompt_token_ids, s.token_ids, s.logprobs, j.verdict, s.stopped, j.reward)
                 for s, j in zip(group, judged, strict=True)
             ]
             for request, group, judged in zip(requests, groups, judgements, strict=True)

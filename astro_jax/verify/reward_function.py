@@ -106,29 +106,39 @@ def call(entry_point: str, folder: str, columns: Mapping[str, Sequence[Any]]) ->
     return Rewards([None if v is None else float(v) for v in values])
 
 
-@functools.cache
 def load(entry_point: str, folder: str) -> Callable[..., Any]:
-    """Import the function of an entry point.
+    """Import the module of an entry point, once in a process, and return the function.
 
     Raises:
       BaseException: whatever the import raises.
     """
     name, _, function = entry_point.rpartition(":")
+    return operator.attrgetter(function)(_import(name, folder))
+
+
+@functools.cache
+def _import(name: str, folder: str) -> ModuleType:
+    """Import a module by its name or by the path of its file, from this folder as the working folder."""
     os.chdir(folder)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    module = _import_file(os.path.join(folder, name)) if name.endswith(".py") else importlib.import_module(name)
-    return operator.attrgetter(function)(module)
+    return _import_file(os.path.join(folder, name)) if name.endswith(".py") else importlib.import_module(name)
 
 
 def _import_file(path: str) -> ModuleType:
     """Import a file as a module of its name. Modules beside the file can be imported too."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    name = Path(path).stem
+    name = path if name in sys.modules else name  # a file math.py must not replace Python's module
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the name ends with .py
     sys.path.insert(0, os.path.dirname(path))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickles look for it
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # dataclasses and pickles look for it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 

@@ -151,7 +151,7 @@ def random_rollouts(seed=0, n=9):
     for size in rng.integers(1, 16, n):
         prompt, tokens = tuple(rng.integers(1, 20, rng.integers(1, 9)).tolist()), rng.integers(1, 20, size)
         verdict = Verdict(True, True, None, 0)
-        rollouts.append(Rollout(prompt, tokens.astype(np.int32), np.zeros(size), True, verdict, 1.0))
+        rollouts.append(Rollout(prompt, tokens.astype(np.int32), np.zeros(size), verdict, True, 1.0))
     present = logprobs_without_packing(tiny_params(CONFIG), rollouts)
     noisy = [np.float32(p + 0.5 * rng.standard_normal(len(p))) for p in present]
     advantages = rng.standard_normal(n)
