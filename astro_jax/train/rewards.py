@@ -6,9 +6,7 @@ again: the step uses its record, and so ends bitwise equal.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -93,7 +91,7 @@ class Rewarder:
     def _write(self, step: int, digest: str, judgements: Sequence[Sequence[Judgement]]) -> None:
         """Write the record of a step: the digest of its completions, then one line a group."""
         assert self.records is not None
-        lines = [{"judgements": [(dataclasses.asdict(j.verdict), j.reward) for j in group]} for group in judgements]
+        lines = [{"judgements": [(vars(j.verdict), j.reward) for j in group]} for group in judgements]
         self.records.write(step, [{"completions": digest}, *lines])
 
 
@@ -124,5 +122,8 @@ def _columns(names: Sequence[str], group: Group, verdicts: Sequence[Verdict]) ->
 
 def _digest(groups: Sequence[Group]) -> str:
     """Hash the problems and the tokens of all completions."""
-    key = [[(response.problem.id, completion.token_ids.tolist()) for response, completion in g] for g in groups]
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for response, completion in (pair for group in groups for pair in group):
+        digest.update(f"{response.problem.id!r} {len(completion.token_ids)}\n".encode())
+        digest.update(completion.token_ids.tobytes())
+    return digest.hexdigest()
