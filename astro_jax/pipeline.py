@@ -242,7 +242,7 @@ def reinforce(run: RunContext, name: str) -> dict[str, Any]:
         user_reward = None
         if c.reward:
             user_reward = stack.enter_context(contextlib.closing(_user_reward(run.c, c.reward, problems)))
-        rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 2 * c.save_steps)
+        rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 4 * c.save_steps)
         trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding)
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps

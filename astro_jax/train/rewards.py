@@ -43,7 +43,7 @@ class Rewarder:
       verifier: judges the responses.
       user_reward: rewards the responses. None: the verdict gives the reward.
       folder: of the stage, for the records of its steps. None: nothing is recorded.
-      keep_steps: number of steps whose records are kept: at least those since the last checkpoint.
+      keep_steps: number of steps whose records are kept: more than those since the last checkpoint.
     """
 
     def __init__(
