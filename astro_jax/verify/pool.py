@@ -203,7 +203,7 @@ class WorkerPool:
         process = self._context.Process(
             target=worker.main,
             args=(worker_end, self.seconds, self.memory, self.modules, self.initializer),
-            daemon=True,
+            daemon=self.memory is not None,  # a daemon may start no processes by multiprocessing
         )
         process.start()
         worker_end.close()
