@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -292,7 +291,7 @@ def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_pa
     assert extra["astro-sft"] != base[: len(extra["astro-sft"])]  # but not the documents that the base began with
 
 
-def test_rl_is_rewarded_by_a_function_of_the_user(finished, tmp_path):
+def test_rl_is_rewarded_by_a_function_of_the_user(tmp_path):
     (tmp_path / "short.py").write_text(
         "def reward(completions, completion_ids, numbers, target, **columns):\n"
         "    assert all(len(n) == 2 for n in numbers) and all(isinstance(t, int) for t in target)\n"
@@ -300,7 +299,8 @@ def test_rl_is_rewarded_by_a_function_of_the_user(finished, tmp_path):
     )
     changes = dict(reward=f"{tmp_path}/short.py:reward", max_steps=1, reward_timeout_seconds=30)
     run = RunContext(micro(tmp_path / "run", grpo=changes))
-    shutil.copytree(finished[0] / "direct-sft", run.folder / "direct-sft")
+    config = tiny_config(vocab_size=len(countdown_tokenizer(9)), n_layers=1)
+    llama.save(run.folder / "direct-sft" / "model", config, tiny_params(config), countdown_tokenizer(9))
     pipeline.reinforce(run, "direct-rl")
     (metrics,) = map(json.loads, (run.folder / "direct-rl" / "metrics.jsonl").read_text().splitlines())
     assert metrics["unjudged_rate"] == 0.25  # one of four in each group
