@@ -43,10 +43,11 @@ from astro_jax.stages import STAGES
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
-from astro_jax.train import data, examples, grpo, loop, sft
+from astro_jax.train import data, examples, grpo, loop, rewards, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.types import Problem
 from astro_jax.verify import verdict_counts
+from astro_jax.verify.user_reward import UserReward
 from astro_jax.verify.verdict_counts import VerdictCounts
 
 
@@ -71,6 +72,9 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
         dataset.check(c.traces, [] if c.trees else run.problems("search"))
     plans = run_plan.plan(run, names)  # draws all problems: raises now, not after hours, when there are too few
     _require_parents(run, plans, names)
+    if c.grpo.reward and any(plans[name].runs and registry.get(name).command == "grpo" for name in names):
+        with contextlib.closing(_user_reward(c, c.grpo.reward, run.problems("rl"))) as user_reward:
+            user_reward.check()
     states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
     distributed.assert_equal_across_processes("the run's configuration", states)
     if any(p.note != "runs" for p in plans.values()):
@@ -282,12 +286,23 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
     like = abstract_state(config, tx, sharding)
     problems, counts = _rl_prompts(run, name, config, tokenizer)
-    trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, run.verifier, tx, config, sharding)
-    state = loop.run(
-        run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
-    )
+    with contextlib.ExitStack() as stack:
+        user_reward = None
+        if c.reward:
+            user_reward = stack.enter_context(contextlib.closing(_user_reward(run.c, c.reward, problems)))
+        rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 4 * c.save_steps)
+        trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding)
+        state = loop.run(
+            run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
+        )
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts
+
+
+def _user_reward(c: cfg.Config, entry_point: str, problems: Sequence[Problem]) -> UserReward:
+    """Make the reward function of `grpo.reward`. The caller closes it."""
+    columns = rewards.column_names(problems)
+    return UserReward(entry_point, columns, c.grpo.reward_timeout_seconds, c.verify.num_workers)
 
 
 def _rl_prompts(

@@ -9,6 +9,7 @@ the paper that was not checked against its text.
 from __future__ import annotations
 
 import functools
+import re
 import typing
 from typing import Annotated, Any, Literal
 
@@ -246,12 +247,26 @@ class Grpo(Training):
     steps_per_generation: int = key(
         1, "Optimizer steps per generation: each takes an equal share of the completions.", ge=1
     )
+    reward: str | None = key(
+        None,
+        "Reward function, `module:function` or `path/to/file.py:function`: code of yours that the run executes. "
+        "Null: +1 for a correct response, -1 for any other.",
+        "paper, section 3.2",
+    )
+    reward_timeout_seconds: float = key(60.0, "Deadline of one call of `reward`, in seconds.", gt=0, effect="none")
     scale_rewards: bool = key(
         True, "Divide the advantages by the group's standard deviation.", "GRPO, arXiv 2402.03300"
     )
     max_length: int = key(512, "Tokens of a packed row: at least a prompt with its response.", ge=8)
     micro_batch_size: int = key(32, "Packed rows of one gradient computation.", ge=1, effect="rounding")
     save_steps: int = key(10, "Steps between checkpoints.", ge=1, effect="none")
+
+    @pydantic.field_validator("reward")
+    @classmethod
+    def _is_entry_point(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"(.+\.py|\w+(\.\w+)*):\w+(\.\w+)*", value):
+            raise ValueError("name the function as module:function or path/to/file.py:function")
+        return value
 
 
 class Eval(Section):
