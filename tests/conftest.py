@@ -8,6 +8,15 @@ import tempfile
 # The tests are made for a CPU, also where there is an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# XLA takes 5 to 11 s of CPU time to optimize a program of a tiny model, and 1 s to compile it without. The fixture
+# `optimized` turns optimization on. The time limit of a collective call (40 s) ends the process on a busy machine.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
+
 # All workers and subprocesses of one test run share one compilation cache: a program is compiled once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="astro-tests-")
@@ -30,3 +39,12 @@ def forget_programs():
     """A process may map only so much memory: thousands of compiled programs, of all modules, end in an abort of XLA."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """XLA optimizes the programs of a module, as outside of the tests."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
