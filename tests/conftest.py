@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # The tests are made for a CPU, also where there is an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,6 +33,30 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # Silent broadcasting between ranks hides shape errors.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# The files that take longest. Two workers that begin with these end at about the same time.
+LONGEST = (
+    "plan/test_tpu.py",
+    "llama/test_smollm2.py",
+    "test_distributed.py",
+    "test_pipeline.py",
+    "sampler/test_engine.py",
+    "sampler/test_generation_loop.py",
+    "problems/test_word_problem_run.py",
+    "test_importing.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Sort the files by their place in LONGEST; the others keep their order."""
+    folder = Path(__file__).parent
+
+    def rank(item):
+        name = str(item.path.relative_to(folder))
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True, scope="module")
