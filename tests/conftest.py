@@ -13,10 +13,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # `optimized` turns optimization on. The time limit of a collective call (40 s) ends the process on a busy machine.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
-    "XLA_FLAGS",
+    "ASTRO_TEST_XLA_FLAGS",
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     " --xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
+os.environ["XLA_FLAGS"] = os.environ["ASTRO_TEST_XLA_FLAGS"]
 
 # All workers and subprocesses of one test run share one compilation cache: a program is compiled once.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -30,6 +31,8 @@ import pytest
 
 # Eight devices, so that sharded code is tested as sharded code.
 jax.config.update("jax_num_cpu_devices", 8)
+jax.devices()
+del os.environ["XLA_FLAGS"]  # XLA has read them. libtpu, which does not know all of them, would end the process.
 
 # Silent broadcasting between ranks hides shape errors.
 jax.config.update("jax_numpy_rank_promotion", "raise")
