@@ -42,12 +42,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 LONGEST = (
     "plan/test_tpu.py",
     "llama/test_smollm2.py",
-    "test_distributed.py",
     "test_pipeline.py",
+    "test_distributed.py",
     "sampler/test_engine.py",
+    "test_run_plan.py",
     "sampler/test_generation_loop.py",
-    "problems/test_word_problem_run.py",
     "test_importing.py",
+    "plan/test_plan_programs.py",
+    "problems/test_word_problem_run.py",
 )
 
 
