@@ -19,8 +19,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from astro_jax import check, countdown, distributed, report, run_lock, run_plan, stage_folder, stage_inputs, storage
 from astro_jax import config as cfg
-from astro_jax import countdown, distributed, report, run_lock, run_plan, stage_folder, stage_inputs, storage
 from astro_jax import mesh as meshes
 from astro_jax import stages as registry
 from astro_jax.countdown.tokenizer import countdown_tokenizer
@@ -66,10 +66,9 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
         if name not in STAGES:
             raise AstroError(f"stages: no stage {name!r}; there are {', '.join(STAGES)}")
     names = registry.expand(only, c.stages) if only else stage_inputs.planned(c)
+    check.require(c, names)
     run = RunContext(c, command, shard)
-    if "traces" in names:
-        dataset.check(c.traces, [] if c.trees else run.problems("search"))
-    plans = run_plan.plan(run, names)  # draws all problems: raises now, not after hours, when there are too few
+    plans = run_plan.plan(run, names)
     _require_parents(run, plans, names)
     states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
     distributed.assert_equal_across_processes("the run's configuration", states)

@@ -12,7 +12,7 @@ from astro_jax import config as cfg
 from astro_jax import countdown, distributed, prompts, stage_folder, storage
 from astro_jax import mesh as meshes
 from astro_jax.errors import AstroError
-from astro_jax.llama import attention, checkpoint
+from astro_jax.llama import checkpoint
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
@@ -44,35 +44,14 @@ class RunContext:
 
     def __init__(self, c: cfg.Config, command: str = "", shard: tuple[int, int] = (0, 1)):
         self.c, self.folder, self.command, self.shard = c, storage.absolute(c.out), command, shard
-        self._check_settings()
         self.prompts = prompts.load(c.prompts)
         self._check_folder()
         meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
         self.train_sharding = meshes.train_sharding(mesh, c.attention)
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
-        self._check_shapes()
         self.verifier = Verifier(c.verify)
         self.game = self.draws.game
-
-    def _check_settings(self) -> None:
-        """Refuse settings that the source of the problems does not allow."""
-        if source.has_source(self.c.problems) and self.c.traces.replay:
-            raise AstroError("traces.replay: only Countdown has a corpus to replay; set it to 0")
-        if self.c.base_sft is not None and not source.has_source(self.c.problems):
-            raise AstroError("base_sft: only problems from a source have worked solutions; set problems.path")
-
-    def _check_shapes(self) -> None:
-        """Check that the attention kernel takes all lengths, and that batches split evenly over the mesh."""
-        c, devices = self.c, self.train_sharding.batch_size
-        names = ("pretrain", "sft") if c.model == "scratch" else ("sft",)
-        for length in (*(getattr(c, name).max_length for name in (*names, "grpo")), c.sampler.block_size):
-            attention.choose_kernel(self.train_sharding, length)
-        for name in names:
-            if (batch := getattr(c, name).batch_size) % devices:
-                raise AstroError(
-                    f"{name}.batch_size={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices"
-                )
 
     def _check_folder(self) -> None:
         """Check that the folder is new or holds a run, of this version."""

@@ -143,7 +143,7 @@ def test_every_key_of_the_config_is_read(finished):
     # tests/traces/test_writer.py (a model that judges and writes), tests/verify (mathematics, a reward of the user).
     writer = ["shard_size", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens",
               "clone_retries", "clone_tokens", "clone_temperature"]  # fmt: skip
-    source = ["subset", "split", "filters", "fields", "task", "decontaminate", "overlap_threshold",
+    source = ["subset", "split", "filters", "fields", "decontaminate", "overlap_threshold",
               "difficulty_model"]  # fmt: skip
     elsewhere = {"Config": ["examples"], "Chat": ["system"], "Traces": writer, "Problems": source,
                  "Verify": ["max_failed_share"],

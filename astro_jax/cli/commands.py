@@ -64,6 +64,18 @@ def show(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def check(args: argparse.Namespace, command: str) -> int:
+    """Print what would stop a run, a line each. Exit code 2 when there is something."""
+    from astro_jax import check, config
+
+    lines = check.find(config.load(args.config, args.overrides), topology_name=args.topology)
+    if args.json:
+        print(json.dumps({"problems": lines}))
+    else:
+        print("\n".join(lines) or "nothing stands in the way of this run")
+    return 2 if lines else 0
+
+
 def problems(args: argparse.Namespace, command: str) -> int:
     """Print what a run would draw from its source of problems."""
     from astro_jax import config

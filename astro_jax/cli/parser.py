@@ -136,6 +136,12 @@ def _problems(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _check(parser: Parser) -> None:
+    _config(parser, "problems.path=problems.jsonl")
+    parser.add_argument("--topology", metavar="NAME", help="check for a TPU slice, as in v5e:4x4, not this machine")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _show(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a run, as in runs/quickstart")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -230,6 +236,7 @@ def _stage_commands() -> list[Command]:
 
 COMMANDS: tuple[Command, ...] = (
     Command("run", "Run a recipe", "run all stages in order, and skip finished ones", _stage, commands.run, ()),
+    Command("check", "Run a recipe", "list what would stop a run, before it starts", _check, commands.check),
     Command("show", "Run a recipe", "show the stages of a run: origin, size, time and figures", _show, commands.show),
     *_stage_commands(),
     Command("import", "Models", "make a model folder from a Hugging Face model or a GGUF file", _import,

@@ -95,7 +95,7 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch):
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.num_train_epochs=2"]) == 0
         assert calls.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.num_train_epochs=2", stages)
-    others = {"run", "show", "report", "import", "export", "sample", "bench", "plan", "problems", "verify"}
+    others = {"run", "check", "show", "report", "import", "export", "sample", "bench", "plan", "problems", "verify"}
     assert {c.name for c in COMMANDS} == {*expected, *others}
     assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES)
     assert {*STAGES, *EVALUATIONS} - {"eval"} == set(pipeline.FUNCTIONS)
@@ -125,13 +125,13 @@ def test_unknown_options_are_refused(recipe, capsys):
 
 
 def test_shards_of_a_search_need_the_base_and_a_run_without_shard_finishes_the_stage(recipe, tmp_path, capsys):
-    assert "search needs base, which has not finished; run `astro base` first" in fails(
-        capsys, "search", recipe, "--shard", "0/2"
-    )
     four = (
         "problems.search=4", "search.max_concurrent_trees=2", "search.shard_size=2", "search.num_simulations=2",
         "search.num_rollouts=2", "search.max_rollout_tokens=16", "search.max_step_tokens=8",
     )  # fmt: skip
+    assert "search needs base, which has not finished; run `astro base` first" in fails(
+        capsys, "search", recipe, "--shard", "0/2", *four
+    )
     assert cli.main(["base", recipe, *four]) == 0
     folder = tmp_path / "runs/it/search"
     for i in (1, 0):
@@ -276,7 +276,7 @@ def test_bad_models_are_named(recipe, model, tmp_path, capsys):
     (tmp_path / "mixed" / "config.json").write_text((model / "config.json").read_text())
     assert "not a checkpoint of this model" in fails(capsys, "run", recipe, "model=mixed")
     # A model that does not fit the answers asked for.
-    assert "lower max_tokens" in fails(capsys, "run", recipe, "eval.max_tokens=60", "out=runs/long")
+    assert "lower eval.max_tokens" in fails(capsys, "run", recipe, "eval.max_tokens=60", "out=runs/long")
 
 
 def test_a_failed_start_does_not_write_to_the_folder(recipe, capsys):

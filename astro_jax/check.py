@@ -1,0 +1,293 @@
+"""What would stop a run, found before its first token and listed at once (`astro check`).
+
+`astro run` calls the check first. Each function of `_CHECKS` looks at one subject, and yields a line for each problem:
+what is wrong, where, and what to do. Nothing is written, and no weights are read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from astro_jax import config as cfg
+from astro_jax import countdown, stage_folder, stage_inputs, storage
+from astro_jax import mesh as meshes
+from astro_jax import prompts as prompt_files
+from astro_jax import stages as registry
+from astro_jax.errors import AstroError
+from astro_jax.llama import checkpoint, params, paths
+from astro_jax.llama import tokenizer as tokenizers
+from astro_jax.llama.config import LlamaConfig
+from astro_jax.llama.tokenizer import Tokenizer
+from astro_jax.plan import planner, programs, topology
+from astro_jax.problems import lengths, source
+from astro_jax.problems.draws import Draws
+from astro_jax.traces import dataset
+from astro_jax.types import Problem, Response
+from astro_jax.verify import Verifier
+
+GIB = 2**30
+SAMPLED_ANSWERS = 20  # gold answers that the verifier must read
+# Bytes of a training state for each parameter in float32: the parameter, two moments and the gradient.
+_TRAINING_BYTES, _CHECKPOINT_BYTES, _MODEL_BYTES = 16, 12, 4
+
+
+class CheckError(AstroError):
+    """A config that cannot run.
+
+    Attributes:
+      problems: what is wrong, a line each.
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What the checks look at. A part that cannot be had is None, and its problem is listed once.
+
+    Attributes:
+      c: the config.
+      names: the stages that are to run.
+      topology: the TPU slice that the run is for, as "v5e:4x4"; None for this machine.
+    """
+
+    c: cfg.Config
+    names: Sequence[str]
+    topology: str | None = None
+
+    @functools.cached_property
+    def draws(self) -> Draws:
+        """Draws the problems of the run."""
+        p = self.c.problems
+        return Draws(p, self.c.seed, countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out))
+
+    @functools.cached_property
+    def model_folder(self) -> Any:
+        """The folder of the base model: in the run if the stage has finished, else the config's."""
+        base = stage_folder.resolve(storage.absolute(self.c.out), "base")
+        if stage_folder.digest_of(base) is not None:
+            return base / "model"
+        return paths.resolve(self.c.model, download=True)
+
+    @functools.cached_property
+    def model(self) -> LlamaConfig | None:
+        """The architecture of the base model, by its name if it is a published one; None for `model: scratch`."""
+        if self.c.model == "scratch":
+            return None
+        try:
+            return checkpoint.read_config(self.model_folder)
+        except AstroError:
+            return planner.model_config(self.c.model)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the base model; None for a model that is trained from scratch."""
+        return None if self.c.model == "scratch" else tokenizers.load(str(self.model_folder), self.c.chat)
+
+    @functools.cached_property
+    def drawn(self) -> dict[cfg.Use, list[Problem] | AstroError]:
+        """The problems of each use, or why they cannot be drawn. A source that cannot be read is read once."""
+        drawn: dict[cfg.Use, list[Problem] | AstroError] = {}
+        try:
+            if source.has_source(self.c.problems) or self.c.problems.evaluation:
+                self.draws.problem_set  # noqa: B018 (reads the sources)
+        except AstroError as e:
+            return dict.fromkeys(self.uses, e)
+        for use in self.uses:
+            try:
+                drawn[use] = self.draws.draw(use)
+            except AstroError as e:
+                drawn[use] = e
+        return drawn
+
+    def problems(self, use: cfg.Use) -> list[Problem]:
+        """The problems of a use; empty where they cannot be drawn."""
+        drawn = self.drawn.get(use, [])
+        return [] if isinstance(drawn, AstroError) else drawn
+
+    @property
+    def uses(self) -> list[cfg.Use]:
+        """The uses whose problems the stages read."""
+        read = {use for name in self.names for use in registry.get(name).problems if name != "base"}
+        return [use for use in cfg.USES if use in read]
+
+
+def find(c: cfg.Config, names: Sequence[str] = (), topology_name: str | None = None) -> list[str]:
+    """Return what would stop a run, a line each; empty if nothing would.
+
+    Args:
+      c: the config.
+      names: the stages that are to run; empty for all.
+      topology_name: a TPU slice to check for in place of this machine.
+    """
+    subject = Subject(c, names or stage_inputs.planned(c), topology_name)
+    lines: dict[str, None] = {}
+    for check in _CHECKS:
+        try:
+            lines |= dict.fromkeys(check(subject))
+        except AstroError as e:
+            lines[str(e)] = None
+    return list(lines)
+
+
+def require(c: cfg.Config, names: Sequence[str]) -> None:
+    """Check a run before it starts.
+
+    Raises:
+      CheckError: with all lines of `find`.
+    """
+    if lines := find(c, names):
+        raise CheckError(lines)
+
+
+# ---- The checks
+
+
+def _settings(s: Subject) -> Iterator[str]:
+    """Settings that exclude each other."""
+    c, has_source = s.c, source.has_source(s.c.problems)
+    if has_source and c.traces.replay:
+        yield "traces.replay: only Countdown has a corpus to replay; set it to 0"
+    if c.base_sft is not None and not has_source:
+        yield "base_sft: only problems from a source have worked solutions; set problems.path"
+    if c.problems.task and not has_source and s.uses:
+        yield (
+            f"problems.task={c.problems.task}: no source of problems; set problems.path, dataset, gym or sources "
+            "(without a source the problems are Countdown games)"
+        )
+    if "difficulty" in s.names and not c.problems.difficulty_samples:
+        yield "difficulty: set problems.difficulty_samples, the answers to each prompt"
+    if "sft" in s.names and not c.examples:
+        yield "sft: no examples; set examples=FILE, or write `astro sft --data FILE`"
+    prompt_files.load(c.prompts)
+
+
+def _problems(s: Subject) -> Iterator[str]:
+    """Sources that cannot be read, and too few problems."""
+    yield from (str(drawn) for drawn in s.drawn.values() if isinstance(drawn, AstroError))
+    if "traces" in s.names:
+        dataset.check(s.c.traces, [] if s.c.trees else s.problems("search"))
+
+
+def _prompts(s: Subject) -> Iterator[str]:
+    """A chat template that is missing, and limits that leave no prompt."""
+    if s.tokenizer is None or s.model is None or not s.uses:
+        return
+    c, sizes = s.c, {use: [len(s.tokenizer.prompt(p.prompt)) for p in s.problems(use)[:500]] for use in s.uses}
+    limits = {
+        "search": (s.model.max_positions - c.search.max_rollout_tokens, "search.max_rollout_tokens"),
+        "rl": (lengths.max_prompt_tokens(c, s.model), "grpo.max_completion_length, or raise grpo.max_length"),
+        "eval": (s.model.max_positions - c.eval.max_tokens, "eval.max_tokens"),
+    }
+    for use, prompt_sizes in sizes.items():
+        limit, key = limits[use]
+        if prompt_sizes and min(prompt_sizes) > limit:
+            yield (
+                f"{use}: no prompt fits: the shortest of {len(prompt_sizes)} has {min(prompt_sizes)} tokens, and "
+                f"{max(limit, 0)} are left beside the answer; lower {key}"
+            )
+
+
+def _answer_format(s: Subject) -> Iterator[str]:
+    """An answer format that the prompt does not ask for, and gold answers that the verifier cannot read."""
+    c, math_problems = s.c, [p for use in s.uses for p in s.problems(use) if p.task == "math"]
+    if not math_problems:
+        return
+    asked = c.chat.template and c.chat.system is not None and "boxed" in c.chat.system
+    if c.verify.reward_rule == "strict" and not asked and not all("boxed" in p.prompt for p in math_problems[:20]):
+        yield (
+            "verify.reward_rule=strict reads answers in \\boxed{}, which chat.system does not name; name it there, "
+            "or set verify.reward_rule=lenient"
+        )
+    sample = math_problems[:: max(1, len(math_problems) // SAMPLED_ANSWERS)][:SAMPLED_ANSWERS]
+    with contextlib.closing(Verifier(c.verify)) as verifier:
+        verdicts = verifier.judge([Response(p, f"\\boxed{{{p.answer}}}", True) for p in sample])
+    wrong = [p.answer for p, verdict in zip(sample, verdicts, strict=True) if not verdict.correct]
+    if len(wrong) > len(sample) // 2:
+        yield (
+            f"verify: {len(wrong)} of {len(sample)} sampled gold answers are not judged correct, such as {wrong[0]!r}; "
+            "see problems.fields and problems.task"
+        )
+
+
+def _mesh(s: Subject) -> Iterator[str]:
+    """A mesh of more devices than there are, or that does not divide the model and the batches."""
+    c, m = s.c, s.c.mesh
+    need, devices = m.data * m.fsdp * m.tp, _device_count(s)
+    if need > devices or (s.topology and need != devices):
+        yield f"the mesh {m.data}x{m.fsdp}x{m.tp} needs {need} devices, but {devices} exist; set mesh.*"
+    sharding = _abstract_sharding(m)
+    if s.model is not None:
+        programs.check(c, s.model, sharding)
+    for name in ("pretrain", "sft") if c.model == "scratch" else ("sft",):
+        if (batch := getattr(c, name).batch_size) % sharding.batch_size:
+            yield (
+                f"{name}.batch_size={batch} cannot be split over mesh.data x mesh.fsdp = {sharding.batch_size} devices"
+            )
+
+
+def _memory(s: Subject) -> Iterator[str]:
+    """Parameters, optimizer state and gradients that cannot fit the memory of a device."""
+    memory = _device_bytes(s)
+    if s.model is None or memory is None or not any(registry.get(name).initial_model for name in s.names):
+        return
+    m = s.c.mesh
+    shards = m.fsdp * m.tp if s.topology or jax.default_backend() != "cpu" else 1  # CPU devices share one memory
+    need = _TRAINING_BYTES * params.count(s.model) / shards
+    if need > memory:
+        yield (
+            f"training needs {need / GIB:.1f} GiB a device for parameters, moments and gradients, and a device has "
+            f"{memory / GIB:.1f} GiB; raise mesh.fsdp or mesh.tp, or choose a smaller model"
+        )
+
+
+def _disk(s: Subject) -> Iterator[str]:
+    """A disk without room for the models and the checkpoints of the stages."""
+    models = [name for name in s.names if registry.get(name).makes_model]
+    if s.model is None or not models:
+        return
+    trained = [name for name in models if registry.get(name).initial_model]
+    # Each trained model keeps its last checkpoint; while the next one is written there are two.
+    need = params.count(s.model) * (_MODEL_BYTES * len(models) + _CHECKPOINT_BYTES * (len(trained) + bool(trained)))
+    if need > (free := storage.free_bytes(storage.absolute(s.c.out) / "base")):
+        yield (
+            f"out={s.c.out}: the models and checkpoints of {len(models)} stages need {need / 1e9:,.1f} GB, and "
+            f"{free / 1e9:,.1f} GB are free; make room, or set out= to a larger disk or a bucket"
+        )
+
+
+_CHECKS: tuple[Callable[[Subject], Iterator[str]], ...] = (
+    _settings, _problems, _prompts, _answer_format, _mesh, _memory, _disk,
+)  # fmt: skip
+
+
+def _abstract_sharding(m: cfg.Mesh) -> meshes.Sharding:
+    """The sharding of training over a mesh whose devices need not exist."""
+    mesh: Any = jax.sharding.AbstractMesh((m.data, m.fsdp, m.tp), meshes.AXES)
+    return meshes.train_sharding(mesh, "xla")
+
+
+def _device_count(s: Subject) -> int:
+    if s.topology:
+        return topology.parse(s.topology)[1]
+    meshes.set_cpu_device_count(s.c.mesh.data * s.c.mesh.fsdp * s.c.mesh.tp)
+    return len(jax.devices())
+
+
+def _device_bytes(s: Subject) -> float | None:
+    """The memory of a device; of a CPU, the memory of this machine. None where it is not known."""
+    if s.topology:
+        return topology.parse(s.topology)[0].hbm_bytes
+    if jax.default_backend() != "cpu":
+        return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return math.prod(map(os.sysconf, ("SC_PAGE_SIZE", "SC_PHYS_PAGES")))
