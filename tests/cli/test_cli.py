@@ -93,8 +93,19 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch):
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.num_train_epochs=2"]) == 0
         assert calls.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.num_train_epochs=2", stages)
-    others = {"run", "report", "import", "export", "sample", "bench", "plan", "problems", "verify"}
-    assert {c.name for c in COMMANDS} == {*expected, *others}
+    others = {
+        "run",
+        "report",
+        "import",
+        "export",
+        "sample",
+        "bench sampler",
+        "bench search",
+        "plan",
+        "problems",
+        "verify",
+    }
+    assert {c.name for c in COMMANDS} == {*expected, *others, "verify"}
     assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES) == set(pipeline.FUNCTIONS)
 
 
