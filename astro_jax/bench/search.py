@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from astro_jax import config as cfg
-from astro_jax.bench.synthetic import RIGHT, World
+from astro_jax.bench.synthetic import RIGHT, SyntheticVerifier, World
 from astro_jax.errors import AstroError
 from astro_jax.policy import Policy
 from astro_jax.sampler import SamplingParams
@@ -21,12 +21,12 @@ from astro_jax.search.run import search
 from astro_jax.search.tree import Tree
 from astro_jax.storage import Json
 from astro_jax.types import Problem
-from astro_jax.verify import Verifier
 
 PLAIN_SAMPLES = 48  # independent samples of a problem, which say what a tree of the problem can hold
 WRONG_ANSWERS = 2  # that a usable tree holds, as the paper's traces use up to 2
 PAPER = {"method": "mcts", "num_proposals": 8, "num_rollouts": 16, "num_simulations": 32, "max_depth": 50,
-         "keep_rollouts": True}  # fmt: skip
+         "keep_rollouts": True, "num_parallel_leaves": 1, "rollout_rounds": (), "lines_per_step": 1, "early_stop": None,
+         "max_tree_tokens": None, "max_total_tokens": None}  # fmt: skip
 _TREES_PER_CALL = 8  # a tree of the paper's budget with kept rollouts has up to 50,000 nodes
 
 
@@ -54,7 +54,7 @@ def compare(world: World, c: cfg.Search, trees: int, paper_trees: int) -> Json:
         "world": dataclasses.asdict(world), "search": c.model_dump(exclude_defaults=True), **measure(world, c, trees)
     }  # fmt: skip
     if paper_trees:
-        paper = c.model_copy(update=PAPER | {"early_stop": None, "max_tree_tokens": None, "max_total_tokens": None})
+        paper = c.model_copy(update=PAPER)
         result["paper"] = measure(world, paper, min(paper_trees, trees))
         ours, theirs = result["tokens_per_usable_tree"], result["paper"]["tokens_per_usable_tree"]
         result["paper"]["tokens_ratio"] = round(theirs / ours, 1) if ours and theirs else None
@@ -99,7 +99,7 @@ def measure(world: World, c: cfg.Search, trees: int) -> Json:
 def _search(problems: Sequence[Problem], c: cfg.Search, policy: Policy) -> Iterator[Tree]:
     """Search a few problems at a time, so that few trees are in memory. A tree does not depend on the others."""
     for i in range(0, len(problems), _TREES_PER_CALL):
-        yield from search(problems[i : i + _TREES_PER_CALL], c, policy, Verifier())
+        yield from search(problems[i : i + _TREES_PER_CALL], c, policy, SyntheticVerifier())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _plain_answers(problem: Problem, policy: Policy, world: World) -> set[str]:
     """The different answers of independent samples of a problem."""
     request = policy.request(problem.prompt, PLAIN_SAMPLES, "plain", problem.id)
     (completions,) = policy.generate([request], SamplingParams(world.lines))
-    verdicts = Verifier().judge([policy.response(problem, completion) for completion in completions])
+    verdicts = SyntheticVerifier().judge([policy.response(problem, completion) for completion in completions])
     return {verdict.answer for verdict in verdicts if verdict.answer is not None}
 
 

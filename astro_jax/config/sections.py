@@ -229,19 +229,20 @@ class Search(Section):
     @pydantic.field_validator("method")
     @classmethod
     def _used_keys(cls, method: str, info: pydantic.ValidationInfo) -> str:
-        """Refuse keys that have no meaning for the method."""
-        only_mcts = ("keep_rollouts", "rollout_rounds")
-        unused = {
-            "mcts": [],
-            "best-of-n": [*only_mcts, "early_stop", "max_tree_tokens", "max_total_tokens"],
-            "rounds": only_mcts,
-        }[method]
+        """Refuse the keys that have no meaning for the method: only mcts evaluates nodes by rollouts, and best-of-N has
+        neither simulations nor rounds."""
+        unused = {"mcts": (), "rounds": ("keep_rollouts", "rollout_rounds")}.get(
+            method, ("keep_rollouts", "rollout_rounds", "early_stop", "max_tree_tokens", "max_total_tokens")
+        )
         if names := [name for name in unused if info.data.get(name)]:
-            raise ValueError(f"{', '.join(names)}: only for mcts; leave out" if method == "best-of-n" else
-                             f"{', '.join(names)}: only for mcts, as rounds keep all rollouts; leave out")  # fmt: skip
-        if method == "mcts" and info.data.get("lines_per_step", 1) > 1:
-            raise ValueError("lines_per_step: mcts proposes one line at a time; leave out, or set method=rounds")
+            raise ValueError(f"{', '.join(names)}: only for mcts; leave out")
         return method
+
+    @pydantic.model_validator(mode="after")
+    def _one_line_per_proposal(self) -> Search:
+        if self.method == "mcts" and self.lines_per_step > 1:
+            raise ValueError("lines_per_step: mcts proposes one line at a time; leave out, or set search.method=rounds")
+        return self
 
 
 class Traces(Section):

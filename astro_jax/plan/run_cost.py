@@ -12,8 +12,9 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
     """Return the most tokens of each program in a whole run, and their time at a share of the roofline.
 
     Search by mcts: each simulation of each tree expands `num_parallel_leaves` nodes. Each node gets `num_proposals`
-    steps, and each step `num_rollouts` rollouts. Search by rounds: each tree samples the rollouts of all rounds. SFT: an example is a prompt and one rollout for each branch. RL: one response
-    for each sample. All steps, rollouts and responses have their maximum length.
+    steps, and each step `num_rollouts` rollouts. Search by rounds: each tree samples the rollouts of all rounds, though
+    most trees end before. SFT: an example is a prompt and one rollout for each branch. RL: one response for each
+    sample. All steps, rollouts and responses have their maximum length.
 
     Two more entries say how much a feature can save. "..., no prefix shared" is decoding when each sample has its own
     copy of its prefix, with as much memory for caches. "..., one iteration a tree" is the search when every tree ends

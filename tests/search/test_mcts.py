@@ -160,7 +160,7 @@ def test_after_any_simulations_n_and_q_follow_the_definition_and_no_virtual_visi
         evaluations += [node.id for node in evaluated]
         assert all(n.virtual_visits == 0 for n in tree.nodes)
     for n in tree.nodes:
-        if n.kept_rollouts:
+        if n.id and not n.number:
             assert n.visits == 0 and n.value == n.reward
             continue
         visits, value = visits_and_value(tree, evaluations, n.id)
