@@ -27,7 +27,7 @@ WRONG_ANSWERS = 2  # that a usable tree holds, as the paper's traces use up to 2
 PAPER = {"method": "mcts", "num_proposals": 8, "num_rollouts": 16, "num_simulations": 32, "max_depth": 50,
          "keep_rollouts": True, "num_parallel_leaves": 1, "rollout_rounds": (), "lines_per_step": 1, "early_stop": None,
          "max_tree_tokens": None, "max_total_tokens": None}  # fmt: skip
-_TREES_PER_CALL = 8  # a tree of the paper's budget with kept rollouts has up to 50,000 nodes
+_TREES_PER_CALL = 4  # a tree of the paper's budget with kept rollouts has up to 50,000 nodes
 
 
 def compare(world: World, c: cfg.Search, trees: int, paper_trees: int) -> Json:

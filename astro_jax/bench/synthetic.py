@@ -211,7 +211,7 @@ class SyntheticEngine:
     def _after(self, prefixes: Sequence[Sequence[int]]) -> _States:
         """The states after some prompts, each a problem's token and lines."""
         problem = np.array([p[0] for p in prefixes], np.uint64)
-        key = _mix(problem + np.uint64(self.world.seed) * _GOLDEN)
+        key = _mix(problem + _multiple(self.world.seed))
         states = _States(key, np.full(len(key), self._start), key.copy(), np.zeros(len(key), np.int64))
         lengths = np.array([len(p) - 1 for p in prefixes])
         lines = np.zeros((len(prefixes), int(lengths.max(initial=0))), np.int64)

@@ -199,7 +199,7 @@ def _bench_search(parser: Parser) -> None:
     parser.add_argument("--unfinished", type=float, default=0.0, metavar="P",
                         help="chance that a line never ends (default %(default)s)")  # fmt: skip
     parser.add_argument("--trees", type=int, default=200, metavar="N", help="problems (default %(default)s)")
-    parser.add_argument("--paper-trees", type=int, default=16, metavar="N",
+    parser.add_argument("--paper-trees", type=int, default=4, metavar="N",
                         help="problems to search with the paper's budget too (default %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the policy and its problems (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
