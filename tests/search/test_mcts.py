@@ -296,17 +296,18 @@ def test_a_node_whose_rollouts_succeed_is_no_wrong_terminal_when_no_proposal_is_
 
 
 def test_rollouts_in_rounds_go_to_the_uncertain_half_and_stop_when_the_tree_has_enough():
-    c, d = " 2 + 3 = 5, left 4 5.\n", " 4 - 3 = 1, left 1 2.\n"
-    right, wrong = completion(H, ended=True), completion(M, ended=True)
+    b, c, d = " 4 * 3 = 12, left 2 12.\n", " 2 + 3 = 5, left 4 5.\n", " 4 - 3 = 1, left 1 2.\n"
+    right, right_after_b = completion(H, ended=True), completion(" 12 - 2 = 10" + HIT, ended=True)
+    wrong = completion(M, ended=True)
     calls = []
 
     class RoundsEngine(ScriptedEngine):
         def generate(self, params, requests, sampling, **options):
             calls.append([(r.request_id[2], TOKENIZER.decode(r.prompt_token_ids), r.n) for r in requests])
             if requests[0].request_id[2] == "propose":
-                return [[completion(x, 0.25) for x in (A, B, c, d)]]
-            # A: all correct. B: half of them. c, d: none.
-            shares = {A: [right] * 4, B: [right, wrong] * 2}
+                return [[completion(x, 0.25) for x in (A, b, c, d)]]
+            # A: all correct. b: half of them. c, d: none.
+            shares = {A: [right] * 4, b: [right_after_b, wrong] * 2}
             return [(shares.get(TOKENIZER.decode(r.prompt_token_ids)[len(PROBLEM.prompt) :]) or [wrong] * 4)[: r.n]
                     for r in requests]  # fmt: skip
 
@@ -314,9 +315,9 @@ def test_rollouts_in_rounds_go_to_the_uncertain_half_and_stop_when_the_tree_has_
     (tree,) = search([PROBLEM], cfg.Search(**settings), Policy(RoundsEngine({}), None, TOKENIZER), Verifier())
     rounds = [[(name, text[len(PROBLEM.prompt) :], n) for name, text, n in call] for call in calls[1:]]
     assert rounds == [
-        [("rollout", x, 2) for x in (A, B, c, d)],
-        [("rollout 1", B, 4), ("rollout 1", A, 4)],  # B is nearest to 1/2; of the rest the first
-        [("rollout 2", B, 2)],
+        [("rollout", x, 2) for x in (A, b, c, d)],
+        [("rollout 1", b, 4), ("rollout 1", A, 4)],  # b is nearest to 1/2; of the rest the first
+        [("rollout 2", b, 2)],
     ]
     assert [n.reward for n in tree.nodes[1:5]] == [1, 0.5, 0, 0]
     calls.clear()
