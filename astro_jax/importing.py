@@ -7,7 +7,6 @@ rows (`write`).
 from __future__ import annotations
 
 import dataclasses
-import re
 
 from etils import epath
 
@@ -16,12 +15,6 @@ from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint, hf, params, paths, tokenizer, weights
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.progress import ProgressBar
-
-# The files of a hub repository to download. Some repositories also hold the weights in other formats.
-HUB_FILES = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template*", "model*.safetensors", "model.safetensors.index.json",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +61,9 @@ def check(source: str, destination: epath.Path, dtype: str | None = None, downlo
       AstroError: when the source is no supported model, a tensor is missing or has another shape, or the disk is too
         small.
     """
-    path = paths.resolve(_downloaded(source, download))
+    if not download and paths.is_hub_id(source):
+        raise AstroError(f"{source}: not on this disk, and a dry run does not download; run again without --dry-run")
+    path = paths.resolve(source, download=True)
     if paths.is_checkpoint(path):
         raise AstroError(f"{path}: a checkpoint of astro needs no import; astro export makes a Hugging Face folder")
     config, tensors = checkpoint.open_weights(path)
@@ -89,18 +84,3 @@ def write(model: ModelImport, destination: epath.Path) -> None:
     with storage.new_folder(destination) as partial, ProgressBar("import", len(model.tensors), "tensors") as bar:
         weights.write(partial, weights.split_into_files(model.tensors), on_tensor=bar.advance)
         hf.write_config(partial, model.config, model.dtype, model.tokenizer)
-
-
-def _downloaded(source: str, download: bool) -> str:
-    """The path of a source on disk; a hub repository is downloaded first."""
-    if epath.Path(source).exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) or source.endswith(".gguf"):
-        return source
-    if not download:
-        raise AstroError(f"{source}: not on this disk, and a dry run does not download; run again without --dry-run")
-    from huggingface_hub import snapshot_download  # slow to import
-
-    try:
-        return snapshot_download(source, allow_patterns=list(HUB_FILES))
-    except Exception as e:  # errors of the hub, of HTTP and of files have no common class
-        reason = str(e).strip().splitlines() or [type(e).__name__]
-        raise AstroError(f"{source}: not on this disk, and the download from the hub failed ({reason[0]})") from e

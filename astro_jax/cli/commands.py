@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from astro_jax import distributed
+from astro_jax.cli import own_model
 from astro_jax.errors import AstroError
+from astro_jax.stages import DEFAULT_STAGES
 
 if TYPE_CHECKING:
     from astro_jax import config as cfg
@@ -20,17 +22,45 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Run stages of a config. After the report, print the results."""
-    from astro_jax import config, pipeline, storage
+    from astro_jax import pipeline, storage
 
-    c = config.load(args.config, args.overrides)
+    c, stages = _config(args)
     shard = _shard(args.shard) if getattr(args, "shard", None) is not None else (0, 1)
-    run = pipeline.execute(c, command, args.stages, shard)
-    if "report" in (args.stages or c.stages) and distributed.is_main_process():
+    run = pipeline.execute(c, command, stages, shard)
+    if "report" in (stages or c.stages) and distributed.is_main_process():
         _print_results(storage.read_json(run.folder / "results.json"))
         page = run.folder / "report.html"
         print(f"report: {page}")
         if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             webbrowser.open(f"file://{page.absolute()}")  # only where a person sits in front of a screen
+    return 0
+
+
+def _config(args: argparse.Namespace) -> tuple[cfg.Config, tuple[str, ...]]:
+    """The config of a command that runs stages, and these stages; () for all of the config's."""
+    from astro_jax import config
+
+    own = own_model.config(args, args.own_stage) if hasattr(args, "own_stage") else None
+    if own is not None:
+        return own, own.stages
+    c = config.load(args.config, args.overrides)
+    for chosen in (c.stages, DEFAULT_STAGES):  # `sft` stands for the SFT stages of the run
+        if stages := tuple(stage for stage in args.stages if stage in chosen):
+            return c, stages
+    return c, args.stages
+
+
+def show(args: argparse.Namespace, command: str) -> int:
+    """Print the stages of a run as a tree."""
+    from rich.console import Console
+
+    from astro_jax.report import lineage
+
+    description = lineage.describe(args.run)
+    if args.json:
+        print(json.dumps(description))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(lineage.render(description))
     return 0
 
 
@@ -48,18 +78,19 @@ def traces(args: argparse.Namespace, command: str) -> int:
     """Make the traces of a run, and export them where --out or --push asks for it."""
     from etils import epath
 
-    from astro_jax import config, pipeline, storage
+    from astro_jax import pipeline, storage
     from astro_jax.traces import export
 
     if args.out:
         storage.require_absent(epath.Path(args.out))
     export.check(out=bool(args.out), push=bool(args.push))
-    clone = [f"traces.clone={args.clone}"] if args.clone else []
-    run = pipeline.execute(config.load(args.config, [*args.overrides, *clone]), command, args.stages)
+    args.overrides += [f"traces.clone={args.clone}"] if args.clone else []
+    c, stages = _config(args)
+    run = pipeline.execute(c, command, stages)
     if not distributed.is_main_process():
         return 0
     if args.out:
-        export.write(run.folder / "traces", epath.Path(args.out))
+        export.write(run.folder_of("traces"), epath.Path(args.out))
         print(f"written: {args.out}")
     if args.push:
         print(f"uploaded: {export.push(run.folder / 'traces', args.push)}")

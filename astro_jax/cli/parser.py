@@ -9,7 +9,7 @@ from typing import Any
 
 import astro_jax
 from astro_jax import distributed
-from astro_jax.cli import commands
+from astro_jax.cli import commands, own_model
 from astro_jax.stages import STAGES, stages_of
 
 Parser = argparse.ArgumentParser
@@ -93,6 +93,8 @@ def of_command(command: Command, make: Callable[..., Parser] = CommandParser) ->
     parser.prog = f"astro {command.name}"
     command.add_arguments(parser)
     parser.set_defaults(call=command.call, **({} if command.stages is None else {"stages": command.stages}))
+    if command.name in own_model.OPTIONS:
+        parser.set_defaults(own_stage=command.name)
     return parser
 
 
@@ -115,6 +117,16 @@ def _stage(parser: Parser) -> None:
     parser.add_argument("--profile", type=int, metavar="PORT", help="serve JAX's profiler at this port")
 
 
+def _sft(parser: Parser) -> None:
+    _stage(parser)
+    own_model.add_arguments(parser, "sft")
+
+
+def _grpo(parser: Parser) -> None:
+    _stage(parser)
+    own_model.add_arguments(parser, "grpo")
+
+
 def _search(parser: Parser) -> None:
     _stage(parser)
     parser.add_argument("--shard", metavar="i/n", help="search only shard i of n, i from 0, as in 0/4")
@@ -122,6 +134,7 @@ def _search(parser: Parser) -> None:
 
 def _traces(parser: Parser) -> None:
     _stage(parser)
+    own_model.add_arguments(parser, "traces")
     parser.add_argument("--clone", choices=("template", "model"), help="writer of the traces: traces.clone=...")
     parser.add_argument("--out", metavar="DIR", help="also write the sets to DIR, as Parquet and JSONL of messages")
     parser.add_argument("--push", metavar="ORG/NAME", help="also upload the sets to the hub, as a private data set")
@@ -129,6 +142,11 @@ def _traces(parser: Parser) -> None:
 
 def _problems(parser: Parser) -> None:
     _config(parser, "problems.path=problems.jsonl")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _show(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a run, as in runs/quickstart")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -227,7 +245,10 @@ def _bench_sampler(parser: Parser) -> None:
 
 def _stage_commands() -> list[Command]:
     """The commands that run one or two stages, from the registry."""
-    special = {"search": (_search, commands.run), "traces": (_traces, commands.traces)}
+    special = {
+        "search": (_search, commands.run), "traces": (_traces, commands.traces), "sft": (_sft, commands.run),
+        "grpo": (_grpo, commands.run),
+    }  # fmt: skip
     table = []
     for name in dict.fromkeys(stage.command for stage in STAGES.values()):
         purpose = "; ".join(STAGES[stage].purpose for stage in stages_of(name))
@@ -237,6 +258,7 @@ def _stage_commands() -> list[Command]:
 
 COMMANDS: tuple[Command, ...] = (
     Command("run", "Run a recipe", "run all stages in order, and skip finished ones", _stage, commands.run, ()),
+    Command("show", "Run a recipe", "show the stages of a run: origin, size, time and figures", _show, commands.show),
     *_stage_commands(),
     Command("import", "Models", "make a model folder from a Hugging Face model or a GGUF file", _import,
             commands.import_model),

@@ -12,7 +12,7 @@ import yaml
 from etils import epath
 
 from astro_jax.config.renamed import new_key
-from astro_jax.config.sections import Config, Section, sections
+from astro_jax.config.sections import Config, Section, key_names, sections
 from astro_jax.errors import AstroError
 
 # The shipped recipes: a link to configs/ in the repository, files in an installed package.
@@ -35,14 +35,14 @@ def recipes() -> list[str]:
     return sorted(names, key=lambda name: ("/" in name, name))
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Config:
+def load(name: str | None, overrides: Sequence[str] = ()) -> Config:
     """Read a config: the path of a YAML file, or the name of a recipe.
 
     A file may begin with `base: PATH` (relative to the file) or `base: RECIPE`, and then holds only its changes of the
     base, which may have a base too. Sections merge key by key; all other values, lists too, replace those of the base.
 
     Args:
-      name: a file that exists, else a recipe.
+      name: a file that exists, else a recipe; None for the defaults of all keys.
       overrides: "section.key=value"; the value is YAML.
 
     Raises:
@@ -50,10 +50,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         wrong type, with the dotted name of the key.
     """
     # OmegaConf does not serve here: it reads "${" inside a prompt as its own syntax, and refuses a list over a section.
-    raw = _read(epath.Path(name), name, ())
+    raw = _read(epath.Path(name), name, ()) if name is not None else {}
     for text in overrides:
         raw = _merged(raw, _override(text))
-    return parse(raw, name)
+    return parse(raw, name or "config")
 
 
 def parse(raw: dict[str, Any], origin: str = "config") -> Config:
@@ -137,4 +137,4 @@ def _explain(error: Any) -> str:
     section = ".".join(part for part in parents if isinstance(part, str))
     if new := new_key(section, name, error["input"]):
         return f"renamed: write {new}"
-    return f"no such key; {section or 'a config'} has {', '.join(sections()[section].model_fields)}"
+    return f"no such key; {section or 'a config'} has {', '.join(key_names(sections()[section]))}"

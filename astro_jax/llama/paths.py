@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from etils import epath
 
-from astro_jax import storage
+from astro_jax import stage_folder, storage
 from astro_jax.errors import AstroError
 
 GGUF_SUFFIX = ".gguf"
@@ -14,22 +16,51 @@ PARAMS_FOLDER = "params"
 SHIPPED_MODELS = epath.Path(__file__).parent.parent / "models"
 
 
-def resolve(path: str) -> epath.Path:
+# The files of a hub repository to download. Some repositories also hold the weights in other formats.
+HUB_FILES = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template*", "model*.safetensors", "model.safetensors.index.json",
+)  # fmt: skip
+
+
+def resolve(path: str, download: bool = False) -> epath.Path:
     """Resolve a model's path to an absolute path.
 
     Args:
       path: a folder, a GGUF file, or the name of a shipped model, for example "countdown-base".
+      download: whether `path` may also name a repository of the Hugging Face hub, as in "org/name", which is downloaded
+        to the hub's cache.
 
     Raises:
       AstroError: when no such model exists.
     """
-    for candidate in (epath.Path(path), SHIPPED_MODELS / path):
+    for candidate in (epath.Path(path), stage_folder.follow(storage.absolute(path)), SHIPPED_MODELS / path):
         if candidate.is_dir() or (is_gguf(candidate) and candidate.exists()):
             return storage.absolute(candidate)
+    if download and is_hub_id(path):
+        return _download(path)
     shipped = ", ".join(sorted(p.name for p in SHIPPED_MODELS.iterdir())) if SHIPPED_MODELS.exists() else "none"
     raise AstroError(
         f"{path}: no such folder or .gguf file, and no shipped model has this name (shipped models: {shipped})"
     )
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path has the form of a hub repository, "org/name", and is not on this disk."""
+    return not (
+        epath.Path(path).exists() or path.endswith(GGUF_SUFFIX) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)
+    )
+
+
+def _download(repository: str) -> epath.Path:
+    """Download the model of a hub repository."""
+    from huggingface_hub import snapshot_download  # slow to import
+
+    try:
+        return storage.absolute(snapshot_download(repository, allow_patterns=list(HUB_FILES)))
+    except Exception as e:  # errors of the hub, of HTTP and of files have no common class
+        reason = str(e).strip().splitlines() or [type(e).__name__]
+        raise AstroError(f"{repository}: not on this disk, and the download from the hub failed ({reason[0]})") from e
 
 
 def is_gguf(path: epath.Path) -> bool:

@@ -90,11 +90,21 @@ class Tokenizer:
         if not self.chat.template:
             return self.encode(problem)
         messages = [] if self.chat.system is None else [{"role": "system", "content": self.chat.system}]
-        messages.append({"role": "user", "content": problem})
+        return self.chat_prompt([*messages, {"role": "user", "content": problem}])
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Encode a chat up to the begin of the assistant's next message, by the model's chat template.
+
+        Args:
+          messages: {"role", "content"} each.
+
+        Raises:
+          AstroError: when the model has no chat template, or its template raises an error.
+        """
         try:
             # Some templates write the date, and a run must not depend on the day. This date is Llama 3.1's default.
             text = self.hf.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
+                list(messages), tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
             )
         except Exception as e:  # a template is a program, which may raise any exception
             raise AstroError(

@@ -19,6 +19,8 @@ _DESCRIPTIONS = {
     "base": "the base model of the run",
     "direct-sft": "the control: the base, fine-tuned on solutions without backtracking",
     "astro-sft": "the base, fine-tuned on chains of thought that reflect and go back",
+    "sft": "the base, fine-tuned on examples of a file",
+    "grpo": "the base, trained by GRPO",
     "direct-rl": "the control: Direct-SFT, trained by GRPO with a verifiable reward",
     "astro-rl": "ASTRO-SFT, trained by GRPO with a verifiable reward",
 }
@@ -107,10 +109,10 @@ def _data(run: RunFolder) -> list[str]:
 
 
 def _lineage(run: RunFolder) -> list[str]:
-    rows = [[stage, ", ".join(m.parents), m.config_hash, m.wall_s] for stage, m in run.manifests.items()]
+    rows = [[stage, ", ".join(m.parents), m.digest, m.wall_s] for stage, m in run.manifests.items()]
     versions = {f"{name} {version}": None for m in run.manifests.values() for name, version in m.versions.items()}
     return [
         "## Lineage",
-        markdown.table(("stage", "rests on", "config", "seconds"), rows),
+        markdown.table(("stage", "rests on", "digest of its inputs", "seconds"), rows),
         f"Versions: {', '.join(versions)}.",
     ]

@@ -1,0 +1,83 @@
+"""Examples of the user for SFT: a JSONL or Parquet file of messages, or of prompts and responses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from astro_jax import storage
+from astro_jax.errors import AstroError
+from astro_jax.llama.tokenizer import Tokenizer
+from astro_jax.storage import Json
+
+_RESPONSES = ("response", "completion")
+
+
+def read(path: epath.PathLike, tokenizer: Tokenizer) -> list[tuple[list[int], list[int]]]:
+    """Read and tokenize the examples of a file.
+
+    A record is {"messages": [{"role", "content"}, ...]} with an assistant's message at the end, or {"prompt",
+    "response"}; "completion" is another name for the response. Messages go through the chat template of the model. A
+    prompt is encoded as a problem of a run (`chat.template` says how).
+
+    Returns:
+      the token ids of each (prompt, response), the response without an end token.
+
+    Raises:
+      AstroError: when the file cannot be read or is empty, for a record of another form, and for an empty response. The
+        message names the record.
+    """
+    examples = [_tokenize(record, place, tokenizer) for place, record in _records(epath.Path(path))]
+    if not examples:
+        raise AstroError(f"{path}: has no examples; write one a line, as in {_FORMS}")
+    return examples
+
+
+_FORMS = '{"prompt": "...", "response": "..."} or {"messages": [...]}'
+
+
+def _records(path: epath.Path) -> Iterator[tuple[str, Json]]:
+    """Yield (place, record): "FILE, line 3" or "FILE, row 3"."""
+    if path.suffix != ".parquet":
+        for i, record in enumerate(storage.read_jsonl(path), 1):
+            yield f"{path}, line {i}", record
+        return
+    try:
+        import pyarrow.parquet
+    except ImportError as e:
+        raise AstroError(f"{path}: reading Parquet needs the extra `hub`: pip install pyarrow") from e
+    try:
+        rows = pyarrow.parquet.read_table(str(path)).to_pylist()
+    except (OSError, ValueError) as e:  # pyarrow's errors are of both kinds
+        raise AstroError(f"{path}: cannot be read as Parquet ({str(e).splitlines()[0]})") from e
+    for i, record in enumerate(rows, 1):
+        yield f"{path}, row {i}", record
+
+
+def _tokenize(record: Json, place: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    if "messages" in record:
+        messages = _messages(record["messages"], place)
+        prompt, response = tokenizer.chat_prompt(messages[:-1]), messages[-1]["content"]
+    else:
+        texts = [record.get("prompt"), next((record[key] for key in _RESPONSES if key in record), None)]
+        if not all(isinstance(text, str) for text in texts):
+            raise AstroError(f"{place}: has the fields {', '.join(record) or 'none'}; write {_FORMS}")
+        prompt, response = tokenizer.prompt(str(texts[0])), str(texts[1])
+    if not response.strip():
+        raise AstroError(f"{place}: the response is empty; remove the record")
+    return prompt, tokenizer.encode_after(response)
+
+
+def _messages(messages: Any, place: str) -> list[dict[str, str]]:
+    """Check that the messages are texts with roles, and that the last is the assistant's."""
+    valid = isinstance(messages, list) and len(messages) > 1 and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )  # fmt: skip
+    if not valid or messages[-1]["role"] != "assistant":
+        raise AstroError(
+            f"{place}: `messages` must be texts with a role each, the last of the assistant, as in "
+            '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+        )
+    return [{"role": m["role"], "content": m["content"]} for m in messages]
