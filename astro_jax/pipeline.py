@@ -33,7 +33,7 @@ from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
-from astro_jax.problems import solutions
+from astro_jax.problems import lengths, solutions
 from astro_jax.progress import log
 from astro_jax.run_context import RunContext
 from astro_jax.run_plan import StagePlan
@@ -43,10 +43,11 @@ from astro_jax.stages import STAGES
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
-from astro_jax.train import data, examples, grpo, loop, sft
+from astro_jax.train import data, examples, grpo, loop, rewards, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.types import Problem
 from astro_jax.verify import verdict_counts
+from astro_jax.verify.user_reward import UserReward
 from astro_jax.verify.verdict_counts import VerdictCounts
 
 
@@ -71,6 +72,9 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
         dataset.check(c.traces, [] if c.trees else run.problems("search"))
     plans = run_plan.plan(run, names)  # draws all problems: raises now, not after hours, when there are too few
     _require_parents(run, plans, names)
+    if c.grpo.reward and any(plans[name].runs and registry.get(name).command == "grpo" for name in names):
+        with contextlib.closing(_user_reward(c, c.grpo.reward, run.problems("rl"))) as user_reward:
+            user_reward.check()
     states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
     distributed.assert_equal_across_processes("the run's configuration", states)
     if any(p.note != "runs" for p in plans.values()):
@@ -259,12 +263,19 @@ def train_sft(
 
 
 def measure_difficulty(run: RunContext, inputs: Inputs) -> dict[str, Any]:
-    """Measure how often the base model solves each RL prompt."""
-    p = run.c.problems
+    """Measure how often a model solves the candidates for the prompts of RL, until enough of them have passed.
+
+    The model is the base, or each SFT model that RL starts from (problems.difficulty_model).
+    """
+    p, counts = run.c.problems, {}
     if not p.difficulty_samples:
         raise AstroError("difficulty: set problems.difficulty_samples, the answers to each prompt")
-    args = (p.difficulty_samples, run.c.eval, run.policy("base"), run.verifier)
-    return difficulty.run(run.folder / "difficulty", run.problems("rl"), *args)
+    candidates = run.draws.rl_candidates()
+    for model in registry.difficulty_models(run.c.stages, p.difficulty_model):
+        policy, store = run.policy(model), Shards(run.folder / "difficulty", model)
+        limit = lengths.max_prompt_tokens(run.c, policy.engine.config)
+        counts[model] = difficulty.measure(store, candidates, p, run.c.eval, policy, run.verifier, limit)
+    return counts
 
 
 def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
@@ -274,22 +285,39 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     config, params, tokenizer = run.load(STAGES[name].initial_model or "base", sharding)
     tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
     like = abstract_state(config, tx, sharding)
-    problems, counts = _rl_prompts(run)
-    trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, run.verifier, tx, config, sharding)
-    state = loop.run(
-        run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
-    )
+    problems, counts = _rl_prompts(run, name, config, tokenizer)
+    with contextlib.ExitStack() as stack:
+        user_reward = None
+        if c.reward:
+            user_reward = stack.enter_context(contextlib.closing(_user_reward(run.c, c.reward, problems)))
+        rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 4 * c.save_steps)
+        trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding)
+        state = loop.run(
+            run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
+        )
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts
 
 
-def _rl_prompts(run: RunContext) -> tuple[list[Problem], dict[str, int]]:
-    """Return the prompts of RL, moderately hard ones only where difficulty was measured, and their counts."""
-    p, problems, left_out = run.c.problems, run.problems("rl"), dict[str, int]()
+def _user_reward(c: cfg.Config, entry_point: str, problems: Sequence[Problem]) -> UserReward:
+    """Make the reward function of `grpo.reward`. The caller closes it."""
+    columns = rewards.column_names(problems)
+    return UserReward(entry_point, columns, c.grpo.reward_timeout_seconds, c.verify.num_workers)
+
+
+def _rl_prompts(
+    run: RunContext, name: str, config: LlamaConfig, tokenizer: Tokenizer
+) -> tuple[list[Problem], dict[str, int]]:
+    """Return the prompts of an RL stage with their counts. Prompts that are too long are left out.
+
+    Where difficulty was measured, the prompts are those of moderate difficulty.
+    """
+    p = run.c.problems
     if p.difficulty_samples:
-        limits = (*p.rl_pass_rate, run.c.grpo.prompts_per_step)
-        problems, left_out = difficulty.filter_by_pass_rate(run.folder_of("difficulty"), problems, *limits)
-    return problems, {"prompts": len(problems)} | left_out
+        (model,) = registry.difficulty_models([name], p.difficulty_model)
+        store = Shards(run.folder_of("difficulty"), model)
+        return difficulty.select(store, run.draws.rl_candidates(), p, run.c.grpo.prompts_per_step)
+    return lengths.drop_too_long(run.problems("rl"), tokenizer, lengths.max_prompt_tokens(run.c, config))
 
 
 def evaluate(run: RunContext, inputs: Inputs) -> dict[str, Any]:

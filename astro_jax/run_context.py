@@ -19,7 +19,7 @@ from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.policy import Policy
 from astro_jax.problems import source
-from astro_jax.progress import log
+from astro_jax.problems.draws import Draws
 from astro_jax.sampler import Engine
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
@@ -44,7 +44,6 @@ class RunContext:
 
     def __init__(self, c: cfg.Config, command: str = "", shard: tuple[int, int] = (0, 1)):
         self.c, self.folder, self.command, self.shard = c, storage.absolute(c.out), command, shard
-        self._problems: dict[str, list[Problem]] = {}
         self._check_settings()
         self.prompts = prompts.load(c.prompts)
         self._check_folder()
@@ -54,8 +53,7 @@ class RunContext:
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
         self._check_shapes()
         self.verifier = Verifier(c.verify)
-        p = c.problems
-        self.game = countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out)
+        self.game = self.draws.game
 
     def _check_settings(self) -> None:
         """Refuse settings that the source of the problems does not allow."""
@@ -121,32 +119,24 @@ class RunContext:
         config, params, tokenizer = self.load(model, self.decode_sharding, self.c.sampler.dtype)
         return Policy(self.engine(config), params, tokenizer)
 
-    def problems(self, use: str) -> list[Problem]:
-        """Draw the problems of one use: "search" and "rl" from the training side of the split, "eval" from the other.
+    def problems(self, use: cfg.Use) -> list[Problem]:
+        """Draw the problems of one use (`Draws.draw`): "search", "rl" or "eval".
 
         Raises:
           AstroError: when the config asks for more problems than the source has.
         """
-        if use not in self._problems:
-            self._problems[use] = self._draw(use)
-        return self._problems[use]
-
-    def _draw(self, use: str) -> list[Problem]:
-        p, n, held_out = self.c.problems, getattr(self.c.problems, use), use == "eval"
-        if source.has_source(p):
-            return self.source.draw(n, self.c.seed, evaluation=held_out)
-        return countdown.problems(self.game, n, self.c.seed, held_out=held_out)
+        return self.draws.draw(use)
 
     @functools.cached_property
-    def source(self) -> source.ProblemSet:
-        """The problems of a file, a data set or reasoning-gym."""
-        problems = source.load(self.c.problems, self.c.seed)
-        left_out = problems.counts["skipped"] | problems.counts["dropped"]
-        if reasons := ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n):
-            log(f"problems: {len(problems.training)} for training, left out: {reasons}")
-        return problems
+    def draws(self) -> Draws:
+        """Draws the problems of the run. Logs how many problems the sources left out."""
+        p = self.c.problems
+        draws = Draws(p, self.c.seed, countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out))
+        if source.has_source(p):
+            source.log_counts(p, draws.problem_set.counts)
+        return draws
 
     @property
     def problem_counts(self) -> dict[str, Any]:
-        """How many problems were read, skipped and dropped; empty for Countdown."""
-        return self.source.counts if source.has_source(self.c.problems) else {}
+        """How many problems were read, skipped, dropped and drawn for search; empty for Countdown."""
+        return self.draws.counts("search") if source.has_source(self.c.problems) else {}

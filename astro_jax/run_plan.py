@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
 from etils import epath
 
+from astro_jax import config as cfg
 from astro_jax import stage_folder, stage_inputs, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import paths
@@ -125,8 +125,10 @@ def content(run: RunContext, name: str) -> str:
         if not path.exists():
             raise AstroError(f"{name}={path}: is not there; give an existing path")
         return storage.fingerprint(path)
-    problems = run.problems(name.removeprefix("problems."))
-    return hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
+    if name == "problems.rl_candidates":
+        return stage_folder.content_hash(repr(run.draws.rl_candidates()))
+    use = next(use for use in cfg.USES if name == f"problems.{use}")
+    return stage_folder.content_hash(repr(run.problems(use)))
 
 
 def _model_content(run: RunContext) -> str:

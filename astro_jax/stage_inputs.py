@@ -10,7 +10,6 @@ from typing import Any
 
 from astro_jax import config as cfg
 from astro_jax import stages
-from astro_jax.config.sections import Effect
 from astro_jax.stage_folder import Inputs
 from astro_jax.traces import dataset
 
@@ -33,7 +32,8 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
     (("traces",), lambda c: dataset.needs_model(c.traces), (
         "traces.clone_retries", "traces.clone_tokens", "traces.clone_temperature")),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
-    (("direct-rl", "astro-rl", "grpo"), lambda c: bool(c.problems.difficulty_samples), ("problems.rl_pass_rate",)),
+    (("direct-rl", "astro-rl", "grpo"), lambda c: bool(c.problems.difficulty_samples), (
+        "problems.rl_pass_rate", "problems.max_difficulty_prompts", "problems.difficulty_model", "eval.max_tokens")),
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def flatten(section: cfg.Section, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def effect(key: str) -> Effect:
+def effect(key: str) -> cfg.Effect:
     """What a change of a key does, by its dotted name."""
     section, _, name = key.rpartition(".")
     info = cfg.key_names(cfg.sections()[section])[name]
@@ -77,8 +77,12 @@ def keys_of(c: cfg.Config, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def problem_uses(c: cfg.Config, stage: str) -> tuple[str, ...]:
-    """The uses whose problems a stage reads. The base reads problems only for `base_sft`."""
-    return () if stage == "base" and c.base_sft is None else stages.get(stage).problems
+    """The uses whose problems a stage reads. The base reads problems only for `base_sft`. Where difficulty is measured,
+    RL chooses among "rl_candidates"."""
+    if stage == "base" and c.base_sft is None:
+        return ()
+    measured = c.problems.difficulty_samples and stage != "base"
+    return tuple("rl_candidates" if use == "rl" and measured else use for use in stages.get(stage).problems)
 
 
 def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
@@ -100,6 +104,8 @@ def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:
     declared = stages.get(stage)
     if stage == "traces" and c.trees:
         return ("base",)
+    if stage == "difficulty":
+        return stages.difficulty_models(c.stages, c.problems.difficulty_model)
     names = [*stages.expand(declared.parents, c.stages), *([declared.initial_model] if declared.initial_model else [])]
     if c.problems.difficulty_samples and declared.command == "grpo":
         names.append("difficulty")

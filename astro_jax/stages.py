@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Stage:
 
 _MODEL = ("seed", "chat", "mesh", "attention")  # keys of every stage that loads a model
 _SAMPLING = (*_MODEL, "sampler", "verify")  # keys of every stage that samples and judges
+_DIFFICULTY = tuple(
+    f"problems.{name}" for name in ("difficulty_samples", "difficulty_model", "max_difficulty_prompts", "rl_pass_rate")
+)
 _GAME = tuple(f"problems.{name}" for name in ("count", "max_number", "max_value", "ops", "held_out"))
 
 
@@ -47,7 +51,7 @@ def _sft(kind: str, title: str, purpose: str) -> Stage:
 
 
 def _rl(kind: str, title: str, purpose: str) -> Stage:
-    initial, reads = f"{kind}-sft", (*_SAMPLING, "grpo", "problems.difficulty_samples", "problems.rl_pass_rate")
+    initial, reads = f"{kind}-sft", (*_SAMPLING, "grpo", "eval.max_tokens", *_DIFFICULTY)
     return Stage(f"{kind}-rl", "grpo", title, purpose, (initial,), initial, True, reads, ("rl",))
 
 
@@ -63,14 +67,16 @@ STAGES: dict[str, Stage] = {
               reads=(*_SAMPLING, "traces", "prompts", "trees")),
         _sft("direct", "Direct-SFT", "fine-tune the base on direct solutions"),
         _sft("astro", "ASTRO-SFT", "fine-tune the base on ASTRO's traces"),
-        Stage("difficulty", "difficulty", "Difficulty", "measure how often the base solves each RL prompt", ("base",),
-              reads=(*_SAMPLING, "eval", "problems.difficulty_samples"), problems=("rl",)),
+        # parents: `difficulty_models`
+        Stage("difficulty", "difficulty", "Difficulty", "measure how often a model solves each RL prompt",
+              reads=(*_SAMPLING, "eval", *_DIFFICULTY, "grpo.max_length", "grpo.max_completion_length"),
+              problems=("rl",)),
         Stage("sft", "sft", "SFT", "fine-tune the base on the examples of a file", ("base",), "base", True,
               (*_MODEL, "sft", "examples")),
         _rl("direct", "Direct-RL", "train Direct-SFT by GRPO"),
         _rl("astro", "ASTRO-RL", "train ASTRO-SFT by GRPO"),
         Stage("grpo", "grpo", "GRPO", "train the base by GRPO", ("base",), "base", True,
-              (*_SAMPLING, "grpo", "problems.difficulty_samples", "problems.rl_pass_rate"), ("rl",)),
+              (*_SAMPLING, "grpo", "eval.max_tokens", *_DIFFICULTY), ("rl",)),
         Stage("eval", "eval", "Evaluation", "evaluate all models on held-out problems"),  # of `evaluations`
         Stage("report", "report", "Report", "write results.json and report.html", ("eval",),
               reads=("seed", "stages", "problems.difficulty_samples")),
@@ -131,6 +137,19 @@ def evaluations(run_stages: Sequence[str]) -> tuple[str, ...]:
 def expand(names: Sequence[str], run_stages: Sequence[str]) -> tuple[str, ...]:
     """Replace "eval" by its parts."""
     return tuple(part for name in names for part in (evaluations(run_stages) if name == "eval" else (name,)))
+
+
+def difficulty_models(run_stages: Sequence[str], difficulty_model: Literal["base", "sft"]) -> tuple[str, ...]:
+    """Return the models for which a run measures the difficulty of RL prompts.
+
+    Args:
+      run_stages: the stages of the run, or one RL stage.
+      difficulty_model: "base": the base. "sft": the SFT models from which the RL stages start.
+    """
+    if difficulty_model == "base":
+        return ("base",)
+    stages = (STAGES[name] for name in run_stages)
+    return tuple(s.initial_model for s in stages if s.command == "grpo" and s.initial_model)
 
 
 def title(name: str) -> str:

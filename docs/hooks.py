@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from astro_jax import config as cfg
 from astro_jax.cli import parser
-from astro_jax.config.sections import Section
+from astro_jax.config import Section
 
 CONFIGURATION = """# Configuration
 
@@ -38,7 +38,8 @@ thing](change-one-thing.md). The last column says what a change affects: the res
 Recipes: RECIPES.
 
 Each default names its source: a section of the [ASTRO paper](https://arxiv.org/abs/2507.00417), another paper, or
-"ours". The keys are declared in `astro_jax/config/sections.py`, and files are read in `astro_jax/config/files.py`.
+"ours". The keys are declared in `astro_jax/config/sections.py` and `astro_jax/config/problems.py`, and files are read
+in `astro_jax/config/files.py`.
 """
 
 COMMAND_LINE = """# Command line

@@ -1,5 +1,6 @@
 """Runs of several processes, on two CPU devices each; and the module's functions with a store in memory."""
 
+import contextlib
 import itertools
 import json
 import signal
@@ -19,6 +20,7 @@ from astro_jax.errors import AstroError
 from astro_jax.types import Problem, Response
 from astro_jax.verify import Verifier
 from astro_jax.verify.pool import Outcome
+from astro_jax.verify.user_reward import UserReward
 
 RUN = {
     **MICRO,
@@ -306,3 +308,35 @@ def test_each_process_judges_its_share_of_the_answers_and_gets_every_verdict(gro
     assert [v.status for v in verdicts] == ["correct", "correct", "timeout", "wrong", "correct"]
     sent = json.loads(group.store.values["astro/sync/0/1"])[1]
     assert [kind for _, kind, _ in sent] == ["Grade", "Grade"]
+
+
+@pytest.fixture
+def user_reward(tmp_path):
+    """Rewards a completion with its length, and an empty completion not at all."""
+    path = tmp_path / "lengths.py"
+    path.write_text("def reward(completions, **columns): return [len(c) if c else None for c in completions]")
+    with contextlib.closing(UserReward(f"{path}:reward", ("completions",), 20.0, num_workers=1)) as user_reward:
+        yield user_reward
+
+
+def test_each_process_rewards_its_share_of_the_groups_and_gets_every_reward(group, user_reward):
+    """Five groups. This process rewards the second and the last one."""
+    put(group, 0, 0, "rewards", [[0.5, None], [7.0, 7.0]])
+    put(group, 0, 2, "rewards", [[9.0, 9.0]])
+    groups = [{"completions": [n * "x", (n - 1) * "x"]} for n in range(5)]
+    assert user_reward.score(groups) == [[0.5, None], [1.0, None], [9.0, 9.0], [7.0, 7.0], [4.0, 3.0]]
+    assert json.loads(group.store.values["astro/sync/0/1"])[1] == [[1.0, None], [4.0, 3.0]]
+
+
+def test_an_error_of_a_reward_in_one_process_is_raised_in_all(group, user_reward):
+    put(group, 0, 0, "rewards", [[0.5, None]])
+    put(group, 0, 2, "rewards", "grpo.reward=lengths.py:reward: returned 1 rewards for 2 completions")
+    with pytest.raises(AstroError, match="returned 1 rewards for 2 completions"):
+        user_reward.score([{"completions": ["a", "b"]}] * 3)
+
+
+def test_different_reward_files_in_two_processes_are_refused(group, user_reward):
+    put(group, 0, 0, f"grpo.reward={user_reward.entry_point}", "another file")
+    put(group, 0, 2, f"grpo.reward={user_reward.entry_point}", "another file")
+    with pytest.raises(AstroError, match=r"at 'grpo.reward=.*lengths.py:reward' process 0 of 3 has 'another file'"):
+        user_reward.check()

@@ -23,13 +23,13 @@ def hooks():
 
 def test_the_configuration_page_has_every_key_with_type_default_meaning_source_and_effect(hooks):
     page = hooks.configuration_page()
-    described = set()
+    described = {}
     for name, section in cfg.sections().items():
         assert f"## {f'`{name}`' if name else 'The config itself'}\n" in page
-        if section in described:
-            assert f"## `{name}`\n\nKeys as in [`sft`](#sft)." in page
+        if first := described.get(section):
+            assert f"## `{name}`\n\nKeys as in [`{first}`](#{first.replace('.', '')})." in page
             continue
-        described.add(section)
+        described[section] = name
         for key, info in cfg.key_names(section).items():
             (row,) = re.findall(rf"^\| `{re.escape(f'{name}.{key}'.lstrip('.'))}` \|.*\|$", page, re.MULTILINE)
             cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -47,6 +47,7 @@ def test_the_configuration_page_has_every_key_with_type_default_meaning_source_a
         '| `search.step_end` | `str` | `".\\n"` |',
         "| `problems.rl_pass_rate` | `[float, float]` | `[0.01, 0.75]` |",
         "| `problems.gym` | `list of section` | `[]` |",
+        "| `problems.evaluation` | `list of section` | `[]` |",
         "| `mesh` | `section` | [below](#mesh) |",
     ],
 )

@@ -140,12 +140,13 @@ def test_every_key_of_the_config_is_read(finished):
     sections = {type(s) for s in vars(cfg.Config()).values() if isinstance(s, cfg.Section)} | {cfg.Config}
     keys = {(section.__name__, name) for section in sections for name in section.model_fields}
     # Keys that other tests read: tests/problems (chat, sources, difficulty), tests/traces/test_writer.py (a model that
-    # judges and writes) and tests/verify (mathematics).
+    # judges and writes) and tests/verify (mathematics, a user-written reward).
     writer = ["shard_size", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens",
               "clone_retries", "clone_tokens", "clone_temperature"]  # fmt: skip
-    source = ["subset", "split", "filters", "fields", "task", "decontaminate", "overlap_threshold"]
-    judged = ["max_failed_share"]
-    elsewhere = {"Chat": ["system"], "Traces": writer, "Problems": source, "Verify": judged}
+    source = ["subset", "split", "filters", "fields", "task", "decontaminate", "overlap_threshold",
+              "difficulty_model"]  # fmt: skip
+    elsewhere = {"Chat": ["system"], "Traces": writer, "Problems": source, "Verify": ["max_failed_share"],
+                 "Grpo": ["reward_timeout_seconds"]}  # fmt: skip
     assert len(sections) == 13
     assert keys - read == {(section, name) for section, names in elsewhere.items() for name in names}
 
@@ -252,6 +253,11 @@ IMPOSSIBLE = {
         (),
         "sft.batch_size=3 .* 2 devices",
     ),
+    "a reward function that does not exist": (
+        dict(grpo=dict(reward="nowhere:reward")),
+        (),
+        "^grpo.reward=nowhere:reward: ModuleNotFoundError: No module named 'nowhere'$",
+    ),
     "too many devices": (dict(mesh=dict(data=64)), (), "needs 64 devices"),
 }
 
@@ -308,6 +314,26 @@ def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_pa
     assert extra["astro-sft"] == extra["direct-sft"]  # the same for both
     base = list(map(countdown_tokenizer(25).encode, pipeline.islice(pipeline._corpus(run, run.c.seed), 50)))
     assert extra["astro-sft"] != base[: len(extra["astro-sft"])]  # but not the documents that the base began with
+
+
+def test_rl_is_rewarded_by_a_function_of_the_user(tmp_path):
+    (tmp_path / "short.py").write_text(
+        "def reward(completions, completion_ids, numbers, target, **columns):\n"
+        "    assert all(len(n) == 2 for n in numbers) and all(isinstance(t, int) for t in target)\n"
+        "    return [None if i == 0 else -len(ids) / 3 for i, ids in enumerate(completion_ids)]\n"
+    )
+    changes = dict(reward=f"{tmp_path}/short.py:reward", max_steps=1, reward_timeout_seconds=30)
+    run = RunContext(micro(tmp_path / "run", grpo=changes))
+    config = tiny_config(vocab_size=len(countdown_tokenizer(9)), n_layers=1)
+    llama.save(run.folder / "direct-sft" / "model", config, tiny_params(config), countdown_tokenizer(9))
+    pipeline.reinforce(run, "direct-rl")
+    (metrics,) = map(json.loads, (run.folder / "direct-rl" / "metrics.jsonl").read_text().splitlines())
+    assert metrics["unjudged_rate"] == 0.25  # one of four in each group
+    assert metrics["reward_mean"] < -1 / 3 and metrics["reward_mean"] * 36 == pytest.approx(
+        round(metrics["reward_mean"] * 36)
+    )
+    lines = list(map(json.loads, (run.folder / "direct-rl" / "rewards" / "step-00000.jsonl").read_text().splitlines()))
+    assert [len(group["judgements"]) for group in lines[1:]] == [4] * 4
 
 
 def test_sampling_weights_have_the_dtype_of_the_config(tmp_path):

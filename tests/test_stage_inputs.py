@@ -60,7 +60,8 @@ OTHER_VALUES = {
     "search.early_stop": {"correct": 2},
     "search.max_tree_tokens": 99, "search.max_total_tokens": 99, "traces.backtrack_weights": [1, 2],
     "traces.min_value_reflect": 0.5, "sampler.kv_cache_gib": 1.0, "prompts": {"reflect": "PROMPT"},
-    "examples": "PATH", "trees": "PATH",
+    "examples": "PATH", "trees": "PATH", "problems.sources": [], "problems.evaluation": [{"path": "PATH2"}],
+    "problems.rl_prompts": "disjoint", "problems.difficulty_model": "sft", "problems.max_difficulty_prompts": 5,
 }  # fmt: skip
 CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
            "ancestor": "root", "terminal": "inside", "template": "model", "model": "template", "fixed": "none",

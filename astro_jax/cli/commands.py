@@ -67,10 +67,10 @@ def show(args: argparse.Namespace, command: str) -> int:
 def problems(args: argparse.Namespace, command: str) -> int:
     """Print what a run would draw from its source of problems."""
     from astro_jax import config
-    from astro_jax.problems import source
+    from astro_jax.problems import description
 
-    description = source.describe(config.load(args.config, args.overrides))
-    print(json.dumps(description, ensure_ascii=False) if args.json else source.format_description(description))
+    described = description.describe(config.load(args.config, args.overrides))
+    print(json.dumps(described, ensure_ascii=False) if args.json else description.format_description(described))
     return 0
 
 

@@ -3,10 +3,12 @@
     from astro_jax import config as cfg
     c = cfg.load("quickstart", ["seed=7", "sft.num_train_epochs=2"])
 
-`sections` declares the keys; `files` reads YAML; `renamed` knows the keys of older versions.
+`sections` and `problems` declare the keys; `files` reads YAML; `renamed` knows the keys of older versions.
 """
 
 from astro_jax.config.files import RECIPES, load, parse, recipes
+from astro_jax.config.keys import Effect, Section, key_names
+from astro_jax.config.problems import SOURCE_KINDS, USES, Gym, ListedSource, Problems, Source, Use
 from astro_jax.config.sections import (
     Architecture,
     Chat,
@@ -15,38 +17,40 @@ from astro_jax.config.sections import (
     EarlyStop,
     Eval,
     Grpo,
-    Gym,
     Mesh,
-    Problems,
     Sampler,
     Search,
-    Section,
     Sft,
     Traces,
     Training,
     Verify,
-    key_names,
     sections,
 )
 
 __all__ = [
     "RECIPES",
+    "SOURCE_KINDS",
+    "USES",
     "Architecture",
     "Chat",
     "Config",
     "Corpus",
     "EarlyStop",
+    "Effect",
     "Eval",
     "Grpo",
     "Gym",
+    "ListedSource",
     "Mesh",
     "Problems",
     "Sampler",
     "Search",
     "Section",
     "Sft",
+    "Source",
     "Traces",
     "Training",
+    "Use",
     "Verify",
     "key_names",
     "load",

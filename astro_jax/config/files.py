@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ import pydantic
 import yaml
 from etils import epath
 
+from astro_jax.config.keys import Section, key_names
+from astro_jax.config.problems import SOURCE_KINDS, USES, Problems, Source
 from astro_jax.config.renamed import new_key
-from astro_jax.config.sections import Config, Section, key_names, sections
+from astro_jax.config.sections import Config, sections
 from astro_jax.errors import AstroError
 
 # The shipped recipes: a link to configs/ in the repository, files in an installed package.
@@ -40,6 +43,7 @@ def load(name: str | None, overrides: Sequence[str] = ()) -> Config:
 
     A file may begin with `base: PATH` (relative to the file) or `base: RECIPE`, and then holds only its changes of the
     base, which may have a base too. Sections merge key by key; all other values, lists too, replace those of the base.
+    A change that names a source of problems replaces the sources and evaluation sets of the base.
 
     Args:
       name: a file that exists, else a recipe; None for the defaults of all keys.
@@ -51,9 +55,7 @@ def load(name: str | None, overrides: Sequence[str] = ()) -> Config:
     """
     # OmegaConf does not serve here: it reads "${" inside a prompt as its own syntax, and refuses a list over a section.
     raw = _read(epath.Path(name), name, ()) if name is not None else {}
-    for text in overrides:
-        raw = _merged(raw, _override(text))
-    return parse(raw, name or "config")
+    return parse(_put_over(raw, *map(_override, overrides)), name or "config")
 
 
 def parse(raw: dict[str, Any], origin: str = "config") -> Config:
@@ -90,7 +92,7 @@ def _read(path: epath.Path, name: str, dependents: tuple[str, ...]) -> dict[str,
         return raw
     if not isinstance(base, str):
         raise AstroError(f"{path}: base: must be the path of a YAML config or a recipe, got {base!r}")
-    return _merged(_read(path.parent / base, base, (*dependents, normalized)), raw)
+    return _put_over(_read(path.parent / base, base, (*dependents, normalized)), raw)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -99,6 +101,20 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         k: _merged(base[k], v) for k, v in changes.items() if isinstance(v, dict) and isinstance(base.get(k), dict)
     }
     return base | changes | sections
+
+
+def _put_over(base: dict[str, Any], *changes: dict[str, Any]) -> dict[str, Any]:
+    """Put changes over a base, one after the other.
+
+    Changes that name a source of problems replace the whole choice of data of the base: its sources, its evaluation
+    sets and its held-out share.
+    """
+    problems = base.get("problems")
+    named = {k for c in changes if isinstance(c.get("problems"), dict) for k, v in c["problems"].items() if v}
+    if isinstance(problems, dict) and named & {*SOURCE_KINDS, "sources"}:
+        replaced = {*Source.model_fields, "sources", "evaluation", "held_out"} - {"task"}
+        base = base | {"problems": {k: v for k, v in problems.items() if k not in replaced}}
+    return functools.reduce(_merged, changes, base)
 
 
 def _override(text: str) -> dict[str, Any]:
@@ -118,11 +134,17 @@ def _override(text: str) -> dict[str, Any]:
 def _scaled(c: Config) -> Config:
     """Multiply the budgets by `scale`."""
 
-    def times(section: Section, *names: str) -> Section:
-        return section.model_copy(update={n: max(1, round(getattr(section, n) * c.scale)) for n in names})
+    def times(section: Section, *names: str) -> Any:
+        values = {n: getattr(section, n) for n in names}
+        return section.model_copy(update={n: max(1, round(v * c.scale)) for n, v in values.items() if v})
+
+    def scaled_problems(p: Problems) -> Problems:
+        lists = {name: tuple(times(s, *USES) for s in getattr(p, name)) for name in ("sources", "evaluation")}
+        p = times(p, *USES, "max_difficulty_prompts").model_copy(update=lists)
+        return p.model_copy(update={use: sum(counts) for use in USES if (counts := p.counts(use)) is not None})
 
     budgets = {
-        "problems": times(c.problems, "search", "rl", "eval"),
+        "problems": scaled_problems(c.problems),
         "corpus": times(c.corpus, "documents"),
         "grpo": times(c.grpo, "max_steps"),
     }

@@ -1,5 +1,7 @@
 """The sections of a run's configuration. Each key has a type, a default, a description and the default's source.
 
+The section `problems` stands in config/problems.py.
+
 A source is a section of the ASTRO paper ("paper, section 2.2"), another paper, or "ours". "Recalled" marks a value of
 the paper that was not checked against its text.
 """
@@ -7,39 +9,15 @@ the paper that was not checked against its text.
 from __future__ import annotations
 
 import functools
+import re
 import typing
 from typing import Annotated, Any, Literal
 
 import pydantic
 
+from astro_jax.config.keys import Section, key
+from astro_jax.config.problems import Problems
 from astro_jax.stages import DEFAULT_STAGES
-
-OURS = "ours"
-
-
-# What a change of a key does. "results": a stage that reads the key runs again. "rounding": only the rounding of its
-# results may change. "none": its results stay the same.
-Effect = Literal["results", "rounding", "none"]
-
-
-def key(default: Any, description: str, source: str = OURS, effect: Effect = "results", **bounds: Any) -> Any:
-    """Declare a key.
-
-    Args:
-      default: the value of a config that does not name the key; `...` for a key that must be named.
-      description: the meaning, in plain sentences, with the unit.
-      source: where the default comes from.
-      effect: what a change of the key does. A stage's digest covers the keys with the effect "results".
-      **bounds: limits of a number (ge, gt, le, lt), and other arguments of pydantic.Field.
-    """
-    extra: dict[str, Any] = {"source": source, "effect": effect}
-    return pydantic.Field(default, description=description, json_schema_extra=extra, **bounds)
-
-
-class Section(pydantic.BaseModel):
-    """Base of all sections: immutable, and strict about key names."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
 
 class Mesh(Section):
@@ -70,72 +48,6 @@ class Chat(Section):
 
     template: bool = key(False, "Use the tokenizer's chat template. Without it the model reads the bare problem.")
     system: str | None = key(None, "System prompt. Null: the system prompt of the template.")
-
-
-class Gym(Section):
-    """Problems of one reasoning-gym task."""
-
-    task: str = key(..., "Name of the task, for example `chain_sum`.", "required")
-    size: int = key(2048, "Problems that the task generates, before the split.", ge=1)
-    params: dict[str, Any] = key({}, "Arguments of the task, for example `{max_terms: 4}`.", "reasoning-gym")
-
-
-class Problems(Section):
-    """The source of the problems, and the number of problems of each use.
-
-    At most one of `path`, `dataset` and `gym` is set. Without any of them the problems are Countdown games
-    (`count`, `max_number`, `max_value`, `ops`).
-    """
-
-    path: str = key("", 'JSONL file, one problem a line: `{"problem": "...", "answer": "12"}`.')
-    dataset: str = key("", "Data set of the Hugging Face hub, or a folder with the files of one.")
-    subset: str | None = key(None, "Subset (configuration) of `dataset`. Null: the default subset.")
-    split: str = key("train", "Split of `dataset`.")
-    filters: dict[str, list[Any]] = key({}, "Allowed values of columns of `dataset`, as in `{source: [amc_aime]}`.")
-    fields: dict[Literal["problem", "answer", "solution"], str] | None = key(
-        None,
-        "Names of the fields of `path` or `dataset`. Null: the same names, or the columns of a known data set.",
-    )
-    task: Literal["number", "math"] | None = key(
-        None, "Verifier: exact numbers or mathematics. Null: `number` for a file, the known task for a data set."
-    )
-    gym: tuple[Gym, ...] = key((), "reasoning-gym tasks: one mapping, or a list of mappings.")
-    decontaminate: tuple[str, ...] = key(
-        (), "Evaluation sets whose problems training must not see: JSONL files, or data sets as `NAME:SPLIT`."
-    )
-    overlap_threshold: float = key(
-        0.7, "Share of common word 5-grams from which a training problem counts as an evaluation problem.", gt=0, le=1
-    )
-    difficulty_samples: int = key(
-        0, "Answers of the base model to each RL prompt, to measure its pass rate. 0: no measurement.", ge=0
-    )
-    rl_pass_rate: tuple[float, float] = key(
-        (0.01, 0.75),
-        "Lowest and highest pass rate of an RL prompt, with `difficulty_samples`.",
-        "paper, section 3.2 (recalled)",
-    )
-    count: int = key(3, "Countdown: numbers of a problem.")
-    max_number: int = key(25, "Countdown: largest number of a problem.")
-    max_value: int = key(75, "Countdown: largest intermediate result and largest target.")
-    ops: str = key("+-*", "Countdown: operators, a subset of `+-*/`.")
-    held_out: float = key(0.2, "Share of the problems that only evaluation sees.", gt=0, lt=1)
-    search: int = key(1024, "Problems to search.", "ours; the paper has 20.7K (section 2.1)", ge=1)
-    rl: int = key(4096, "Prompts of RL.", "ours; the paper has 8.7K (section 3.2)", ge=1)
-    eval: int = key(1024, "Held-out problems of the evaluation.", ge=1)
-
-    @pydantic.field_validator("gym", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, dict) else value
-
-    @pydantic.model_validator(mode="after")
-    def _one_source(self) -> Problems:
-        if sum(map(bool, (self.path, self.dataset, self.gym))) > 1:
-            raise ValueError("set one of path, dataset and gym")
-        low, high = self.rl_pass_rate
-        if not 0 <= low <= high <= 1:
-            raise ValueError("rl_pass_rate is [low, high] within 0 and 1")
-        return self
 
 
 class Corpus(Section):
@@ -367,12 +279,26 @@ class Grpo(Training):
     steps_per_generation: int = key(
         1, "Optimizer steps per generation: each takes an equal share of the completions.", ge=1
     )
+    reward: str | None = key(
+        None,
+        "Reward function, `module:function` or `path/to/file.py:function`: code of yours that the run executes. "
+        "Null: +1 for a correct response, -1 for any other.",
+        "paper, section 3.2",
+    )
+    reward_timeout_seconds: float = key(60.0, "Deadline of one call of `reward`, in seconds.", gt=0, effect="none")
     scale_rewards: bool = key(
         True, "Divide the advantages by the group's standard deviation.", "GRPO, arXiv 2402.03300"
     )
     max_length: int = key(512, "Tokens of a packed row: at least a prompt with its response.", ge=8)
     micro_batch_size: int = key(32, "Packed rows of one gradient computation.", ge=1, effect="rounding")
     save_steps: int = key(10, "Steps between checkpoints.", ge=1, effect="none")
+
+    @pydantic.field_validator("reward")
+    @classmethod
+    def _is_entry_point(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"(.+\.py|\w+(\.\w+)*):\w+(\.\w+)*", value):
+            raise ValueError("name the function as module:function or path/to/file.py:function")
+        return value
 
 
 class Eval(Section):
@@ -428,11 +354,6 @@ class Config(Section):
     @classmethod
     def _as_runs(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
-
-
-def key_names(section: type[Section]) -> dict[str, pydantic.fields.FieldInfo]:
-    """Return the keys of a section by the names that a config writes: `from`, where Python needs another name."""
-    return {info.alias or name: info for name, info in section.model_fields.items()}
 
 
 @functools.cache

@@ -15,7 +15,7 @@ The import of the package is light: it imports neither JAX nor transformers.
 from astro_jax.countdown.corpus import corpus
 from astro_jax.countdown.game import Game, Move, Numbers, after, apply, is_held_out, moves, multisets, reachable, remove
 from astro_jax.countdown.language import HIT, MISS, attempt_text, numbers_left, prompt, restate, step_text
-from astro_jax.countdown.problem_set import make_problem, problems
+from astro_jax.countdown.problem_set import make_problem, other_problems, problems
 
 __all__ = [
     "HIT",
@@ -32,6 +32,7 @@ __all__ = [
     "moves",
     "multisets",
     "numbers_left",
+    "other_problems",
     "problems",
     "prompt",
     "reachable",

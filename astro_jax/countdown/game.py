@@ -31,8 +31,8 @@ class Game:
     held_out: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.count < 2 or not 0 < self.held_out < 1 or not set(self.ops) <= set("+-*/") or not self.ops:
-            raise AstroError(f"countdown: impossible rules {self}: count >= 2, ops from +-*/, held_out in (0, 1)")
+        if self.count < 2 or not 0 <= self.held_out < 1 or not set(self.ops) <= set("+-*/") or not self.ops:
+            raise AstroError(f"countdown: impossible rules {self}: count >= 2, ops from +-*/, held_out in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)

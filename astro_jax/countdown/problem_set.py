@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 from astro_jax.countdown.game import Game, Numbers, multisets, reachable
 from astro_jax.countdown.language import prompt
@@ -18,21 +19,45 @@ def problems(game: Game, n: int, seed: int, *, held_out: bool) -> list[Problem]:
     Raises:
       AstroError: if the rules give fewer than n problems.
     """
-    solvable = [
+    solvable = _solvable(game, held_out)
+    if n > len(solvable):
+        raise AstroError(f"countdown: {n} problems asked for, the rules give {len(solvable)}: lower problems.*")
+    return _draw(solvable, n, f"{seed}/{held_out}")
+
+
+def other_problems(game: Game, name: str, exclude: Collection[str]) -> list[Problem]:
+    """Return all problems of the training side but the excluded ones, in a random order.
+
+    Args:
+      name: names the random order.
+      exclude: ids of problems.
+    """
+    rest = [(numbers, target) for numbers, target in _solvable(game, False) if _id(numbers, target) not in exclude]
+    return _draw(rest, len(rest), name)
+
+
+def _solvable(game: Game, held_out: bool) -> list[tuple[Numbers, int]]:
+    """List all solvable problems of one side of the split, as (numbers, target)."""
+    return [
         (numbers, target)
         for numbers in multisets(game, held_out)
         for target in sorted(reachable(numbers, game))
         if target not in numbers
     ]
-    if n > len(solvable):
-        raise AstroError(f"countdown: {n} problems asked for, the rules give {len(solvable)}: lower problems.*")
-    rng = random.Random(f"{seed}/{held_out}")
+
+
+def _draw(solvable: list[tuple[Numbers, int]], n: int, name: str) -> list[Problem]:
+    rng = random.Random(name)
     drawn = rng.sample(solvable, n)
     return [make_problem(tuple(rng.sample(numbers, len(numbers))), target) for numbers, target in drawn]
 
 
 def make_problem(numbers: Numbers, target: int) -> Problem:
     """Make a Problem from a target and numbers, in the order in which the prompt shows them."""
-    name = "-".join(map(str, sorted(numbers)))
     meta = {"numbers": list(numbers), "target": target}
-    return Problem(f"countdown-{name}-to-{target}", prompt(numbers, target), str(target), meta)
+    return Problem(_id(numbers, target), prompt(numbers, target), str(target), meta)
+
+
+def _id(numbers: Numbers, target: int) -> str:
+    """The id of a problem, the same for all orders of its numbers."""
+    return f"countdown-{'-'.join(map(str, sorted(numbers)))}-to-{target}"

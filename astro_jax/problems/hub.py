@@ -6,7 +6,6 @@ DATASETS describes the columns of published data sets, as the pages of the data 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -102,10 +101,8 @@ def read(
     skipped: Counter[str] = Counter()
 
     def records() -> Iterator[tuple[str, Record]]:
-        for i, record in enumerate(_load(name, (subset,) if subset else spec.subsets, split)):
-            if any(record.get(column) not in values for column, values in (filters or {}).items()):
-                skipped["not asked for (problems.filters)"] += 1
-            elif not spec.keep(record):
+        for i, record in enumerate(_load(name, (subset,) if subset else spec.subsets, split, filters, skipped)):
+            if not spec.keep(record):
                 skipped["no answer that can be checked"] += 1
             else:
                 answer = {} if spec.answer is None else {"answer": spec.answer(record)}
@@ -136,9 +133,34 @@ def problem_texts(name: str, split: str) -> list[str]:
     return texts
 
 
-def _load(name: str, subsets: Sequence[str | None], split: str) -> Iterator[Record]:
-    """Load the records of some subsets, one subset after the other."""
-    return itertools.chain.from_iterable(_load_subset(name, subset, split) for subset in subsets)
+def _load(
+    name: str,
+    subsets: Sequence[str | None],
+    split: str,
+    filters: Mapping[str, list[Any]] | None = None,
+    skipped: Counter[str] | None = None,
+) -> Iterator[Record]:
+    """Load the records of some subsets, one subset after the other.
+
+    Args:
+      filters: allowed values of columns.
+      skipped: counts the records with other values.
+    """
+    for subset in subsets:
+        data = _load_subset(name, subset, split)
+        if filters and skipped is not None:
+            selected = _with_values(data, filters)
+            skipped["not asked for (problems.filters)"] += len(data) - len(selected)
+            data = selected
+        yield from data
+
+
+def _with_values(data: Any, filters: Mapping[str, list[Any]]) -> Any:
+    """Select the records whose columns have allowed values. Only these columns are read, since texts are long."""
+    columns = [data[name][:] if name in data.column_names else [None] * len(data) for name in filters]
+    allowed = list(filters.values())
+    rows = enumerate(zip(*columns, strict=True))
+    return data.select([i for i, row in rows if all(v in a for v, a in zip(row, allowed, strict=True))])
 
 
 def _load_subset(name: str, subset: str | None, split: str) -> Any:

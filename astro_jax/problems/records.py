@@ -81,9 +81,13 @@ def _problem(record: Mapping[str, Any], task: RecordTask) -> Problem | str:
         return f"`answer` must be a number, found {answer!r}"
     if task == "math" and not _is_mathematics(answer):
         return f"`answer` must be mathematics, found {answer!r}"
-    # Problems are the same if their words are the same. Spaces and capitals do not matter.
-    digest = hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(normalized(text).encode(), digest_size=8).hexdigest()
     return Problem(digest, text, str(answer), {"solution": solution}, task)
+
+
+def normalized(text: str) -> str:
+    """Write a text without capitals and with single spaces. Problems are the same if these forms are equal."""
+    return " ".join(text.lower().split())
 
 
 def _is_mathematics(answer: Any) -> bool:

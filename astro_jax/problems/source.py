@@ -1,13 +1,12 @@
-"""The problems of a run: read from the source that the config names, split in two, and decontaminated.
+"""The problems of a run's sources: read, each text once, split in two, and decontaminated.
 
-SOURCES is the table of sources. docs/problems.md says how to add a source.
+SOURCES is the table of the kinds of source. docs/problems.md says how to add one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections import Counter
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,101 +16,192 @@ from astro_jax import config as cfg
 from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.problems import gym, hub, records, split
+from astro_jax.progress import log
 from astro_jax.types import Problem
-from astro_jax.verify import Verifier
+
+Read = tuple[list[Problem], Mapping[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class ProblemSet:
-    """All problems of a source.
+    """All problems of a run's sources.
 
     Attributes:
-      training: the problems for search and RL.
-      evaluation: the problems that are only for evaluation.
+      training_groups: the problems for search and RL, by the name of their source.
+      evaluation_groups: the problems for evaluation, by the name of their source or evaluation set.
       counts: how many problems were read, skipped (by reason), held out, dropped by decontamination, left for training.
+        With several sources `counts["sources"]` has these counts of each source. With evaluation sets
+        `counts["evaluation sets"]` has the problems read and skipped of each set.
     """
 
-    training: list[Problem]
-    evaluation: list[Problem]
+    training_groups: dict[str, list[Problem]]
+    evaluation_groups: dict[str, list[Problem]]
     counts: dict[str, Any]
 
     @property
-    def problems(self) -> list[Problem]:
-        """The problems of both sides."""
-        return self.training + self.evaluation
+    def training(self) -> list[Problem]:
+        """The problems for search and RL."""
+        return [p for group in self.training_groups.values() for p in group]
 
-    def draw(self, n: int, seed: int, *, evaluation: bool) -> list[Problem]:
-        """Draw n problems of one side (split.draw)."""
-        return split.draw(self.evaluation if evaluation else self.training, n, seed, evaluation=evaluation)
+    @property
+    def evaluation(self) -> list[Problem]:
+        """The problems for evaluation."""
+        return [p for group in self.evaluation_groups.values() for p in group]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The problems for training and for evaluation."""
+        return self.training + self.evaluation
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceKind:
     """A kind of source.
 
     Attributes:
-      read: reads all problems by the config's section `problems` and the seed. Returns the problems, each text once,
-        and how many records were skipped, by reason.
-      name: names the source of a config, for people.
-      decontaminate: whether training problems that overlap with evaluation problems are removed.
+      read: reads all problems by the keys of a source and a seed. Returns the problems, each text once, and how many
+        records were skipped, by reason.
+      name: names the source, for people.
+      compare_ngrams: whether a training problem that has most n-grams in common with an evaluation problem is removed.
     """
 
-    read: Callable[[cfg.Problems, int], tuple[list[Problem], Mapping[str, int]]]
-    name: Callable[[cfg.Problems], str]
-    decontaminate: bool = True
+    read: Callable[[cfg.Source, int], Read]
+    name: Callable[[cfg.Source], str]
+    compare_ngrams: bool = True
 
 
-def _read_path(c: cfg.Problems, seed: int) -> tuple[list[Problem], Mapping[str, int]]:
+def _read_path(c: cfg.Source, seed: int) -> Read:
     fields = records.FIELDS | dict(c.fields or {})
     return records.read_jsonl(epath.Path(c.path), c.task or "number", fields), {}
 
 
-def _read_dataset(c: cfg.Problems, seed: int) -> tuple[list[Problem], Mapping[str, int]]:
+def _read_dataset(c: cfg.Source, seed: int) -> Read:
     fields = records.FIELDS | dict(c.fields) if c.fields else None
     return hub.read(c.dataset, c.subset, c.split, c.filters, c.task, fields)
 
 
-def _read_gym(c: cfg.Problems, seed: int) -> tuple[list[Problem], Mapping[str, int]]:
+def _name_dataset(c: cfg.Source) -> str:
+    values = [str(value) for allowed in c.filters.values() for value in allowed]
+    return " ".join([c.dataset, *([c.subset] if c.subset else []), *values])
+
+
+def _read_gym(c: cfg.Source, seed: int) -> Read:
     tasks = [gym.read(g.task, g.size, seed, g.params) for g in c.gym]
     return list({p.prompt: p for problems in tasks for p in problems}.values()), {}
 
 
-# Each key is a key of the config's section `problems`. A config sets at most one of them.
-SOURCES: Mapping[str, Source] = {
-    "path": Source(_read_path, lambda c: c.path),
-    "dataset": Source(_read_dataset, lambda c: c.dataset),
+# Each key is a key of a source in the config. A source sets one of them.
+SOURCES: Mapping[str, SourceKind] = {
+    "path": SourceKind(_read_path, lambda c: c.path),
+    "dataset": SourceKind(_read_dataset, _name_dataset),
     # Problems of one reasoning-gym task share most of their words, so only equal problems are removed.
-    "gym": Source(_read_gym, lambda c: f"reasoning-gym {', '.join(g.task for g in c.gym)}", decontaminate=False),
+    "gym": SourceKind(_read_gym, lambda c: f"reasoning-gym {', '.join(g.task for g in c.gym)}", compare_ngrams=False),
 }
 
 
 def has_source(c: cfg.Problems) -> bool:
     """Whether the config names a source. Without a source, problems are Countdown's."""
-    return any(getattr(c, key) for key in SOURCES)
+    return bool(sources(c))
 
 
-def _source(c: cfg.Problems) -> Source:
-    return next(source for key, source in SOURCES.items() if getattr(c, key))
+def sources(c: cfg.Problems) -> tuple[cfg.Source, ...]:
+    """Return the sources that a config names: those of its list, or the single one."""
+    return c.sources or ((c,) if c.is_named else ())
+
+
+def _kind(c: cfg.Source) -> SourceKind:
+    return next(kind for key, kind in SOURCES.items() if getattr(c, key))
 
 
 def load(c: cfg.Problems, seed: int) -> ProblemSet:
-    """Read the problems of the config's source, split them, and decontaminate the training side.
+    """Read the problems of all sources, split them, and decontaminate the training side.
+
+    A text that several sources hold is a problem of the first of them.
 
     Raises:
-      AstroError: if the source, or an evaluation set of problems.decontaminate, cannot be read.
+      AstroError: if a source, or an evaluation set, cannot be read.
     """
-    source = _source(c)
-    problems, skipped = source.read(c, seed)
-    evaluation = [p for p in problems if split.is_held_out(p, c.held_out)]
-    training = [p for p in problems if not split.is_held_out(p, c.held_out)]
-    dropped: Mapping[str, int] = {}
-    if source.decontaminate:
+    parts = _read_all(sources(c), c.task, seed)
+    # A task of reasoning-gym makes other problems from another seed.
+    evaluation_seed = int.from_bytes(hashlib.blake2b(f"{seed}/evaluation".encode(), digest_size=3).digest())
+    evaluation_sets = _read_all(c.evaluation, c.task, evaluation_seed)
+    held_out = {part.name: [p for p in part.problems if split.is_held_out(p, c.held_out)] for part in parts}
+    held_out_texts = [] if c.evaluation else [p.prompt for group in held_out.values() for p in group]
+    texts = [text for name in c.decontaminate for text in _texts(name)]
+    texts += [p.prompt for part in evaluation_sets for p in part.problems]
+    training = {}
+    for part in parts:
+        problems = [p for p in part.problems if not split.is_held_out(p, c.held_out)]
+        problems, dropped = _decontaminate(part.kind, problems, held_out_texts, texts, c.overlap_threshold)
+        part.counts |= {"held out": len(held_out[part.name]), "dropped": dict(dropped), "for training": len(problems)}
+        training[part.name] = problems
+    counts = _sum_counts([part.counts for part in parts])
+    if len(parts) > 1:
+        counts["sources"] = {part.name: part.counts for part in parts}
+    if c.evaluation:
+        counts["evaluation sets"] = {part.name: part.counts for part in evaluation_sets}
+    evaluation = {part.name: part.problems for part in evaluation_sets} if c.evaluation else held_out
+    return ProblemSet(training, evaluation, counts)
+
+
+def log_counts(c: cfg.Problems, counts: Mapping[str, Any]) -> None:
+    """Log how many problems are for training, and why others are not."""
+    left_out = counts["skipped"] | counts["dropped"]
+    if c.evaluation:
+        left_out["held out without use (problems.held_out)"] = counts["held out"]
+    if reasons := ", ".join(f"{n} {reason}" for reason, n in left_out.items() if n):
+        log(f"problems: {counts['for training']} for training, left out: {reasons}")
+
+
+@dataclasses.dataclass
+class _Part:
+    """The problems of one source, with their counts."""
+
+    name: str
+    kind: SourceKind
+    problems: list[Problem]
+    counts: dict[str, Any]
+
+
+def _read_all(listed: Sequence[cfg.Source], task: str | None, seed: int) -> list[_Part]:
+    """Read some sources. A text that an earlier source holds is skipped and counted."""
+    parts: list[_Part] = []
+    seen: set[str] = set()
+    for i, c in enumerate(listed, 1):
+        kind = _kind(c)
+        problems, skipped = kind.read(c.model_copy(update={"task": c.task or task}), seed)
+        new = [p for p in problems if records.normalized(p.prompt) not in seen] if parts else problems
+        if len(listed) > 1:
+            seen |= {records.normalized(p.prompt) for p in new}
+            skipped = {**skipped, "a text of an earlier source": len(problems) - len(new)}
+        name = f"{i}: {kind.name(c)}" if len(listed) > 1 else kind.name(c)
+        parts.append(_Part(name, kind, new, {"read": len(new), "skipped": dict(skipped)}))
+    return parts
+
+
+def _decontaminate(
+    kind: SourceKind, problems: list[Problem], held_out_texts: list[str], texts: list[str], threshold: float
+) -> tuple[list[Problem], Mapping[str, int]]:
+    """Remove training problems that overlap with the held-out side, or with the texts of evaluation sets."""
+    if kind.compare_ngrams:
         from astro_jax.problems import decontaminate  # imports scipy, which is slow
 
-        texts = [p.prompt for p in evaluation] + [text for name in c.decontaminate for text in _texts(name)]
-        training, dropped = decontaminate.remove_overlapping(training, texts, c.overlap_threshold)
-    counts = {"read": len(problems), "skipped": dict(skipped), "held out": len(evaluation), "dropped": dict(dropped)}
-    return ProblemSet(training, evaluation, counts | {"for training": len(training)})
+        return decontaminate.remove_overlapping(problems, held_out_texts + texts, threshold)
+    equal = set(texts)
+    kept = [p for p in problems if p.prompt not in equal]
+    return kept, {"exact": len(problems) - len(kept)} if texts else {}
+
+
+def _sum_counts(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up counts key by key, also those of nested mappings."""
+    total: dict[str, Any] = {}
+    for counts in parts:
+        for key, value in counts.items():
+            if isinstance(value, Mapping):
+                total[key] = _sum_counts([total.get(key, {}), value])
+            else:
+                total[key] = total.get(key, 0) + value
+    return total
 
 
 def _texts(name: str) -> Sequence[str]:
@@ -124,51 +214,3 @@ def _texts(name: str) -> Sequence[str]:
     if len(texts) < len(values):
         raise AstroError(f"{name}: `problem` must be a text in each line")
     return texts
-
-
-def describe(c: cfg.Config) -> dict[str, Any]:
-    """Describe the problems that a run of a config draws from (`astro problems`).
-
-    Returns:
-      The counts of the problem set, the answers that the verifier can only compare as text, quartiles of the prompts'
-      lengths in characters, and three sample problems.
-
-    Raises:
-      AstroError: if the source cannot be read, or has fewer problems than the config asks for.
-    """
-    p = c.problems
-    if not has_source(p):
-        raise AstroError(
-            "problems: Countdown's are made by its rules; set problems.path, dataset or gym to see a source"
-        )
-    problem_set = load(p, c.seed)
-    for use in ("search", "rl", "eval"):
-        problem_set.draw(getattr(p, use), c.seed, evaluation=use == "eval")
-    problems = problem_set.problems
-    math = [x for x in problems if x.task == "math"]
-    with contextlib.closing(Verifier(c.verify)) as verifier:
-        readable = verifier.readable([x.answer for x in math])
-    unreadable = [x.answer for x, can_read in zip(math, readable, strict=True) if not can_read]
-    lengths = sorted(len(x.prompt) for x in problems)
-    return {
-        "source": _source(p).name(p),
-        "task": problems[0].task,
-        **problem_set.counts,
-        **({"of tasks": dict(Counter(x.meta["task"] for x in problems))} if p.gym else {}),
-        "answers compared as text": {"count": len(unreadable), "first": unreadable[:5]},
-        "characters of a prompt": {f"{q}%": lengths[(len(lengths) - 1) * q // 100] for q in (0, 25, 50, 75, 100)},
-        "samples": [{"problem": x.prompt, "answer": x.answer} for x in problem_set.draw(3, c.seed, evaluation=False)],
-    }
-
-
-def format_description(description: dict[str, Any]) -> str:
-    """Format a description (describe) for people."""
-    lines = []
-    for key, value in description.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
-        if key != "samples":
-            lines.append(f"{key:>26}  {value}")
-    for sample in description["samples"]:
-        lines.append(f"\n{sample['problem']}\n  = {sample['answer']}")
-    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from astro_jax.errors import AstroError
 from astro_jax.types import Problem
@@ -13,13 +14,25 @@ def is_held_out(problem: Problem, share: float) -> bool:
     return int(problem.id[-16:], 16) < share * 2**64
 
 
-def draw(problems: list[Problem], n: int, seed: int, *, evaluation: bool) -> list[Problem]:
-    """Draw n problems of one side of the split in a random order.
+def draw(groups: Sequence[Sequence[Problem]], counts: Sequence[int], name: str, side: str) -> list[Problem]:
+    """Draw some problems of each group, and return them in a random order.
+
+    Args:
+      groups: the problems of each source, or all problems as one group.
+      counts: how many problems of each group.
+      name: names the random draw.
+      side: says in the error message what the problems are for.
 
     Raises:
-      AstroError: if the side has fewer than n problems.
+      AstroError: if a group has too few problems.
     """
-    if n > len(problems):
-        side = "held out for evaluation" if evaluation else "for search and RL"
-        raise AstroError(f"problems: {n} asked for, the source has {len(problems)} {side}: lower problems.* or scale")
-    return random.Random(f"{seed}/{evaluation}").sample(problems, n)
+    for i, (group, n) in enumerate(zip(groups, counts, strict=True)):
+        if n > len(group):
+            where = "the source" if len(groups) == 1 else f"source {i + 1}"
+            raise AstroError(f"problems: {n} asked for, {where} has {len(group)} for {side}: lower problems.* or scale")
+    if len(groups) == 1:
+        return random.Random(name).sample(groups[0], counts[0])
+    pairs = enumerate(zip(groups, counts, strict=True))
+    drawn = [p for i, (group, n) in pairs for p in random.Random(f"{name}/{i}").sample(group, n)]
+    random.Random(name).shuffle(drawn)
+    return drawn

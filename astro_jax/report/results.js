@@ -99,7 +99,7 @@ function trainingFigures() {
   const sft = ["direct-sft", "astro-sft", ...own("sft")];
   const rl = ["direct-rl", "astro-rl", ...own("grpo")];
   const more = () => [
-    pair(rl, "Mean reward", "reward_mean", { unit: "reward, −1 to 1", format: plain, zero: false }),
+    pair(rl, "Mean reward", "reward_mean", { unit: "reward of a completion", format: plain, zero: false }),
     pair(rl, "Cut off at the length limit", "truncated_rate", { unit: "responses", format: share }),
     pair(rl, "Entropy", "entropy", { unit: "nats per token", format: plain }),
     pair(rl, "Gap between sampler and trainer", "logp_gap", { unit: "log-probability, nats", format: plain }),

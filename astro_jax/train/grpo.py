@@ -1,8 +1,7 @@
 """GRPO with a verifiable reward (paper, section 3.2; arXiv 2402.03300).
 
-One step of `GRPOTrainer`: sample a group of M completions for each of G prompts, reward each with +1 or -1
-(`Rollout.reward`), compare each with its group (`group_advantages`), and update the policy by the gradient of
-`losses.grpo_loss`.
+One step of `GRPOTrainer`: sample a group of M completions for each of G prompts, reward each (`rewards.Rewarder`),
+compare each with its group (`group_advantages`), and update the policy by the gradient of `losses.grpo_loss`.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from astro_jax.policy import Policy
 from astro_jax.sampler import Engine, SamplingParams
 from astro_jax.train import data, losses
 from astro_jax.train.losses import RolloutBatch
+from astro_jax.train.rewards import Rewarder
 from astro_jax.train.state import LossFn, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
 from astro_jax.types import Problem, Verdict
-from astro_jax.verify import Verifier
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """One sampled completion and its verdict.
+    """One sampled completion, its verdict and its reward.
 
     Attributes:
       prompt_ids: the tokens of the prompt.
@@ -42,6 +41,7 @@ class Rollout:
       logprobs: float32 [T], of the completion's tokens under the policy that sampled them.
       verdict: the verifier's judgement.
       stopped: whether an end token ended the completion. False: it was truncated.
+      reward: +1 or -1 by the verdict, or of `grpo.reward`. None: no reward.
     """
 
     prompt_ids: tuple[int, ...]
@@ -49,31 +49,45 @@ class Rollout:
     logprobs: np.ndarray
     verdict: Verdict
     stopped: bool
+    reward: float | None
 
-    @property
-    def reward(self) -> float:
-        """+1 for a correct response, -1 for any other (paper, section 3.2)."""
-        return 1.0 if self.verdict.correct else -1.0
+
+def comparable(rewards: np.ndarray) -> np.ndarray:
+    """Return which completions can be compared with their group: those with a reward, if the group has two of them.
+
+    Args:
+      rewards: float [G, M]. NaN: no reward.
+
+    Returns:
+      bool [G, M].
+    """
+    rewarded = ~np.isnan(rewards)
+    return rewarded & (rewarded.sum(axis=1, keepdims=True) >= 2)
 
 
 def group_advantages(rewards: np.ndarray, scale_rewards: bool) -> np.ndarray:
     """Advantages A_i = (r_i - mean(r)) / std(r) over each group (arXiv 2402.03300, section 4.1.2).
 
     A group whose rewards are all equal has advantages of 0. Example: rewards `[1, -1, -1, -1]` give
-    `[1.73, -0.58, -0.58, -0.58]` scaled, and `[1.5, -0.5, -0.5, -0.5]` unscaled.
+    `[1.73, -0.58, -0.58, -0.58]` scaled, and `[1.5, -0.5, -0.5, -0.5]` unscaled. A completion without a reward is left
+    out of its group (ours): `[1, -1, NaN]` gives `[1, -1, 0]`.
 
     Args:
-      rewards: float [G, M].
+      rewards: float [G, M]. NaN: no reward.
       scale_rewards: divide by the standard deviation of the group.
 
     Returns:
-      float [G, M].
+      float [G, M]. 0 for completions that cannot be compared.
     """
     chex.assert_rank(rewards, 2)
-    centered = rewards - rewards.mean(axis=1, keepdims=True)
-    if not scale_rewards:
-        return centered
-    return centered / (rewards.std(axis=1, keepdims=True) + 1e-6)
+    advantages = np.zeros_like(rewards)
+    for group, mask, out in zip(rewards, comparable(rewards), advantages, strict=True):
+        r = group[mask]
+        if len(r) == 0 or r.min() == r.max():  # their mean may be rounded, and differ from them
+            continue
+        centered = r - r.mean()
+        out[mask] = centered / (r.std() + 1e-6) if scale_rewards else centered
+    return advantages
 
 
 def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> LossFn:
@@ -118,7 +132,7 @@ class GRPOTrainer:
       problems: the prompts to draw from.
       engine: samples the completions; its seed also orders the prompts.
       tokenizer: of the policy.
-      verifier: judges the responses.
+      rewarder: judges and rewards the completions.
       tx: the optimizer.
       config: of the model.
       train_sharding: of training.
@@ -134,7 +148,7 @@ class GRPOTrainer:
         problems: Sequence[Problem],
         engine: Engine,
         tokenizer: Tokenizer,
-        verifier: Verifier,
+        rewarder: Rewarder,
         tx: optax.GradientTransformation,
         config: LlamaConfig,
         train_sharding: Sharding,
@@ -147,7 +161,7 @@ class GRPOTrainer:
                 f"{longest + c.max_completion_length} or more"
             )
         self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
-        self.verifier = verifier
+        self.rewarder = rewarder
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
         self._apply = make_apply(tx, config, train_sharding)
@@ -156,22 +170,23 @@ class GRPOTrainer:
     def step(self, state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
         """Sample, score and update: step i, from 0. The state is donated.
 
-        The rollouts of the step are split over `steps_per_generation` optimizer steps.
+        The rollouts of the step are split over `steps_per_generation` optimizer steps. Rollouts that cannot be compared
+        with their group are left out: they have no weight.
 
         Returns:
           (the new state, metrics: those of the last optimizer step, and `rollout_metrics` of all rollouts).
         """
         groups = self.generate_rollouts(self._reshard(state.params), i)
-        rewards = np.asarray([[r.reward for r in group] for group in groups])
+        rewards = np.asarray([[r.reward for r in group] for group in groups], np.float64)  # None becomes NaN
         rollouts = [r for group in groups for r in group]
         advantages = group_advantages(rewards, self.c.scale_rewards).reshape(-1)
         metrics: dict[str, Any] = {}
-        for indices in np.array_split(np.arange(len(rollouts)), self.c.steps_per_generation):
+        for indices in np.array_split(np.flatnonzero(comparable(rewards)), self.c.steps_per_generation):
             state, metrics = self._update(state, [rollouts[j] for j in indices], advantages[indices])
         return state, metrics | rollout_metrics(rollouts)
 
     def generate_rollouts(self, params: Params, i: int) -> list[list[Rollout]]:
-        """Sample and judge one group of M completions for each of the G prompts of step i."""
+        """Sample, judge and reward one group of M completions for each of the G prompts of step i."""
         c, policy = self.c, Policy(self.engine, params, self.tokenizer)
         problems = [self.problems[j] for j in self._prompt_indices(i)]
         # The place is part of the request's id: where few problems make many prompts, a problem may come twice in a
@@ -182,11 +197,14 @@ class GRPOTrainer:
         ]
         # Temperature 1 without top-k, top-p or min-p: the log-probabilities of the samples are those of the policy.
         groups = policy.generate(requests, SamplingParams(c.max_completion_length))
-        responses = [policy.response(p, s) for p, group in zip(problems, groups, strict=True) for s in group]
-        verdicts = iter(self.verifier.judge(responses))
+        answered = [[(policy.response(p, s), s) for s in group] for p, group in zip(problems, groups, strict=True)]
+        judgements = self.rewarder.judge(i, answered)
         return [
-            [Rollout(request.prompt_token_ids, s.token_ids, s.logprobs, next(verdicts), s.stopped) for s in group]
-            for request, group in zip(requests, groups, strict=True)
+            [
+                Rollout(request.prompt_token_ids, s.token_ids, s.logprobs, j.verdict, s.stopped, j.reward)
+                for s, j in zip(group, judged, strict=True)
+            ]
+            for request, group, judged in zip(requests, groups, judgements, strict=True)
         ]
 
     def _prompt_indices(self, i: int) -> list[int]:
@@ -248,10 +266,14 @@ def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over all rollouts of a step, truncated rollouts included (see docs/metrics.md)."""
+    """Means over all rollouts of a step, truncated rollouts included (see docs/metrics.md).
+
+    The mean reward is over the rollouts with a reward, and missing if there are none.
+    """
     mean = lambda values: float(np.mean(list(values)))  # noqa: E731
-    return {
-        "reward_mean": mean(r.reward for r in rollouts),
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    return ({"reward_mean": mean(rewards)} if rewards else {}) | {
+        "unjudged_rate": mean(r.reward is None for r in rollouts),
         "solve_rate": mean(r.verdict.correct for r in rollouts),
         "mean_tokens": mean(len(r.completion_ids) for r in rollouts),
         "mean_backtracks": mean(r.verdict.backtracks for r in rollouts),

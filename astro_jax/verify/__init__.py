@@ -7,6 +7,7 @@ Modules:
   math, gym_scorer, second_grader: verifiers that use large libraries and run in worker processes.
   answer, number: the final answer of a response, and the reader of numbers.
   pool, worker, preload: the worker processes.
+  user_reward, reward_function: a reward that the user wrote (`grpo.reward`), and its side in the workers.
   verdict_counts: the verdicts of a stage.
   stream: `astro verify`.
 """

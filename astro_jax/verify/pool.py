@@ -7,8 +7,11 @@ a model.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -36,6 +39,10 @@ class Call(NamedTuple):
 
 class Timeout(Exception):
     """The call had no result at its deadline."""
+
+
+class WorkerStartError(AstroError):
+    """A worker process died or did not end its imports in time."""
 
 
 @dataclasses.dataclass
@@ -76,12 +83,25 @@ class WorkerPool:
     Args:
       num_workers: the number of processes.
       seconds: the deadline of one call.
-      memory: bytes that one worker may take in addition to the memory of its imports.
+      memory: bytes that one worker may take in addition to the memory of its imports. None: workers without a fence,
+        for code of the user.
       modules: modules that a worker imports before its first call.
+      initializer: a call that each worker runs before its first call, without a deadline of its own. Its result is
+        dropped.
+      retries: how often a call runs again after a missed deadline or a dead worker.
     """
 
-    def __init__(self, num_workers: int, seconds: float, memory: int, modules: Sequence[str] = ()):
+    def __init__(
+        self,
+        num_workers: int,
+        seconds: float,
+        memory: int | None,
+        modules: Sequence[str] = (),
+        initializer: Call | None = None,
+        retries: int = 0,
+    ):
         self.num_workers, self.seconds, self.memory, self.modules = num_workers, seconds, memory, tuple(modules)
+        self.initializer, self.retries = initializer, retries
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["astro_jax.verify.preload"])
         self._workers: list[_Worker] = []
@@ -102,7 +122,7 @@ class WorkerPool:
           The outcomes of the calls, in order.
 
         Raises:
-          AstroError: if a worker cannot be started.
+          WorkerStartError: if a worker cannot be started.
         """
         batch = _Batch(calls, on_outcome)
         try:
@@ -121,8 +141,7 @@ class WorkerPool:
     def close(self) -> None:
         """End the workers. The next call starts new workers."""
         for w in self._workers:
-            w.connection.close()
-            w.process.kill()
+            self._kill(w)
         for w in self._workers:
             w.process.join()
         self._workers.clear()
@@ -164,13 +183,15 @@ class WorkerPool:
         return None
 
     def _fail(self, w: _Worker, batch: _Batch, error: Exception) -> None:
-        """Stop a worker. Its current call ends with the error; its other calls go to other workers."""
+        """Stop a worker. Its current call runs again or ends with the error; its other calls go to other workers."""
         if not w.ready:
-            raise AstroError(
+            raise WorkerStartError(
                 f"verify: a worker did not start ({str(error) or 'timeout'}); try again with verify.num_workers=1"
             )
         if w.queue:
-            batch.finish(w, w.queue.popleft(), error)
+            batch.failures[w.queue[0]] += 1
+            if batch.failures[w.queue[0]] > self.retries:
+                batch.finish(w, w.queue.popleft(), error)
             batch.waiting.extendleft(reversed(w.queue))
         self._stop(w)
 
@@ -180,7 +201,9 @@ class WorkerPool:
     def _start(self) -> _Worker:
         parent_end, worker_end = self._context.Pipe()
         process = self._context.Process(
-            target=worker.main, args=(worker_end, self.seconds, self.memory, self.modules), daemon=True
+            target=worker.main,
+            args=(worker_end, self.seconds, self.memory, self.modules, self.initializer),
+            daemon=self.memory is not None,  # a daemon may start no processes by multiprocessing
         )
         process.start()
         worker_end.close()
@@ -188,18 +211,25 @@ class WorkerPool:
 
     def _stop(self, w: _Worker) -> None:
         self._workers.remove(w)
-        w.connection.close()
-        w.process.kill()
+        self._kill(w)
         w.process.join()
+
+    def _kill(self, w: _Worker) -> None:
+        w.connection.close()
+        if self.memory is None:  # code of the user may have started processes of its own
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(w.process.pid, signal.SIGKILL)
+        w.process.kill()
 
 
 class _Batch:
-    """The calls of one WorkerPool.run: the indices that wait for a worker, and the outcomes so far."""
+    """The calls of one WorkerPool.run: the indices that wait for a worker, the outcomes and the failures so far."""
 
     def __init__(self, calls: Sequence[Call], on_outcome: Callable[[int, Outcome], None] | None):
         self.calls, self.on_outcome = calls, on_outcome
         self.waiting = collections.deque(range(len(calls)))
         self.outcomes: dict[int, Outcome] = {}
+        self.failures = collections.Counter[int]()
 
     def finish(self, w: _Worker, index: int, result: Any) -> None:
         """Keep the outcome of a worker's current call."""

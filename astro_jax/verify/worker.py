@@ -1,7 +1,7 @@
 """A worker process: run one call after another, without files to write, processes, connections, or too much memory.
 
 An audit hook refuses processes and connections by the name of their event. The operating system limits memory, and
-the size of files to 0 bytes.
+the size of files to 0 bytes. Workers for a user-written reward have none of these limits: they run code of the user.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from astro_jax.verify import gym_scorer, math
+from astro_jax.verify import gym_scorer, math, reward_function
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {"math": math.grade, "gym": gym_scorer.grade, "readable": math.readable}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "math": math.grade,
+    "gym": gym_scorer.grade,
+    "readable": math.readable,
+    "check reward": reward_function.check,
+    "reward": reward_function.call,
+}
 # Prefixes of audit events (docs.python.org, "Audit events table"). Reading files stays allowed, for imports.
 _REFUSED_EVENTS = (
     "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.remove", "os.rename",
@@ -29,7 +35,13 @@ _REFUSED_EVENTS = (
 )  # fmt: skip
 
 
-def main(connection: Connection, seconds: float, memory: int, modules: Sequence[str]) -> None:
+def main(
+    connection: Connection,
+    seconds: float,
+    memory: int | None,
+    modules: Sequence[str],
+    initializer: tuple[str, tuple[Any, ...]] | None,
+) -> None:
     """Run the calls that the parent sends, until the parent closes the connection.
 
     The worker first sends its process id. Then each message from the parent is a list of (number, function name,
@@ -37,14 +49,21 @@ def main(connection: Connection, seconds: float, memory: int, modules: Sequence[
 
     Args:
       seconds: the deadline of one call. The parent keeps the deadline; a worker without a parent ends itself.
-      memory: bytes that the worker may take in addition to the memory of its imports.
+      memory: bytes that the worker may take in addition to the memory of its imports. None: no limit and no fence, and
+        a process group of its own, which the parent ends with all processes that the user's code has started.
       modules: modules to import before the first call.
+      initializer: a function and its arguments, called before the first call. The result is dropped.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes the connection
     for module in ("astro_jax.verify.preload", *modules):  # imports do not count against a deadline
         importlib.import_module(module)
     devnull = open(os.devnull, "w")
-    _restrict(memory)
+    if memory is None:
+        os.setpgid(0, 0)
+    else:
+        _restrict(memory)
+    if initializer:
+        _call(*initializer)
     connection.send(os.getpid())
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:

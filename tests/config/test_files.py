@@ -54,6 +54,8 @@ def test_numbers_in_any_notation(load, text):
 
 
 def test_other_values_of_overrides(load):
+    for reward in ("my_reward:f", "my.package:Rewards.f", "../my rewards/a-1.py:f"):
+        assert load("", f"grpo.reward={reward}").grpo.reward == reward
     c = load("base_sft: null", "sft.remat_policy=full", "grpo.betas=[0.8, 0.9]", "out=runs/a=b", "problems.ops='-'",
              "base_sft.batch_size=4")  # fmt: skip
     assert c.sft.remat_policy == "full" and c.grpo.betas == (0.8, 0.9) and c.out == "runs/a=b"
@@ -79,6 +81,8 @@ def test_a_text_with_template_syntax_stays_as_it_is(load):
         ("", ["sft.dtype=float16"], ["sft.dtype", "'float16'"]),
         ("", ["sft.remat_policy=perhaps"], ["sft.remat_policy", "'perhaps'"]),
         ("", ["grpo.betas=0.9"], ["grpo.betas", "0.9"]),
+        ("", ["grpo.reward=my_reward"], ["grpo.reward", "module:function or path/to/file.py:function", "'my_reward'"]),
+        ("", ["grpo.reward=folder/my_reward:f"], ["grpo.reward", "module:function or path/to/file.py:function"]),
         ("sft: 3", [], ["sft", "3"]),
         ("sft: {epoch: 2}\nsearch: {max_depth: -1}", [], ["sft.epoch", "search.max_depth"]),
         ("search: {early_stop: {x: 1}}", [], ["search.early_stop.x", "search.early_stop has correct, wrong"]),

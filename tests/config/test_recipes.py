@@ -58,6 +58,12 @@ def test_the_config_of_the_papers_model_has_the_papers_values():
     c = cfg.load("llama3.1-70b-paper")
     s, t, g = c.search, c.traces, c.grpo
     assert (c.problems.search, c.problems.rl, c.problems.rl_pass_rate) == (20700, 8700, (0.01, 0.75))
+    names = [(e.dataset, e.split, e.filters.get("source")) for e in (*c.problems.sources, *c.problems.evaluation)]
+    assert names == [
+        ("EleutherAI/hendrycks_math", "train", None), ("AI-MO/NuminaMath-1.5", "train", ["amc_aime"]),
+        ("AI-MO/NuminaMath-1.5", "train", ["aops_forum"]), ("HuggingFaceH4/MATH-500", "test", None),
+    ]  # fmt: skip
+    assert (c.problems.held_out, c.problems.eval, c.problems.difficulty_model) == (0, 500, "sft")
     assert (s.num_proposals, s.num_rollouts, s.num_simulations, s.max_depth) == (8, 16, 32, 50)
     assert (s.method, s.num_parallel_leaves, s.early_stop, s.keep_rollouts) == ("mcts", 1, None, True)
     assert (t.direct_examples, t.search_examples, t.max_backtracks, t.self_evaluation, t.clone) == (1, 3, 2, 8, "model")

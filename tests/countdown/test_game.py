@@ -58,7 +58,7 @@ def test_the_two_sides_hold_each_multiset_once_in_the_given_shares():
     assert all(countdown.is_held_out((c, a, b), brute_force.SMALL) for a, b, c in sides[1])
 
 
-@pytest.mark.parametrize("changes", [{"ops": "+%"}, {"ops": ""}, {"count": 1}, {"held_out": 1.0}, {"held_out": 0.0}])
+@pytest.mark.parametrize("changes", [{"ops": "+%"}, {"ops": ""}, {"count": 1}, {"held_out": 1.0}, {"held_out": -0.1}])
 def test_impossible_rules_are_refused(changes):
     with pytest.raises(AstroError, match="impossible rules"):
         Game(**changes)

@@ -22,3 +22,18 @@ def test_problems_follow_the_seed_and_too_many_are_refused():
     assert one == same and {p.id for p in one} != {p.id for p in other}
     with pytest.raises(AstroError, match="999999 problems asked for"):
         countdown.problems(brute_force.SMALL, 999_999, 0, held_out=False)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_other_problems_are_all_training_problems_but_the_excluded_ones(name):
+    game = brute_force.SMALL
+    expected = {
+        (numbers, target)
+        for numbers in countdown.multisets(game, False)
+        for target in brute_force.reachable(numbers, game) - set(numbers)
+    }
+    drawn = countdown.problems(game, 40, 0, held_out=False)
+    others = countdown.other_problems(game, name, {p.id for p in drawn})
+    keys = [(tuple(sorted(p.meta["numbers"])), p.meta["target"]) for p in drawn + others]
+    assert len(keys) == len(expected) and set(keys) == expected
+    assert others != countdown.other_problems(game, "c", {p.id for p in drawn})

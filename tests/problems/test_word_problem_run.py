@@ -44,25 +44,40 @@ def test_backtrack_of_a_trace_quotes_the_line_of_its_node():
     assert (verdict.correct, verdict.valid, verdict.backtracks) == (True, True, 2)
 
 
+LONG = " Think about it." * 4
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A whole run of a tiny model. A problem shows two digits, and its answer is the second digit."""
+    """A whole run of a tiny model. A problem shows two digits, and its answer is the second digit.
+
+    The problems come from two files, and those with the answer 9 are too long for RL. RL takes problems that are not
+    searched, whose difficulty is measured on the SFT model.
+    """
     folder = tmp_path_factory.mktemp("words")
     tokenizer = chat_tokenizer()
     config = tiny_config(vocab_size=len(tokenizer), d_model=32, head_dim=16, n_layers=2, max_positions=512)
     llama.save(epath.Path(folder / "model"), config, tiny_params(config), tokenizer)
-    write(
-        folder / "p.jsonl",
-        *(
-            {"problem": f"{a} {b}?", "answer": b, "solution": f"{a}, {b}.\nThe answer is {b}."}
-            for a in range(10) for b in range(10)
-        ),
-    )  # fmt: skip
+    for name, firsts in (("p", range(5)), ("q", range(5, 10))):
+        write(
+            folder / f"{name}.jsonl",
+            *(
+                {"problem": f"{a} {b}?{LONG * (b == 9)}", "answer": b, "solution": f"{a}, {b}.\nThe answer is {b}."}
+                for a in firsts for b in range(10)
+            ),
+        )  # fmt: skip
     c = cfg.parse({
         "model": str(folder / "model"), "out": str(folder / "run"),
         "stages": ["base", "search", "traces", "astro-sft", "astro-rl", "eval", "report"],
         "chat": {"template": True, "system": "Read."},
-        "problems": {"path": str(folder / "p.jsonl"), "search": 8, "rl": 16, "eval": 8},
+        "problems": {
+            "sources": [
+                {"path": str(folder / "p.jsonl"), "search": 3, "rl": 4, "eval": 2},
+                {"path": str(folder / "q.jsonl"), "search": 5, "rl": 4, "eval": 6},
+            ],
+            "rl_prompts": "disjoint", "difficulty_samples": 2, "difficulty_model": "sft", "rl_pass_rate": [0, 1],
+            "overlap_threshold": 1,
+        },
         "base_sft": {"num_train_epochs": 60, "learning_rate": 1e-2, "batch_size": 8, "max_length": 64},
         "sampler": {"max_num_seqs": 4},
         "search": {"num_proposals": 6, "num_rollouts": 2, "num_simulations": 8, "max_depth": 4, "c_puct": 3,
@@ -70,7 +85,7 @@ def run(tmp_path_factory):
         "sft": {"num_train_epochs": 2, "learning_rate": 1e-3, "batch_size": 2, "max_length": 512},
         "grpo": {"max_steps": 2, "prompts_per_step": 2, "num_generations": 4, "max_completion_length": 64,
                  "learning_rate": 1e-4, "max_length": 128, "micro_batch_size": 2},
-        "eval": {"max_tokens": 64},
+        "eval": {"max_tokens": 64, "shard_size": 8},
     })  # fmt: skip
     return pipeline.execute(c)
 
@@ -99,6 +114,31 @@ def test_evaluation_uses_the_chat_template_and_held_out_problems(run):
     assert not held_out & {p.id for use in ("search", "rl") for p in run.problems(use)}
 
 
+def test_rl_prompts_are_disjoint_measured_on_the_sft_model_and_not_too_long(run):
+    rates = rows(run.folder / "difficulty" / "astro-sft-00000.jsonl")
+    prompts = {p.id: p.prompt for p in run.draws.rl_candidates().problems}
+    assert all((r["n"] == 0) == (LONG in prompts[r["problem_id"]]) for r in rates)
+    assert not prompts.keys() & {p.id for p in run.problems("search")}
+    difficulty, rl = (
+        json.loads((run.folder / name / "manifest.json").read_text()) for name in ("difficulty", "astro-rl")
+    )
+    assert difficulty["parents"] == ["astro-sft"] and rl["parents"] == ["astro-sft", "difficulty"]
+    assert (
+        rl["prompts"] == 8
+        and rl["too long"] == sum(r["n"] == 0 for r in rates)
+        and difficulty["astro-sft"]["measured"] == rl["measured"]
+    )
+    assert rl["measured"] == sum(r["n"] == 2 for r in rates)
+
+
+def test_data_card_counts_the_problems_of_each_source(run):
+    counts = json.loads((run.folder / "traces" / "card.json").read_text())["problems"]
+    names = [f"{i}: {e.path}" for i, e in enumerate(run.c.problems.sources, 1)]
+    assert [counts["sources"][name]["read"] for name in names] == [50, 50]
+    assert counts["drawn"] == {"search": dict(zip(names, [3, 5], strict=True))}
+    assert f"| problems: drawn: search: {names[1]} | 5 |" in (run.folder / "traces" / "README.md").read_text()
+
+
 def test_sample_command_uses_the_chat_template(run, capsys):
     model = str(run.folder / "base" / "model")
     assert main(["sample", model, "--prompt", "3 4?", "--greedy", "--chat", "--system", "Read."]) == 0
@@ -110,7 +150,7 @@ def test_sample_command_uses_the_chat_template(run, capsys):
 
 
 def test_run_is_not_continued_with_other_problems_in_its_file(run):
-    path = epath.Path(run.c.problems.path)
+    path = epath.Path(run.c.problems.sources[0].path)
     text = path.read_text()
     pipeline.execute(run.c, only=("base",))
     try:

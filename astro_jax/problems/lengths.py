@@ -1,0 +1,46 @@
+"""Prompts that are too long for RL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from astro_jax import config as cfg
+from astro_jax.errors import AstroError
+from astro_jax.llama.config import LlamaConfig
+from astro_jax.llama.tokenizer import Tokenizer
+from astro_jax.progress import log
+from astro_jax.types import Problem
+
+
+def max_prompt_tokens(c: cfg.Config, model: LlamaConfig) -> int:
+    """Return the length of the longest prompt that RL can take.
+
+    A prompt and a completion must fit a row (grpo.max_length) and the model's context.
+    Where difficulty is measured, an answer of `eval.max_tokens` must fit the model's context too.
+    """
+    limit = min(c.grpo.max_length, model.max_positions) - c.grpo.max_completion_length
+    return min(limit, model.max_positions - c.eval.max_tokens) if c.problems.difficulty_samples else limit
+
+
+def drop_too_long(
+    problems: Sequence[Problem], tokenizer: Tokenizer, limit: int
+) -> tuple[list[Problem], dict[str, int]]:
+    """Drop the prompts of more than `limit` tokens.
+
+    Returns:
+      (the prompts that stay, their number and the number of those that are too long).
+
+    Raises:
+      AstroError: when no prompt stays.
+    """
+    lengths = [len(tokenizer.prompt(p.prompt)) for p in problems]
+    kept = [p for p, length in zip(problems, lengths, strict=True) if length <= limit]
+    if not kept:
+        raise AstroError(
+            f"grpo: none of {len(problems)} prompts fits: the shortest has {min(lengths)} tokens, and grpo.max_length "
+            f"and the model's context leave {limit} beside grpo.max_completion_length; raise grpo.max_length or lower "
+            "grpo.max_completion_length"
+        )
+    if too_long := len(problems) - len(kept):
+        log(f"grpo: {too_long} of {len(problems)} prompts have more than {limit} tokens and are left out")
+    return kept, {"prompts": len(kept), "too long": too_long}

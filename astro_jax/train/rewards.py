@@ -1,0 +1,129 @@
+"""Rewards of GRPO: judge and reward the completions of a step, and record both for a replay after a kill.
+
+A deadline decides by the clock whether a completion gets a verdict. A step that runs again after a kill must not judge
+again: the step uses its record, and so ends bitwise equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from astro_jax import distributed, storage
+from astro_jax.sampler import Completion
+from astro_jax.types import Problem, Response, Verdict
+from astro_jax.verify import Verifier
+from astro_jax.verify.user_reward import UserReward
+
+# The keyword arguments of a user-written reward, before those that the problems' `meta` has.
+COLUMNS = ("prompts", "completions", "completion_ids", "answer", "problem_id", "stopped", "correct")
+
+Group = Sequence[tuple[Response, Completion]]  # the completions of one prompt
+
+
+class Judgement(NamedTuple):
+    """The verdict on a completion, and its reward.
+
+    Attributes:
+      verdict: of the verifier.
+      reward: any number. None: no reward; the completion is left out of its group.
+    """
+
+    verdict: Verdict
+    reward: float | None
+
+
+class Rewarder:
+    """Judges and rewards the completions of a step.
+
+    Args:
+      verifier: judges the responses.
+      user_reward: rewards the responses. None: the verdict gives the reward.
+      folder: of the stage, for the records of its steps. None: nothing is recorded.
+      keep_steps: number of steps whose records are kept: more than those since the last checkpoint.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        user_reward: UserReward | None = None,
+        folder: epath.Path | None = None,
+        keep_steps: int = 1,
+    ):
+        self.verifier, self.user_reward, self.keep_steps = verifier, user_reward, keep_steps
+        self.records = storage.Shards(folder / "rewards", "step") if folder is not None else None
+
+    def judge(self, step: int, groups: Sequence[Group]) -> list[list[Judgement]]:
+        """Judge and reward the completions of a step, or read what the step has recorded before a kill."""
+        if self.records is None:
+            return self._judge(groups)
+        digest = _digest(groups)
+        if (judgements := self._read(step, digest)) is None:
+            judgements = self._judge(groups)
+            self.verifier.counts.save()
+            self._write(step, digest, judgements)
+        if distributed.is_main_process() and step >= self.keep_steps:
+            self.records.path(step - self.keep_steps).unlink(missing_ok=True)
+        return judgements
+
+    def _judge(self, groups: Sequence[Group]) -> list[list[Judgement]]:
+        remaining = iter(self.verifier.judge([response for group in groups for response, _ in group]))
+        verdicts = [[next(remaining) for _ in group] for group in groups]
+        if self.user_reward is None:
+            return [[Judgement(v, verifier_reward(v)) for v in group] for group in verdicts]
+        names = self.user_reward.columns
+        rewards = self.user_reward.score([_columns(names, *pair) for pair in zip(groups, verdicts, strict=True)])
+        return [list(map(Judgement, *pair)) for pair in zip(verdicts, rewards, strict=True)]
+
+    def _read(self, step: int, digest: str) -> list[list[Judgement]] | None:
+        """Read the record of a step. None if it has none, or one of other completions."""
+        assert self.records is not None
+        if not self.records.has(step):
+            return None
+        recorded, *groups = storage.read_jsonl(self.records.path(step))
+        if recorded["completions"] != digest:
+            return None
+        return [[Judgement(Verdict(**verdict), reward) for verdict, reward in group["judgements"]] for group in groups]
+
+    def _write(self, step: int, digest: str, judgements: Sequence[Sequence[Judgement]]) -> None:
+        """Write the record of a step: the digest of its completions, then one line a group."""
+        assert self.records is not None
+        lines = [{"judgements": [(vars(j.verdict), j.reward) for j in group]} for group in judgements]
+        self.records.write(step, [{"completions": digest}, *lines])
+
+
+def verifier_reward(verdict: Verdict) -> float | None:
+    """+1 for a correct response, -1 for any other (paper, section 3.2); None where the verifier has failed."""
+    return None if verdict.failure else 1.0 if verdict.correct else -1.0
+
+
+def column_names(problems: Sequence[Problem]) -> tuple[str, ...]:
+    """Return the keyword arguments of a user-written reward for these problems."""
+    return (*COLUMNS, *sorted({name for p in problems for name in p.meta} - set(COLUMNS)))
+
+
+def _columns(names: Sequence[str], group: Group, verdicts: Sequence[Verdict]) -> dict[str, list[Any]]:
+    """Return the keyword arguments of a user-written reward for one group."""
+    problems = [response.problem for response, _ in group]
+    columns: dict[str, list[Any]] = {name: [p.meta.get(name) for p in problems] for name in names}
+    return columns | {
+        "prompts": [p.prompt for p in problems],
+        "completions": [response.text for response, _ in group],
+        "completion_ids": [completion.token_ids.tolist() for _, completion in group],
+        "answer": [p.answer for p in problems],
+        "problem_id": [p.id for p in problems],
+        "stopped": [response.stopped for response, _ in group],
+        "correct": [None if v.failure else v.correct for v in verdicts],
+    }
+
+
+def _digest(groups: Sequence[Group]) -> str:
+    """Hash the problems and the tokens of all completions."""
+    digest = hashlib.sha256()
+    for response, completion in (pair for group in groups for pair in group):
+        digest.update(f"{response.problem.id!r} {len(completion.token_ids)}\n".encode())
+        digest.update(completion.token_ids.tobytes())
+    return digest.hexdigest()
