@@ -47,7 +47,6 @@ from astro_jax.train import data, examples, grpo, loop, rewards, sft
 from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
 from astro_jax.types import Problem
 from astro_jax.verify import verdict_counts
-from astro_jax.verify.user_reward import UserReward
 from astro_jax.verify.verdict_counts import VerdictCounts
 
 
@@ -72,9 +71,6 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
         dataset.check(c.traces, [] if c.trees else run.problems("search"))
     plans = run_plan.plan(run, names)  # draws all problems: raises now, not after hours, when there are too few
     _require_parents(run, plans, names)
-    if c.grpo.reward and any(plans[name].runs and registry.get(name).command == "grpo" for name in names):
-        with contextlib.closing(_user_reward(c, c.grpo.reward, run.problems("rl"))) as user_reward:
-            user_reward.check()
     states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
     distributed.assert_equal_across_processes("the run's configuration", states)
     if any(p.note != "runs" for p in plans.values()):
@@ -114,8 +110,7 @@ def run_stage(run: RunContext, plan: StagePlan) -> None:
     run_plan.adopt(run.folder, plan)
     distributed.assert_equal_across_processes(f"{inputs.stage}: the folder")
     run = _with_shard_size(run, folder)
-    if plan.state != "begun":
-        stage_folder.begin(folder, inputs)
+    stage_folder.begin(folder, inputs)
     start = time.monotonic()
     run.verifier.counts = VerdictCounts(folder / "verdicts-{}-of-{}.json".format(*run.shard))
     counts = FUNCTIONS[inputs.stage](run, inputs) or {}
@@ -289,7 +284,7 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         user_reward = None
         if c.reward:
-            user_reward = stack.enter_context(contextlib.closing(_user_reward(run.c, c.reward, problems)))
+            user_reward = stack.enter_context(contextlib.closing(rewards.user_reward(run.c, c.reward, problems)))
         rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 4 * c.save_steps)
         trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding)
         state = loop.run(
@@ -297,12 +292,6 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         )
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts
-
-
-def _user_reward(c: cfg.Config, entry_point: str, problems: Sequence[Problem]) -> UserReward:
-    """Make the reward function of `grpo.reward`. The caller closes it."""
-    columns = rewards.column_names(problems)
-    return UserReward(entry_point, columns, c.grpo.reward_timeout_seconds, c.verify.num_workers)
 
 
 def _rl_prompts(

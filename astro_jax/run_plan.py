@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Literal
@@ -14,6 +15,7 @@ from astro_jax.errors import AstroError
 from astro_jax.llama import paths
 from astro_jax.run_context import RunContext
 from astro_jax.stage_folder import Inputs
+from astro_jax.train import rewards
 
 State = Literal["kept", "put aside", "other run", "begun", "new"]
 
@@ -82,7 +84,15 @@ def _plan_stage(run: epath.Path, name: str, inputs: Inputs, others: Sequence[epa
     old = stage_folder.read_inputs(folder)
     if old is not None and old.digest == digest:
         return StagePlan(inputs, "begun", "goes on")
+    if old is not None and stage_folder.digest_of(folder) is None and _differs_in_reward(old, inputs):
+        return StagePlan(inputs, "begun", "goes on, with a changed reward function")
     return StagePlan(inputs, "new", _reason(folder, inputs))
+
+
+def _differs_in_reward(old: Inputs, new: Inputs) -> bool:
+    """Whether two inputs differ only in the file of the reward function, which may be corrected during a run."""
+    same = old.model_copy(update={"contents": old.contents | {"reward": new.contents.get("reward")}})
+    return "reward" in old.contents and same.digest == new.digest
 
 
 def _reason(folder: epath.Path, inputs: Inputs) -> str:
@@ -120,6 +130,9 @@ def content(run: RunContext, name: str) -> str:
         return stage_folder.content_hash({key: prompt.source for key, prompt in run.prompts.items()})
     if name == "model":
         return _model_content(run)
+    if name == "reward":
+        with contextlib.closing(rewards.user_reward(run.c, str(run.c.grpo.reward), run.problems("rl"))) as reward:
+            return reward.check()[:16]
     if name in ("examples", "trees"):
         path = stage_folder.follow(storage.absolute(getattr(run.c, name)))
         if not path.exists():

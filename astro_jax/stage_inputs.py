@@ -87,9 +87,11 @@ def problem_uses(c: cfg.Config, stage: str) -> tuple[str, ...]:
 
 def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
     """The inputs of a stage that are no keys: "problems.USE", "model" (the files of the base model), "prompts",
-    "examples" and "trees" (files of the user)."""
+    "reward" (the file of
+    `grpo.reward`), "examples" and "trees" (files of the user)."""
     names = [f"problems.{use}" for use in problem_uses(c, stage)]
     names += ["model"] * (stage == "base" and c.model != "scratch")
+    names += ["reward"] * (stages.get(stage).command == "grpo" and c.grpo.reward is not None)
     names += ["examples"] * (stage == "sft" and bool(c.examples))
     names += ["trees"] * (stage == "traces" and bool(c.trees))
     names += ["prompts"] * (stage == "traces" and dataset.needs_model(c.traces))

@@ -9,4 +9,6 @@ else
     bash launch/setup.sh
 fi
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-exec "${ASTRO_VENV:-.venv}/bin/python" -m pytest -n "${ASTRO_TEST_WORKERS:-2}" --dist loadfile "$@"
+# tests/conftest.py puts the files that take longest first: a worker takes the next file when it has finished one.
+exec "${ASTRO_VENV:-.venv}/bin/python" -m pytest \
+    -n "${ASTRO_TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -23,6 +23,7 @@ def _main(arguments, output):
 
         from astro_jax.cli import main
 
+        os.environ["XLA_FLAGS"] = os.environ["ASTRO_TEST_XLA_FLAGS"]
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the processes share all programs
         code = main(arguments)
     except BaseException:

@@ -25,7 +25,7 @@ INVALIDATED = {
         "search.max_concurrent_trees traces.shard_size eval.shard_size sft.save_steps sft.remat_policy "
         "pretrain.save_steps pretrain.remat_policy base_sft.save_steps base_sft.remat_policy grpo.save_steps "
         "grpo.remat_policy grpo.micro_batch_size problems.split problems.subset problems.filters problems.dataset "
-        "problems.gym problems.decontaminate problems.overlap_threshold"
+        "problems.gym problems.sources grpo.reward_timeout_seconds problems.decontaminate problems.overlap_threshold"
     ),
     f"base {SAMPLED} {SFT} report": "seed",
     f"base search traces {SFT} {RL} difficulty {EVALUATED}": "chat",
@@ -41,9 +41,15 @@ INVALIDATED = {
     "base search": "problems.search",
     f"base difficulty {RL}": "problems.rl",
     EVALUATED: "problems.eval",
-    f"difficulty {EVALUATED}": "eval.max_tokens",
+    f"difficulty {RL} {EVALUATED}": "eval.max_tokens",
     f"difficulty {RL} report": "problems.difficulty_samples",
-    RL: "grpo problems.rl_pass_rate",
+    RL: "grpo",
+    f"difficulty {RL}": (
+        "problems.rl_pass_rate problems.difficulty_model problems.max_difficulty_prompts grpo.max_length "
+        "grpo.max_completion_length"
+    ),
+    f"base difficulty {RL} ": "problems.rl_prompts",
+    f"{EVALUATED} ": "problems.evaluation",
     SFT: "sft",
     "direct-sft astro-sft": "traces.replay",
     "sft": "examples",
@@ -60,7 +66,8 @@ OTHER_VALUES = {
     "search.early_stop": {"correct": 2},
     "search.max_tree_tokens": 99, "search.max_total_tokens": 99, "traces.backtrack_weights": [1, 2],
     "traces.min_value_reflect": 0.5, "sampler.kv_cache_gib": 1.0, "prompts": {"reflect": "PROMPT"},
-    "examples": "PATH", "trees": "PATH", "problems.sources": [], "problems.evaluation": [{"path": "PATH2"}],
+    "examples": "PATH", "trees": "PATH", "grpo.reward": "REWARD:reward",
+    "problems.sources": [], "problems.evaluation": [{"path": "PATH2"}],
     "problems.rl_prompts": "disjoint", "problems.difficulty_model": "sft", "problems.max_difficulty_prompts": 5,
 }  # fmt: skip
 CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
@@ -76,10 +83,16 @@ def configs(tmp_path_factory):
     for name in ("PATH", "PATH2", "PATH.jsonl"):
         lines = [{"problem": f"{name}: {i} + {i} = ?", "answer": str(2 * i), "result": i} for i in range(40)]
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
+    (folder / "reward.py").write_text("def reward(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
     (folder / "PROMPT").write_text("{{ problem }} {{ solution }} {{ correct }}: {{ correct }}?")
 
     def with_paths(value):
-        return json.loads(json.dumps(value).replace('"PATH', f'"{folder}/PATH').replace('"PROMPT', f'"{folder}/PROMPT'))
+        return json.loads(
+            json.dumps(value)
+            .replace('"PATH', f'"{folder}/PATH')
+            .replace('"PROMPT', f'"{folder}/PROMPT')
+            .replace('"REWARD', f'"{folder}/reward.py')
+        )
 
     sft = MICRO["sft"]
     words = {
@@ -96,7 +109,7 @@ def own_inputs(c, contents={}):  # noqa: B006 (a cache)
     """The inputs of each stage without those that come from its parents."""
 
     def content(name):
-        key = (name, c.seed, c.model, repr(c.problems), repr(c.prompts), c.examples, c.trees)
+        key = (name, c.seed, c.model, repr(c.problems), repr(c.prompts), c.examples, c.trees, c.grpo.reward)
         if key not in contents:
             contents[key] = run_plan.content(RunContext(c), name)
         return contents[key]
@@ -138,7 +151,7 @@ def expected_of(key):
 # Keys that the other config has no use for, or cannot have.
 COUNTDOWN_ALONE = {"model", "traces.replay", "search.method", "search.keep_rollouts", "search.early_stop",
                    "search.max_tree_tokens", "search.max_total_tokens"}  # fmt: skip
-WORDS_ALONE = {"problems.path", "problems.fields", "problems.task"}
+WORDS_ALONE = {"base_sft", "problems.path", "problems.fields", "problems.task"}
 
 
 def test_each_key_invalidates_the_stages_that_the_table_names(configs):

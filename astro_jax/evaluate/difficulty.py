@@ -70,7 +70,7 @@ def measure(
 def select(
     store: Shards, candidates: Candidates, p: cfg.Problems, min_prompts: int
 ) -> tuple[list[Problem], dict[str, int]]:
-    """Select the prompts of RL: the first measured ones whose pass rate lies within `p.rl_pass_rate`.
+    """Select the prompts of RL: the first candidates whose measured pass rate lies within `p.rl_pass_rate`.
 
     Args:
       store: where `measure` wrote the pass rates.
@@ -96,9 +96,9 @@ def select(
 
 def _select(records: Sequence[Json], candidates: Candidates, p: cfg.Problems) -> tuple[list[Problem], dict[str, int]]:
     low, high = p.rl_pass_rate
-    by_id = {problem.id: problem for problem in candidates.problems}
     rates = {r["problem_id"]: r["right"] / r["n"] for r in records if r["n"]}
-    passed = [by_id[i] for i, rate in rates.items() if low <= rate <= high]
+    # In the order of the candidates, so that the prompts do not depend on the size of a shard.
+    passed = [x for x in candidates.problems if x.id in rates and low <= rates[x.id] <= high]
     prompts = candidates.take(passed)
     return prompts, {
         "prompts": len(prompts),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from astro_jax import config as cfg
 from astro_jax import distributed, storage
 from astro_jax.sampler import Completion
 from astro_jax.types import Problem, Response, Verdict
@@ -103,6 +104,11 @@ def verifier_reward(verdict: Verdict) -> float | None:
 def column_names(problems: Sequence[Problem]) -> tuple[str, ...]:
     """Return the keyword arguments of a user-written reward for these problems."""
     return (*COLUMNS, *sorted({name for p in problems for name in p.meta} - set(COLUMNS)))
+
+
+def user_reward(c: cfg.Config, entry_point: str, problems: Sequence[Problem]) -> UserReward:
+    """Make the reward function that `grpo.reward` names. The caller closes it."""
+    return UserReward(entry_point, column_names(problems), c.grpo.reward_timeout_seconds, c.verify.num_workers)
 
 
 def _columns(names: Sequence[str], group: Group, verdicts: Sequence[Verdict]) -> dict[str, list[Any]]:

@@ -38,8 +38,11 @@ class UserReward:
             num_workers or os.cpu_count() or 1, seconds, memory=None, initializer=self._check, retries=RETRIES
         )
 
-    def check(self) -> None:
+    def check(self) -> str:
         """Import the function in a worker, and log that it is code of the user. The function is not called.
+
+        Returns:
+          the SHA-256 of the function's file, in hexadecimal digits.
 
         Raises:
           AstroError: if the import fails, if the function does not take the columns, or if the processes of the run
@@ -51,6 +54,7 @@ class UserReward:
             f"grpo.reward={self.entry_point} runs your own code ({source.path}, sha256 {source.sha256[:8]}) "
             "in worker processes, with all your rights"
         )
+        return source.sha256
 
     def score(self, groups: Sequence[Columns]) -> list[list[float | None]]:
         """Call the function once for each group of completions.

@@ -20,6 +20,7 @@ from astro_jax.sampler import Request, SamplingParams
 from astro_jax.train.losses import cast
 
 pytest.importorskip("gguf")
+pytestmark = pytest.mark.usefixtures("optimized")  # 135 million parameters take longer to run than to compile
 GOLDEN = Path(__file__).parents[1] / "golden" / "smollm2.npz"
 TIE = 1e-4  # two logits with a smaller difference may change their order
 forward = jax.jit(llama.forward, static_argnums=2)

@@ -26,6 +26,7 @@ from astro_jax.sampler.kv_cache import CacheLayout
 from astro_jax.sampler.programs import DecodeOutputs
 
 pytest.importorskip("libtpu", reason="the extra `plan` (libtpu) is not installed")
+pytestmark = pytest.mark.usefixtures("optimized")  # the memory of a chip is that of optimized programs
 
 GIB = 2**30
 SFT = cfg.Sft(batch_size=16, max_length=8192, remat_policy="full", dtype="bfloat16")

@@ -190,7 +190,7 @@ def compiled_decode(config, sharding, layout):
     program = programs.make_decode(config, sharding, 4, False)
     params, stop_tokens = llama.params.abstract(config, sharding), np.zeros(config.vocab_size, bool)
     lowered = program.lower(params, cache.prefix, cache.completion, inputs, SamplingInputs.of(sampling()), stop_tokens)
-    return lowered.compile().as_text()
+    return lowered.compile({"xla_cpu_use_fusion_emitters": True}).as_text()  # as outside of the tests
 
 
 @pytest.mark.parametrize("group_size", [1, 4])  # a copy for each layer in groups of one row was ten times slower
