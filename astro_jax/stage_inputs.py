@@ -22,7 +22,8 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
     (("direct-sft", "astro-sft"), lambda c: bool(c.traces.replay), ("corpus", "problems")),
     (("base",), lambda c: c.model == "scratch", ("corpus", "problems")),
     (("search",), lambda c: c.search.method == "best-of-n", ("search.num_samples",)),
-    (("search",), lambda c: c.search.method == "mcts", (
+    (("search",), lambda c: c.search.method == "rounds", ("search.rounds", "search.focus")),
+    (("search",), lambda c: c.search.method != "best-of-n", (
         "search.num_proposals", "search.num_rollouts", "search.num_simulations", "search.c_puct", "search.prior",
         "search.num_parallel_leaves", "search.max_step_tokens")),
     (("traces",), lambda c: dataset.needs_model(c.traces), ("sampler", "verify", "prompts")),

@@ -23,7 +23,7 @@ plan() { # CONFIG TOPOLOGY [key=value ...]
     echo "- *MFU bound*: the model FLOPs utilization at the roofline."
     echo "- *a whole run*: the most tokens of each program, and their time at the given share of the roofline's speed."
     echo "  *no prefix shared*: if each sample kept its own copy of its prefix. *one iteration a tree*: if every search tree"
-    echo "  stopped after its first simulation."
+    echo "  stopped after its first simulation, or its first round."
     echo
     plan configs/llama3.1-8b.yaml v5e:4x4
     plan configs/llama3.1-8b.yaml v6e:2x4 "mesh={fsdp: 2, tp: 4}"

@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
         # The trained base writes whole attempts; one that writes nonsense needs rollouts and the depth limit too.
         config, _, tokenizer = run.load("base", run.decode_sharding)
         policy = Policy(run.engine(config), tiny_params(config), tokenizer)
-        for method in ("mcts", "best-of-n"):
+        for method in ("mcts", "best-of-n", "rounds"):
             c = run.c.search.model_copy(update={"method": method})
             searching.search(run.problems("search")[:2], c, policy, run.verifier)
     return folder, read

@@ -62,23 +62,25 @@ OTHER_VALUES = {
     "problems.search": 3, "base_sft": {}, "problems.path": "PATH2", "problems.fields": {"answer": "result"},
     "problems.task": "math", "problems.dataset": "", "problems.subset": "a", "problems.split": "test",
     "problems.filters": {"a": ["b"]}, "problems.gym": [], "problems.decontaminate": ["PATH.jsonl"],
-    "problems.rl_pass_rate": [0.25, 0.5], "search.step_end": ";", "search.method": "best-of-n",
+    "problems.rl_pass_rate": [0.25, 0.5], "search.step_end": ";", "search.method": "rounds", "search.rollout_rounds": [2],
+    "search.rounds": [2],
     "search.early_stop": {"correct": 2},
     "search.max_tree_tokens": 99, "search.max_total_tokens": 99, "traces.backtrack_weights": [1, 2],
-    "traces.min_value_reflect": 0.5, "sampler.kv_cache_gib": 1.0, "prompts": {"reflect": "PROMPT"},
+    "traces.min_value_reflect": 0.5, "traces.reflect_confidence": 0.9,
+    "sampler.kv_cache_gib": 1.0, "prompts": {"reflect": "PROMPT"},
     "examples": "PATH", "trees": "PATH", "grpo.reward": "REWARD:reward",
     "problems.sources": [], "problems.evaluation": [{"path": "PATH2"}],
     "problems.rl_prompts": "disjoint", "problems.difficulty_model": "sft", "problems.max_difficulty_prompts": 5,
 }  # fmt: skip
 CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
            "ancestor": "root", "terminal": "inside", "template": "model", "model": "template", "fixed": "none",
-           "trees": "best-of-n", "best-of-n": "trees", "examples": "tokens", "none": "full",
+           "trees": "best-of-n", "best-of-n": "trees", "uncertain": "root", "examples": "tokens", "none": "full",
            "first-fit": "wrapped"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
-    """Two configs in which, together, every key has a use; and a function that puts paths into values."""
+    """Three configs in which, together, every key has a use; and a function that puts paths into values."""
     folder = tmp_path_factory.mktemp("inputs")
     for name in ("PATH", "PATH2", "PATH.jsonl"):
         lines = [{"problem": f"{name}: {i} + {i} = ?", "answer": str(2 * i), "result": i} for i in range(40)]
@@ -102,7 +104,10 @@ def configs(tmp_path_factory):
         "traces": dict(replay=0, self_evaluation=2, clone="model", direct="best-of-n"),
     }  # fmt: skip
     counts = dict(search=2, rl=2, eval=1, difficulty_samples=2)
-    return [micro(folder / "run", stages=STAGES, **x) for x in ({"problems": counts}, words)], with_paths
+    return [
+        micro(folder / "run", stages=STAGES, **x)
+        for x in ({"problems": counts}, words, {"search": {"method": "rounds"}})
+    ], with_paths
 
 
 def own_inputs(c, contents={}):  # noqa: B006 (a cache)
@@ -148,23 +153,28 @@ def expected_of(key):
     return next(by_name[name] for name in (key, key.rpartition(".")[0], key.split(".")[0]) if name in by_name)
 
 
-# Keys that the other config has no use for, or cannot have.
+# Keys that only one of the configs has a use for, or may have.
 COUNTDOWN_ALONE = {"model", "traces.replay", "search.method", "search.keep_rollouts", "search.early_stop",
-                   "search.max_tree_tokens", "search.max_total_tokens"}  # fmt: skip
+                   "search.max_tree_tokens", "search.max_total_tokens", "search.rollout_rounds"}  # fmt: skip
 WORDS_ALONE = {"base_sft", "problems.path", "problems.fields", "problems.task"}
+ROUNDS_ALONE = {"search.rounds", "search.focus", "search.lines_per_step"}
 
 
 def test_each_key_invalidates_the_stages_that_the_table_names(configs):
-    (countdown, words), with_paths = configs
+    (countdown, words, rounds), with_paths = configs
+    every = set(stage_inputs.flatten(countdown)) | set(stage_inputs.flatten(words))
+    uses = (
+        (countdown, every - WORDS_ALONE - ROUNDS_ALONE), (words, every - COUNTDOWN_ALONE - ROUNDS_ALONE),
+        (rounds, ROUNDS_ALONE),
+    )  # fmt: skip
     changed_stages = defaultdict(set)
-    for c, skipped in ((countdown, WORDS_ALONE), (words, COUNTDOWN_ALONE)):
+    for c, keys in uses:
         raw, before = c.model_dump(mode="json"), own_inputs(c)
         for key, value in stage_inputs.flatten(c).items():
-            if key in skipped:
-                continue
-            new = cfg.Config.model_validate(changed(raw, key, with_paths(other_value(key, value))))
-            after = own_inputs(new)
-            changed_stages[key] |= {name for name in before.keys() & after.keys() if before[name] != after[name]}
-    assert len(changed_stages) > 140
+            if key in keys:
+                new = cfg.Config.model_validate(changed(raw, key, with_paths(other_value(key, value))))
+                after = own_inputs(new)
+                changed_stages[key] |= {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    assert changed_stages.keys() == every - {"base_sft"}  # whose own keys are among them
     for key, names in changed_stages.items():
         assert names == expected_of(key), key

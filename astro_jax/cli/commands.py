@@ -181,22 +181,38 @@ def sample(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def bench(args: argparse.Namespace, command: str) -> int:
+def bench_sampler(args: argparse.Namespace, command: str) -> int:
     """Measure the sampler, and print the figures."""
-    from astro_jax import bench
+    from astro_jax.bench import sampler
     from astro_jax.llama import reference
     from astro_jax.policy import Policy
 
     if args.compare == "torch":
         reference.require_torch("--compare torch")
-    work = bench.Workload(args.groups, args.samples, args.prompt, args.new, args.ragged)
+    work = sampler.Workload(args.groups, args.samples, args.prompt, args.new, args.ragged)
     max_num_seqs = args.max_num_seqs if args.max_num_seqs is not None else min(args.groups * args.samples, 512)
     policy = Policy.load(
         args.model, max_num_seqs=max_num_seqs, kv_cache_gib=args.kv_cache_gib, block_size=args.block_size
     )
-    figures = bench.sampler(policy, work, args.compare)
-    print(json.dumps(figures) if args.json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
+    _print_figures(sampler.measure(policy, work, args.compare), args.json)
     return 0
+
+
+def bench_search(args: argparse.Namespace, command: str) -> int:
+    """Measure the search of a recipe on a synthetic policy, and print the figures."""
+    from astro_jax import config
+    from astro_jax.bench import search, synthetic
+
+    if others := [x for x in args.overrides if not x.startswith("search.")]:
+        raise AstroError(f"bench search: {', '.join(others)}: only keys of search count here")
+    c = config.load(args.config, args.overrides)
+    world = synthetic.World(args.lines, args.distinct, args.solve, args.unfinished, seed=args.seed)
+    _print_figures(search.compare(world, c.search, args.trees, args.paper_trees), args.json)
+    return 0
+
+
+def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
+    print(json.dumps(figures) if as_json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
 
 
 def verify(args: argparse.Namespace, command: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import astro_jax
 from astro_jax import distributed
@@ -20,7 +21,7 @@ class Command:
     """One command.
 
     Attributes:
-      name: as in `astro NAME`.
+      name: as in `astro NAME`. It may have two words.
       group: the heading of the help page.
       purpose: one line for the help page.
       add_arguments: adds its arguments to a parser.
@@ -63,7 +64,7 @@ def build() -> Parser:
     """Build the parser of all commands."""
     lines = []
     for group in dict.fromkeys(command.group for command in COMMANDS):
-        lines += ["", f"{group}:", *(f"  {c.name:<12}{c.purpose}" for c in COMMANDS if c.group == group)]
+        lines += ["", f"{group}:", *(f"  {c.name:<15}{c.purpose}" for c in COMMANDS if c.group == group)]
     lines += ["", "`astro COMMAND --help` lists the options of a command."]
     parser = Parser(
         prog="astro", description="\n".join(["ASTRO for JAX (arXiv 2507.00417)", *lines]), usage="astro COMMAND ...",
@@ -73,14 +74,22 @@ def build() -> Parser:
     subparsers = parser.add_subparsers(
         required=True, metavar="COMMAND", help=argparse.SUPPRESS, parser_class=CommandParser
     )
+    groups: dict[str, Any] = {}  # the parsers below the first word of names with two words
     for command in COMMANDS:
-        of_command(command, subparsers.add_parser)
+        first, _, second = command.name.partition(" ")
+        if not second:
+            of_command(command, subparsers.add_parser)
+            continue
+        if first not in groups:
+            below = subparsers.add_parser(first, usage=f"astro {first} COMMAND ...")
+            groups[first] = below.add_subparsers(required=True, metavar="COMMAND", parser_class=CommandParser)
+        of_command(command, groups[first].add_parser)
     return parser
 
 
 def of_command(command: Command, make: Callable[..., Parser] = CommandParser) -> Parser:
     """Make the parser of one command."""
-    parser = make(command.name, description=f"{command.purpose[0].upper()}{command.purpose[1:]}.")
+    parser = make(command.name.rpartition(" ")[2], description=f"{command.purpose[0].upper()}{command.purpose[1:]}.")
     parser.prog = f"astro {command.name}"
     command.add_arguments(parser)
     parser.set_defaults(call=command.call, **({} if command.stages is None else {"stages": command.stages}))
@@ -200,8 +209,27 @@ def _plan(parser: Parser) -> None:
     output.add_argument("--markdown", action="store_true", help="print Markdown tables")
 
 
-def _bench(parser: Parser) -> None:
-    parser.add_argument("subject", choices=("sampler",), help="what to measure")
+def _bench_search(parser: Parser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="changes of the recipe's search, as in search.num_simulations=8")  # fmt: skip
+    parser.add_argument(
+        "--config", default="llama-instruct", metavar="CONFIG", help=f"{CONFIG_HELP} (default %(default)s)"
+    )
+    parser.add_argument("--lines", type=int, default=12, metavar="N", help="lines of a solution (default %(default)s)")
+    parser.add_argument("--distinct", type=int, default=8, metavar="N",
+                        help="different lines that can follow a node (default %(default)s)")  # fmt: skip
+    parser.add_argument("--solve", type=float, default=0.5, metavar="P",
+                        help="chance of a right solution (default %(default)s)")  # fmt: skip
+    parser.add_argument("--unfinished", type=float, default=0.0, metavar="P",
+                        help="chance that a line never ends (default %(default)s)")  # fmt: skip
+    parser.add_argument("--trees", type=int, default=200, metavar="N", help="problems (default %(default)s)")
+    parser.add_argument("--paper-trees", type=int, default=4, metavar="N",
+                        help="problems to search with the paper's budget too (default %(default)s)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the policy and its problems (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _bench_sampler(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="CKPT", help="as for `astro sample`")
     parser.add_argument("--groups", type=int, default=4, metavar="G", help="prompts (default 4)")
     parser.add_argument("--samples", type=int, default=16, metavar="M", help="samples of each prompt (default 16)")
@@ -248,5 +276,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("verify", "Problems and answers", "judge answers: JSONL of gold and response in, of verdicts out", _verify,
             commands.verify),
     Command("plan", "Machines", "compile a run for a TPU slice, without a TPU: memory and time", _plan, commands.plan),
-    Command("bench", "Machines", "measure the sampler, as a share of the machine's limits", _bench, commands.bench),
+    Command("bench sampler", "Machines", "measure the sampler, as a share of the machine's limits", _bench_sampler,
+            commands.bench_sampler),
+    Command("bench search", "Machines", "measure a search on a synthetic policy: usable trees, tokens", _bench_search,
+            commands.bench_search),
 )  # fmt: skip

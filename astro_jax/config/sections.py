@@ -104,10 +104,12 @@ class EarlyStop(Section):
 
     correct: int = key(1, "Correct terminals.", ge=0)
     wrong: int = key(2, "Different wrong answers. The paper's traces use up to 2.", ge=0)
+    hopeless: int | None = key(None, "Rollouts after which a tree without a right answer ends. Null: no limit.", ge=1)
+    trivial: int | None = key(None, "Rollouts after which a tree without a wrong answer ends. Null: no limit.", ge=1)
 
 
 class Search(Section):
-    """Monte Carlo tree search with PUCT (paper, sections 2.1 and 2.2)."""
+    """The search for training data: MCTS with PUCT (paper, sections 2.1 and 2.2), or a cheaper method of ours."""
 
     num_proposals: int = key(8, "Next steps k that an expansion samples.", "paper, section 2.2", ge=1)
     num_rollouts: int = key(16, "Rollouts M that evaluate a new node (Eq. 2).", "paper, section 2.2", ge=1)
@@ -127,6 +129,14 @@ class Search(Section):
     max_step_tokens: int = key(32, "Most tokens of a step.", ge=1)
     max_rollout_tokens: int = key(64, "Most tokens of a rollout, or of a best-of-N solution.", ge=1)
     keep_rollouts: bool = key(False, "Add the steps of finished rollouts to the tree, as nodes without visits.")
+    rollout_rounds: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = key(
+        (),
+        "Rollouts of a new node in each round: after a round, trees that have enough end, and half of the nodes go on. "
+        "Empty: `num_rollouts` at once.",
+    )
+    lines_per_step: int = key(
+        1, "Ends of lines (`step_end`) in a step of a rollout. Above 1 only without proposals, so not for mcts.", ge=1
+    )
     early_stop: EarlyStop | None = key(
         None, "End a tree as soon as it has enough terminals. Null: run all simulations.", "paper, section 2.2"
     )
@@ -137,18 +147,34 @@ class Search(Section):
         None, "Token budget of the stage, split evenly over the trees. Null: no limit.", ge=1
     )
     num_samples: int = key(32, "Solutions N of a problem, with `method: best-of-n`.", ge=1)
-    method: Literal["mcts", "best-of-n"] = key(
-        "mcts", "Tree search, or a tree of N independent solutions with merged beginnings.", "paper, section 2.2"
+    rounds: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = key(
+        (8, 8, 16, 16), "Rollouts of a tree in each round, with `method: rounds`.", min_length=1
     )
+    focus: Literal["uncertain", "root"] = key(
+        "uncertain", "Where later rounds sample, with `method: rounds`: half at uncertain nodes, or all at the root."
+    )
+    method: Literal["mcts", "best-of-n", "rounds"] = key(
+        "mcts", "Tree search, a tree of N independent solutions with merged beginnings, or of rounds of rollouts.",
+        "paper, section 2.2",
+    )  # fmt: skip
 
     @pydantic.field_validator("method")
     @classmethod
-    def _no_simulations(cls, method: str, info: pydantic.ValidationInfo) -> str:
-        """Refuse the keys that have no meaning for best-of-N, which has neither simulations nor rollouts."""
-        names = ("keep_rollouts", "early_stop", "max_tree_tokens", "max_total_tokens")
-        if method == "best-of-n" and (unused := [n for n in names if info.data.get(n)]):
-            raise ValueError(f"{', '.join(unused)}: only for mcts; leave out")
+    def _used_keys(cls, method: str, info: pydantic.ValidationInfo) -> str:
+        """Refuse the keys that have no meaning for the method: only mcts evaluates nodes by rollouts, and best-of-N has
+        neither simulations nor rounds."""
+        unused = {"mcts": (), "rounds": ("keep_rollouts", "rollout_rounds")}.get(
+            method, ("keep_rollouts", "rollout_rounds", "early_stop", "max_tree_tokens", "max_total_tokens")
+        )
+        if names := [name for name in unused if info.data.get(name)]:
+            raise ValueError(f"{', '.join(names)}: only for mcts; leave out")
         return method
+
+    @pydantic.model_validator(mode="after")
+    def _one_line_per_proposal(self) -> Search:
+        if self.method == "mcts" and self.lines_per_step > 1:
+            raise ValueError("lines_per_step: mcts proposes one line at a time; leave out, or set search.method=rounds")
+        return self
 
 
 class Traces(Section):
@@ -179,7 +205,7 @@ class Traces(Section):
         "template", "Writer of the steps and the backtracks.", "ours; the paper has `model` (section 2.4)"
     )
     clone_retries: int = key(2, "Further attempts after a rejected segment.", ge=0)
-    clone_tokens: int = key(128, "Most tokens of a segment.", ge=1)
+    clone_tokens: int = key(128, "Most tokens of a segment, or twice the template's segment if that is more.", ge=1)
     clone_temperature: float = key(0.7, "Sampling temperature of segments.", gt=0)
     phrases: Literal["fixed", "model", "none"] = key(
         "fixed", "Self-reflection: the fixed phrases, the model's own words, or none.", "paper, section 2.4"
@@ -188,6 +214,12 @@ class Traces(Section):
         None, "Value Q from which a node before the end gets the positive reflection. Null: none gets it.",
         "ours; the paper says a high Q (section 2.4)",
     )  # fmt: skip
+    reflect_confidence: float | None = key(
+        None, "Compare `min_value_reflect` with the lower bound of Q at this confidence. Null: with Q.", ge=0.5, lt=1
+    )
+    max_reflect_rate: float = key(
+        1.0, "Largest share of a trace's nodes before the end that get the positive reflection.", ge=0, le=1
+    )
     direct: Literal["trees", "best-of-n"] = key(
         "trees", "Source of the Direct control's solutions: the trees, or independent samples.", "paper, section 3.1"
     )

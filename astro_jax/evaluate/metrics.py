@@ -8,6 +8,8 @@ from typing import Any
 
 import scipy.stats
 
+from astro_jax.verify.same_answer import value_key
+
 
 def success_rate(outcomes: Sequence[bool]) -> dict[str, Any]:
     """Share of successes over independent problems, with Wilson's 95% interval.
@@ -35,7 +37,8 @@ def success_rate(outcomes: Sequence[bool]) -> dict[str, Any]:
 def majority(answers: Sequence[str | None]) -> str | None:
     """The most common answer; in a tie, the answer that came first. An answer that did not parse (None) has no vote.
 
-    Example: `["3", "5", "5", None]` gives `"5"`.
+    Answers of equal value are one answer. Example: `["3", "\\sqrt{8}", "2\\sqrt{2}", None]` gives `"\\sqrt{8}"`.
     """
-    votes = Counter(a for a in answers if a is not None)
-    return votes.most_common(1)[0][0] if votes else None
+    votes = Counter(value_key(a) for a in answers if a is not None)
+    winner = votes.most_common(1)[0][0] if votes else None
+    return next((a for a in answers if a is not None and value_key(a) == winner), None)

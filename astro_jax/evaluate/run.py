@@ -15,6 +15,7 @@ from astro_jax.sampler import Completion, SamplingParams
 from astro_jax.storage import Json, Shards
 from astro_jax.types import Problem, Response, Verdict
 from astro_jax.verify import Verifier
+from astro_jax.verify.same_answer import value_key
 
 ANSWERS = "answers"  # the store of a model's answers, in the folder of its evaluation
 
@@ -132,7 +133,9 @@ def sample_and_judge(
 
 def _majority_is_correct(answers: Sequence[Json]) -> bool:
     winner = majority([a["answer"] for a in answers])
-    return any(a["correct"] for a in answers if a["answer"] == winner)
+    if winner is None:
+        return False
+    return any(a["correct"] for a in answers if a["answer"] is not None and value_key(a["answer"]) == value_key(winner))
 
 
 def _record(response: Response, verdict: Verdict, completion: Completion) -> Json:

@@ -22,7 +22,7 @@ class BestOfN:
     """Samples `search.num_samples` solutions a problem. The depth limit of the tree search does not apply."""
 
     def __init__(self, c: cfg.Search, policy: Policy, verifier: Verifier):
-        self.c, self.sampler = c, TreeSampler(c, policy, verifier)
+        self.c, self.sampler, self.num_steps = c, TreeSampler(c, policy, verifier), 1
 
     def init(self, problem: Problem) -> Tree:
         """Make a tree that is only a root."""
@@ -31,7 +31,8 @@ class BestOfN:
     def step(self, trees: Sequence[Tree]) -> None:
         """Sample and merge all solutions of each tree, and end the trees."""
         roots = [(tree, tree.nodes[0]) for tree in trees]
-        solutions, verdicts = self.sampler.roll_out(roots, self.c.num_samples, "sample")
+        n = len(roots)
+        solutions, verdicts = self.sampler.roll_out(roots, [self.c.num_samples] * n, ["sample"] * n)
         for tree, completions, group in zip(trees, solutions, verdicts, strict=True):
             self._merge(tree, completions, group)
             tree.end_reason = "samples"

@@ -13,12 +13,13 @@ for all trees.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Sequence
 
 from astro_jax import config as cfg
 from astro_jax.policy import Policy
-from astro_jax.search import kept_rollouts
+from astro_jax.search import kept_rollouts, stopping
 from astro_jax.search.tree import Node, Tree
 from astro_jax.search.tree_sampler import TreeSampler, priors
 from astro_jax.types import Problem, Response
@@ -49,7 +50,7 @@ def select(tree: Tree, c_puct: float) -> Node:
     selections before the next backup prefer other leaves (`search.num_parallel_leaves`).
     """
     node = tree.nodes[0]
-    while proposed := [child for c in node.children if not (child := tree.nodes[c]).kept_rollouts]:
+    while proposed := [child for c in node.children if (child := tree.nodes[c]).number]:
         sqrt_visits = math.sqrt(node.visits + node.virtual_visits)
         node.virtual_visits += 1
         node = max(proposed, key=lambda child: puct_score(child, sqrt_visits, c_puct))
@@ -66,7 +67,8 @@ def undo_virtual_loss(tree: Tree, leaf: Node) -> None:
 def expand(leaves: Sequence[tuple[Tree, Node]], sampler: TreeSampler) -> list[tuple[Tree, Node]]:
     """Expansion: sample k next steps after each leaf. Equal steps become one child.
 
-    A leaf without a complete step becomes an incorrect terminal.
+    A leaf without a complete step becomes an incorrect terminal. It is only closed when a rollout from it was correct,
+    or was kept: steps can follow it.
 
     Returns:
       the new children, with priors and without rewards.
@@ -79,9 +81,12 @@ def expand(leaves: Sequence[tuple[Tree, Node]], sampler: TreeSampler) -> list[tu
             text = sampler.policy.tokenizer.decode(tokens)
             children.append((tree, tree.add_child(leaf.id, tokens, text, prior)))
         if not scores:
+            tree.unfinished += 1
+            if leaf.reward or leaf.children:
+                leaf.closed = True
+                continue
             leaf.end(False, None)
             leaf.reward = 0.0
-            tree.unfinished += 1
     return children
 
 
@@ -105,11 +110,42 @@ def evaluate(children: Sequence[tuple[Tree, Node]], sampler: TreeSampler) -> Non
     for node, verdict in zip(terminals, sampler.judge(responses), strict=True):
         node.end(verdict.correct, verdict.answer)
         node.reward = float(verdict.correct)
-    rollouts, verdicts = sampler.roll_out(inner, c.num_rollouts)
-    for (tree, node), completions, group in zip(inner, rollouts, verdicts, strict=True):
-        node.reward = sum(v.correct for v in group) / len(group)
-        if c.keep_rollouts:
-            kept_rollouts.keep(tree, node, completions, group, sampler)
+    _roll_out_in_rounds(inner, sampler)
+
+
+def _roll_out_in_rounds(children: Sequence[tuple[Tree, Node]], sampler: TreeSampler) -> None:
+    """Roll out new nodes: `num_rollouts` each at once, or in the rounds of `rollout_rounds` (ours).
+
+    After each round but the last, the children of trees that have enough stop. Of the others, the half whose value is
+    least certain goes on: whose reward is nearest to 1/2 (sequential halving, as Gumbel MuZero evaluates actions).
+    """
+    c = sampler.c
+    correct: collections.Counter[tuple[int, int]] = collections.Counter()
+    total: collections.Counter[tuple[int, int]] = collections.Counter()
+    for i, n in enumerate(c.rollout_rounds or (c.num_rollouts,)):
+        if i:
+            children = _uncertain_half(children, c)
+        names = [f"rollout {i}" if i else "rollout"] * len(children)
+        rollouts, verdicts = sampler.roll_out(children, [n] * len(children), names)
+        for (tree, node), completions, group in zip(children, rollouts, verdicts, strict=True):
+            key = (id(tree), node.id)
+            correct[key] += sum(v.correct for v in group)
+            total[key] += len(group)
+            node.reward = correct[key] / total[key]
+            if c.keep_rollouts:
+                kept_rollouts.keep(tree, node, completions, group, sampler)
+
+
+def _uncertain_half(children: Sequence[tuple[Tree, Node]], c: cfg.Search) -> list[tuple[Tree, Node]]:
+    """The half of each tree's new nodes whose reward is nearest to 1/2. None of a tree that has enough."""
+    groups: dict[int, list[tuple[Tree, Node]]] = {}
+    for tree, node in children:
+        groups.setdefault(id(tree), []).append((tree, node))
+    chosen = []
+    for group in groups.values():
+        if not stopping.has_enough(group[0][0], c):
+            chosen += sorted(group, key=lambda child: abs(child[1].reward - 0.5))[: (len(group) + 1) // 2]
+    return chosen
 
 
 def backup(tree: Tree, node: Node) -> None:
@@ -129,14 +165,13 @@ class MCTS:
     """Tree search with one policy. A tree does not depend on the trees that are searched at the same time.
 
     Args:
-      num_problems: the number of problems that share `search.max_total_tokens`. Each tree gets an equal share, whatever
-        the other trees leave. So a tree depends neither on their order nor on the number of processes.
+      num_problems: the number of problems that share `search.max_total_tokens`.
     """
 
     def __init__(self, c: cfg.Search, policy: Policy, verifier: Verifier, num_problems: int):
         self.c, self.sampler = c, TreeSampler(c, policy, verifier)
-        share = max(c.max_total_tokens // num_problems, 1) if c.max_total_tokens else math.inf
-        self.token_budget = min(c.max_tree_tokens or math.inf, share)
+        self.token_budget = stopping.token_budget(c, num_problems)
+        self.num_steps = c.num_simulations
 
     def init(self, problem: Problem) -> Tree:
         """Make a tree that is only a root."""
@@ -149,27 +184,17 @@ class MCTS:
         """
         selected = [(tree, select(tree, self.c.c_puct)) for tree in trees for _ in range(self.c.num_parallel_leaves)]
         leaves = list({(id(tree), leaf.id): (tree, leaf) for tree, leaf in selected}.values())
-        children = expand([(tree, leaf) for tree, leaf in leaves if not leaf.terminal], self.sampler)
+        children = expand([(tree, leaf) for tree, leaf in leaves if not (leaf.terminal or leaf.closed)], self.sampler)
         evaluate(children, self.sampler)
         for tree, leaf in selected:
             undo_virtual_loss(tree, leaf)
         for tree, leaf in leaves:
-            if leaf.terminal:  # a terminal has no children: it is evaluated again, by the same verdict
+            if leaf.terminal or leaf.closed:  # no child was added: the leaf is evaluated again, by the same reward
                 backup(tree, leaf)
         for tree, child in children:
             backup(tree, child)
         for tree in trees:
             tree.simulations += 1
-            tree.end_reason = self._end_reason(tree)
-
-    def _end_reason(self, tree: Tree) -> str:
-        """Why a tree needs no further simulation; "" if it needs one.
-
-        The token budget is checked between simulations, so a tree may sample more tokens than the budget.
-        """
-        stop = self.c.early_stop
-        if stop and tree.has_enough(stop.correct, stop.wrong):
-            return "enough"
-        if tree.sampled_tokens >= self.token_budget:
-            return "tokens"
-        return "iterations" if tree.simulations == self.c.num_simulations else ""
+            tree.end_reason = stopping.end_reason(tree, self.c, self.token_budget)
+            if not tree.end_reason and tree.simulations == self.num_steps:
+                tree.end_reason = "iterations"

@@ -21,18 +21,22 @@ from astro_jax.search import cost
 from astro_jax.search.best_of_n import BestOfN
 from astro_jax.search.cost import CostMeter
 from astro_jax.search.mcts import MCTS
+from astro_jax.search.rounds import RolloutRounds
 from astro_jax.search.store import Shard, TreeStore
 from astro_jax.search.tree import Tree
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
+Searcher = MCTS | BestOfN | RolloutRounds
 SAVE_SECONDS = 15.0  # between two saves of the active trees. A kill costs at most the work since the last save.
 
 
-def make_search(c: cfg.Search, policy: Policy, verifier: Verifier, num_problems: int) -> MCTS | BestOfN:
+def make_search(c: cfg.Search, policy: Policy, verifier: Verifier, num_problems: int) -> Searcher:
     """Make the search that `search.method` names."""
     if c.method == "best-of-n":
         return BestOfN(c, policy, verifier)
+    if c.method == "rounds":
+        return RolloutRounds(c, policy, verifier, num_problems)
     return MCTS(c, policy, verifier, num_problems)
 
 
@@ -84,7 +88,7 @@ def run(
     return _counts(folder, store, skipped)
 
 
-def _search_all(store: TreeStore, meter: CostMeter, searcher: MCTS | BestOfN) -> None:
+def _search_all(store: TreeStore, meter: CostMeter, searcher: Searcher) -> None:
     """Search all trees of this process that have not ended."""
     c = searcher.c
     active, queue = store.active, collections.deque(store.waiting)
@@ -109,7 +113,7 @@ def _search_all(store: TreeStore, meter: CostMeter, searcher: MCTS | BestOfN) ->
                 saved = time.monotonic()
             simulations = sum(tree.simulations for tree in active) - simulations_before
             bar.advance(
-                len(finished), simulations / c.num_simulations,
+                len(finished), simulations / searcher.num_steps,
                 **{"yield": valid / max(ended, 1)}, **cost.rates(meter.sums()),
             )  # fmt: skip
     if ended or meter.torn:
@@ -120,19 +124,23 @@ def _counts(folder: epath.Path, store: TreeStore, skipped: Sequence[str]) -> dic
     """Count the trees of the folder, and add up their cost over all processes.
 
     Returns:
-      trees, nodes, valid_trees (those with a correct terminal), and the share of valid trees, the yield;
+      trees, nodes, valid_trees (those with a correct terminal), and the share of valid trees, the yield; no_data, the
+      other trees by end_reason, from which no trace can be made;
       sampled_tokens; unfinished, the nodes after which no proposed step was complete; ended, the trees by end_reason;
       the problems skipped; the trees torn; the seconds of all processes; and the rates of `cost.rates`.
     """
     trees = nodes = valid = tokens = unfinished = 0
     end_reasons: collections.Counter[str] = collections.Counter()
+    no_data: collections.Counter[str] = collections.Counter()
     for tree in store.read():
         trees, nodes, valid = trees + 1, nodes + len(tree.nodes), valid + bool(tree.terminals(True))
         tokens, unfinished = tokens + tree.sampled_tokens, unfinished + tree.unfinished
         end_reasons[tree.end_reason] += 1
+        no_data[tree.end_reason] += not tree.terminals(True)
     sums = cost.add_up(storage.read_json(path) for path in folder.glob("cost-*.json"))
     return {
         "trees": trees, "nodes": nodes, "valid_trees": valid, "yield": round(valid / max(trees, 1), 4),
+        "no_data": {reason: n for reason, n in no_data.items() if n},
         "sampled_tokens": tokens, "unfinished": unfinished, "ended": dict(end_reasons), "skipped": list(skipped),
         "torn": int(sums["torn"]), "seconds": sums["seconds"],
     } | {name: round(value, 4) for name, value in cost.rates(sums).items()}  # fmt: skip

@@ -5,6 +5,7 @@ Each function makes one call of the sampler, or one of the verifier, for all nod
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -55,25 +56,29 @@ class TreeSampler:
     def propose(self, leaves: Sequence[tuple[Tree, Node]]) -> list[list[Completion]]:
         """Sample `num_proposals` next steps for each leaf: up to the end of a step, or of the solution."""
         sampling = SamplingParams(self.c.max_step_tokens, self.c.temperature, stop_token_ids=self.step_ends)
-        return self._sample(leaves, self.c.num_proposals, "propose", sampling)
+        n = len(leaves)
+        return self._sample(leaves, [self.c.num_proposals] * n, ["propose"] * n, sampling)
 
     def roll_out(
-        self, nodes: Sequence[tuple[Tree, Node]], n: int, purpose: str = "rollout"
+        self, nodes: Sequence[tuple[Tree, Node]], counts: Sequence[int], purposes: Sequence[str]
     ) -> tuple[list[list[Completion]], list[list[Verdict]]]:
-        """Sample n continuations of each node to the end of the solution, and judge the whole solutions.
+        """Sample continuations of each node to the end of the solution, and judge the whole solutions.
 
         Args:
-          purpose: names the random draws, with the problem and the path.
+          counts: the number of rollouts of each node.
+          purposes: name the random draws of each node, with the problem and the path.
         """
         sampling = SamplingParams(self.c.max_rollout_tokens, self.c.temperature)
-        rollouts = self._sample(nodes, n, purpose, sampling)
+        rollouts = self._sample(nodes, counts, purposes, sampling)
+        for (tree, _), count in zip(nodes, counts, strict=True):
+            tree.rollouts += count
         responses = [
             self.policy.response(tree.problem, rollout, tree.path_text(node.id))
             for (tree, node), group in zip(nodes, rollouts, strict=True)
             for rollout in group
         ]
-        verdicts = self.judge(responses)
-        return rollouts, [verdicts[i * n : (i + 1) * n] for i in range(len(nodes))]
+        verdicts = iter(self.judge(responses))
+        return rollouts, [list(itertools.islice(verdicts, count)) for count in counts]
 
     def judge(self, responses: Sequence[Response]) -> list[Verdict]:
         """Judge whole solutions, in one call of the verifier."""
@@ -87,13 +92,16 @@ class TreeSampler:
         return tokens[-1] in self.policy.tokenizer.stop_token_ids
 
     def split_into_steps(self, completion: Completion) -> list[Step]:
-        """Cut a completion after each token that ends a step.
+        """Cut a completion after each token that ends a step. With `lines_per_step` n, every n-th such token counts.
 
         The rest of a completion that was cut off is its last step, even if the rest is empty. So this last step never
         equals a step that is complete.
         """
         tokens = completion.token_ids.tolist()
-        ends = [i + 1 for i, token in enumerate(tokens) if token in self._step_end_set]
+        line_ends = [i + 1 for i, token in enumerate(tokens) if token in self._step_end_set]
+        ends = line_ends[self.c.lines_per_step - 1 :: self.c.lines_per_step]
+        if completion.stopped and ends[-1:] != line_ends[-1:]:
+            ends.append(line_ends[-1])  # the last step of a solution may have fewer lines
         if not completion.stopped:
             ends.append(len(tokens))
         spans = (tuple(tokens[start:end]) for start, end in zip([0, *ends], ends, strict=False))
@@ -108,16 +116,13 @@ class TreeSampler:
         return float((np.sum if self.c.prior == "total" else np.mean)(logprobs))
 
     def _sample(
-        self, nodes: Sequence[tuple[Tree, Node]], n: int, purpose: str, sampling: SamplingParams
-    ) -> list[list[Completion]]:
-        requests = [
-            Request(
-                tree.prefix_tokens(node.id),
-                n,
-                ("search", tree.problem.id, purpose, *(ancestor.number for ancestor in tree.path(node.id))),
-            )
-            for tree, node in nodes
-        ]
+        self, nodes: Sequence[tuple[Tree, Node]], counts: Sequence[int], purposes: Sequence[str],
+        sampling: SamplingParams,
+    ) -> list[list[Completion]]:  # fmt: skip
+        requests = []
+        for (tree, node), n, purpose in zip(nodes, counts, purposes, strict=True):
+            path = (ancestor.number or -ancestor.id for ancestor in tree.path(node.id))  # no number: not proposed
+            requests.append(Request(tree.prefix_tokens(node.id), n, ("search", tree.problem.id, purpose, *path)))
         start = time.monotonic()
         completions = self.policy.generate(requests, sampling, prefix_cache=self._prefix_cache) if requests else []
         self.seconds += time.monotonic() - start

@@ -157,7 +157,7 @@ def _draw_traces(
     rng = random.Random(f"{seed}/traces/{tree.problem.id}")
 
     def trace(kind: str, i: int, sequence: list[int], reflect: bool) -> PendingTrace:
-        segments = clone(tree, sequence, c.min_value_reflect, reflect)
+        segments = clone(tree, sequence, c.min_value_reflect, reflect, c.reflect_confidence, c.max_reflect_rate)
         return PendingTrace(tree, ("traces", kind, tree.problem.id, i), sequence, segments)
 
     sequences = (linearize(tree, k, rng, c.leave_at, c.merge_at, passed) for k in _draw_ks(tree, c, rng))

@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from astro_jax.search.tree import Node, Tree
+from astro_jax.verify.same_answer import value_key
 
 LeaveAt = Literal["terminal", "inside"]
 MergeAt = Literal["ancestor", "root", "random"]
@@ -83,11 +84,16 @@ def merge_paths(
 
 
 def wrong_answers(tree: Tree) -> dict[str, list[Node]]:
-    """Lambda of the paper: the incorrect terminals, by answer. A terminal without an answer is left out."""
+    """Lambda of the paper: the incorrect terminals, by answer. A terminal without an answer is left out.
+
+    Answers of equal value are one answer, under the text that comes first.
+    """
     terminals: dict[str, list[Node]] = {}
+    names: dict[str, str] = {}  # value -> the first answer with this value
     for node in tree.terminals(correct=False):
         if node.answer is not None:
-            terminals.setdefault(node.answer, []).append(node)
+            name = names.setdefault(value_key(node.answer), node.answer)
+            terminals.setdefault(name, []).append(node)
     return terminals
 
 

@@ -30,7 +30,10 @@ class Segment:
     text: str
 
 
-def clone(tree: Tree, sequence: Sequence[int], min_value: float | None, reflect: bool) -> list[Segment]:
+def clone(
+    tree: Tree, sequence: Sequence[int], min_value: float | None, reflect: bool, confidence: float | None = None,
+    max_rate: float = 1.0,
+) -> list[Segment]:  # fmt: skip
     """Write a sequence of nodes as segments.
 
     Example: the sequence [1, 3, 4], where 3 is a wrong and 4 the correct child of 1, becomes the steps of 1 and 3, a
@@ -38,13 +41,14 @@ def clone(tree: Tree, sequence: Sequence[int], min_value: float | None, reflect:
 
     Args:
       sequence: node ids, from `linearize`.
-      min_value: inner nodes with at least this Q get the positive reflection. None: no inner node does.
+      min_value, confidence, max_rate: which inner nodes get the positive reflection (`high_value_nodes`).
       reflect: whether reflections are written: after wrong ends, after the inner nodes of `min_value`, and after the
         last node. Without, backtracks are still written. Traces of the Direct control have neither.
     """
     segments: list[Segment] = []
     at = 0
-    for n in sequence:
+    high_value = high_value_nodes(tree, sequence, min_value, confidence, max_rate)
+    for i, n in enumerate(sequence):
         node = tree.nodes[n]
         if node.parent != at:
             if reflect:
@@ -52,11 +56,30 @@ def clone(tree: Tree, sequence: Sequence[int], min_value: float | None, reflect:
             write_backtrack = _restate if tree.problem.task == "countdown" else _quote
             segments.append(Segment(node.parent, "backtrack", write_backtrack(tree, node.parent)))
         segments.append(Segment(n, "step", node.text if node.text.endswith("\n") else node.text + "\n"))
-        high_value = min_value is not None and not node.terminal and node.value >= min_value
-        if reflect and (high_value or n == sequence[-1]):
+        if reflect and (i in high_value or n == sequence[-1]):
             segments.append(Segment(n, "reflect", phrases.DOUBT + phrases.CORRECT))
         at = n
     return segments
+
+
+def high_value_nodes(
+    tree: Tree, sequence: Sequence[int], min_value: float | None, confidence: float | None, max_rate: float
+) -> set[int]:
+    """The places in a sequence of the inner nodes that get the positive reflection.
+
+    Args:
+      min_value: the least Q of such a node. None: no node gets it.
+      confidence: the lower bound of Q at this confidence (`Node.lower_bound`) is compared. None: Q itself. A node that
+        one lucky rollout has seen has Q = 1, and a low bound.
+      max_rate: the largest share of the inner nodes that get it, those with the highest bounds first.
+    """
+    inner = [i for i, n in enumerate(sequence) if not tree.nodes[n].terminal]
+    if min_value is None:
+        return set()
+    nodes = {i: tree.nodes[sequence[i]] for i in inner}
+    values = {i: node.value if confidence is None else node.lower_bound(confidence) for i, node in nodes.items()}
+    high = sorted((i for i in inner if values[i] >= min_value), key=lambda i: -values[i])
+    return set(high[: int(max_rate * len(inner))])
 
 
 def _restate(tree: Tree, node: int) -> str:

@@ -18,6 +18,7 @@ from astro_jax.traces import rewrite_checks
 from astro_jax.traces.procedure_cloning import Segment
 from astro_jax.traces.writer import Prompt, TraceWriter
 from astro_jax.types import Response
+from astro_jax.verify.same_answer import value_key
 
 TEMPLATES = {"step": "rewrite", "backtrack": "go_back", "reflect": "reflect"}  # segment kind -> prompt template
 
@@ -70,7 +71,8 @@ def rewrite(
     while active := [trace for trace in traces if _skip_fixed_segments(trace, c)]:
         assert writer is not None, "the model writes segments of these kinds"
         prompts = [_prompt(trace, writer) for trace in active]
-        completions = writer.complete(prompts, c.clone_tokens, c.clone_temperature, ["\n\n"])
+        limits = [_max_tokens(trace.pending[0], c, writer) for trace in active]
+        completions = writer.complete(prompts, limits, c.clone_temperature, ["\n\n"])
         texts = [
             _clean(trace.pending[0], group[0]) if group else None
             for trace, group in zip(active, completions, strict=True)
@@ -116,6 +118,14 @@ def _prompt(trace: PendingTrace, writer: TraceWriter) -> Prompt:
     return Prompt(writer.templates[TEMPLATES[segment.kind]].render(**values), 1, request_id)
 
 
+def _max_tokens(segment: Segment, c: cfg.Traces, writer: TraceWriter) -> int:
+    """The most tokens of a rewritten segment: `clone_tokens`, or twice the template's segment if that is more.
+
+    So a long step is not cut off at every attempt, and left as it is.
+    """
+    return max(c.clone_tokens, 2 * len(writer.policy.tokenizer.encode_after(segment.text)))
+
+
 def _clean(segment: Segment, text: str | None) -> str | None:
     """A completion in the form of a segment: lines without outer spaces, and a backtrack with its fixed beginning."""
     if text is None:
@@ -145,7 +155,11 @@ def _changed_answers(candidates: Sequence[tuple[int, PendingTrace, str]], writer
         if trace.pending[0].kind == "step" and (node := trace.tree.nodes[trace.pending[0].node]).terminal
     ]
     verdicts = writer.verifier.judge([response for *_, response in ends])
-    return [i for (i, node, _), verdict in zip(ends, verdicts, strict=True) if verdict.answer != node.answer]
+    return [
+        i
+        for (i, node, _), verdict in zip(ends, verdicts, strict=True)
+        if value_key(verdict.answer or "") != value_key(node.answer or "")
+    ]
 
 
 def _accept_or_retry(trace: PendingTrace, text: str | None, reason: str | None, c: cfg.Traces) -> None:

@@ -35,7 +35,7 @@ def evaluate(trees: Sequence[Tree], c: cfg.Traces, writer: TraceWriter) -> list[
         )
         for tree, node in terminals
     ]
-    completions = writer.complete(prompts, c.self_evaluation_tokens, 1.0, VERDICTS)
+    completions = writer.complete(prompts, [c.self_evaluation_tokens] * len(prompts), 1.0, VERDICTS)
     records: dict[str, list[Json]] = {tree.problem.id: [] for tree in trees}
     for (tree, node), texts in zip(terminals, completions, strict=True):
         records[tree.problem.id].append({"node": node.id, **_count(texts, c), "judgements": texts})

@@ -36,24 +36,31 @@ class TraceWriter:
     templates: Mapping[str, PromptTemplate]
 
     def complete(
-        self, prompts: Sequence[Prompt], max_tokens: int, temperature: float, stop: Sequence[str] = ()
+        self, prompts: Sequence[Prompt], max_tokens: Sequence[int], temperature: float, stop: Sequence[str] = ()
     ) -> list[list[str | None]]:
         """Sample the completions of all prompts, in one call of the sampler.
 
+        Args:
+          max_tokens: the most new tokens of each prompt.
+
         Returns:
-          for each prompt n texts. A completion that reached `max_tokens` is None. A prompt that is too long for the
+          for each prompt n texts. A completion that reached its `max_tokens` is None. A prompt that is too long for the
           model's context has no completions.
 
         Raises:
-          AstroError: when the model's context cannot hold `max_tokens` at all.
+          AstroError: when the model's context cannot hold the new tokens of any prompt.
         """
-        max_prompt = self.policy.engine.config.max_positions - max_tokens
-        if max_prompt < 1:
-            raise AstroError(f"traces: the model has no room for {max_tokens} new tokens; lower traces.*_tokens")
-        requests = [Request(tuple(self._tokenizer.prompt(p.text)), p.n, p.request_id) for p in prompts]
-        fitting = [i for i, request in enumerate(requests) if len(request.prompt_token_ids) <= max_prompt]
+        room = self.policy.engine.config.max_positions
+        if prompts and min(max_tokens) >= room:
+            raise AstroError(f"traces: the model has no room for {min(max_tokens)} new tokens; lower traces.*_tokens")
+        requests = [
+            Request(tuple(self._tokenizer.prompt(p.text)), p.n, p.request_id, (limit,) * p.n)
+            for p, limit in zip(prompts, max_tokens, strict=True)
+        ]
+        fitting = [i for i, r in enumerate(requests) if len(r.prompt_token_ids) + max_tokens[i] <= room]
+        longest = max((max_tokens[i] for i in fitting), default=1)
         completions = self.policy.generate(
-            [requests[i] for i in fitting], SamplingParams(max_tokens, temperature, stop=tuple(stop))
+            [requests[i] for i in fitting], SamplingParams(longest, temperature, stop=tuple(stop))
         )
         decode = self.policy.tokenizer.decode
         texts: list[list[str | None]] = [[] for _ in prompts]

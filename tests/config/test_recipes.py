@@ -65,7 +65,7 @@ def test_the_config_of_the_papers_model_has_the_papers_values():
     ]  # fmt: skip
     assert (c.problems.held_out, c.problems.eval, c.problems.difficulty_model) == (0, 500, "sft")
     assert (s.num_proposals, s.num_rollouts, s.num_simulations, s.max_depth) == (8, 16, 32, 50)
-    assert (s.num_parallel_leaves, s.early_stop) == (1, None)
+    assert (s.method, s.num_parallel_leaves, s.early_stop, s.keep_rollouts) == ("mcts", 1, None, True)
     assert (t.direct_examples, t.search_examples, t.max_backtracks, t.self_evaluation, t.clone) == (1, 3, 2, 8, "model")
     assert (t.self_evaluation_pass, t.phrases, t.merge_at) == (1.0, "fixed", "ancestor")
     assert (c.sft.num_train_epochs, c.sft.learning_rate, c.sft.min_lr_rate, c.sft.max_length) == (1, 3e-6, 0, 8192)

@@ -31,3 +31,7 @@ def test_success_rate_has_wilson_interval(right, n):
 )
 def test_majority_is_first_most_common_parsed_answer(answers, winner):
     assert majority(answers) == winner
+
+
+def test_votes_are_counted_by_value():
+    assert majority(["3", r"\sqrt{8}", "3", r"2\sqrt{2}", r"\sqrt{8}"]) == r"\sqrt{8}"

@@ -39,3 +39,16 @@ def test_run_cost_equals_a_count_by_hand():
     hours = tokens["search decode"] / 50 / 3600
     assert search["hours"] == round(hours, 2)
     assert search["chip_hours"] == round(4 * hours, 1)
+
+
+@pytest.mark.parametrize(
+    "search, tokens, first",
+    [({"method": "rounds", "rounds": [2, 6]}, 10 * 8 * 11, 10 * 2 * 11),
+     ({"method": "best-of-n", "num_samples": 9, "num_simulations": 1}, 10 * 9 * 11, 10 * 9 * 11)],
+)  # fmt: skip
+def test_the_search_without_proposals_costs_its_rollouts(search, tokens, first):
+    c = cfg.parse({"problems": {"search": 10}, "search": {"max_rollout_tokens": 11} | search})
+    rows = [{"stage": "search", "program": "decode", "tokens_per_s": 100}]
+    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
+    assert costs["search decode"]["tokens"] == tokens
+    assert costs["search decode, one iteration a tree"]["tokens"] == first

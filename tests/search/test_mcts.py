@@ -160,7 +160,7 @@ def test_after_any_simulations_n_and_q_follow_the_definition_and_no_virtual_visi
         evaluations += [node.id for node in evaluated]
         assert all(n.virtual_visits == 0 for n in tree.nodes)
     for n in tree.nodes:
-        if n.kept_rollouts:
+        if n.id and not n.number:
             assert n.visits == 0 and n.value == n.reward
             continue
         visits, value = visits_and_value(tree, evaluations, n.id)
@@ -282,6 +282,48 @@ def test_a_leaf_without_a_complete_step_is_an_incorrect_terminal():
     step, rollouts = completion(H, stopped=False), [completion(INVALID, ended=True)] * 2
     tree, _ = search_script(SCRIPT | {PROBLEM.prompt + A: ([step] * 3, rollouts)}, num_simulations=2)
     assert tree.nodes[1].terminal and tree.nodes[1].correct is False and len(tree.nodes) == 3
+
+
+def test_a_node_whose_rollouts_succeed_is_no_wrong_terminal_when_no_proposal_is_complete():
+    step, rollouts = completion(H, stopped=False), [completion(H, ended=True)] * 2
+    for keep in (False, True):
+        script = SCRIPT | {PROBLEM.prompt + A: ([step] * 3, rollouts)}
+        tree, engine = search_script(script, num_simulations=3, keep_rollouts=keep)
+        node = tree.nodes[1]
+        assert node.closed and not node.terminal and node.correct is None and node.reward == 1
+        assert (node.visits, node.value, tree.unfinished) == (3, 1.0, 1)  # selected twice more, expanded once
+        assert len(engine.calls) == 3 and len(tree.terminals(True)) == keep
+
+
+def test_rollouts_in_rounds_go_to_the_uncertain_half_and_stop_when_the_tree_has_enough():
+    b, c, d = " 4 * 3 = 12, left 2 12.\n", " 2 + 3 = 5, left 4 5.\n", " 4 - 3 = 1, left 1 2.\n"
+    right, right_after_b = completion(H, ended=True), completion(" 12 - 2 = 10" + HIT, ended=True)
+    wrong = completion(M, ended=True)
+    calls = []
+
+    class RoundsEngine(ScriptedEngine):
+        def generate(self, params, requests, sampling, **options):
+            calls.append([(r.request_id[2], TOKENIZER.decode(r.prompt_token_ids), r.n) for r in requests])
+            if requests[0].request_id[2] == "propose":
+                return [[completion(x, 0.25) for x in (A, b, c, d)]]
+            # A: all correct. b: half of them. c, d: none.
+            shares = {A: [right] * 4, b: [right_after_b, wrong] * 2}
+            return [(shares.get(TOKENIZER.decode(r.prompt_token_ids)[len(PROBLEM.prompt) :]) or [wrong] * 4)[: r.n]
+                    for r in requests]  # fmt: skip
+
+    settings = {"num_proposals": 4, "num_simulations": 1, "rollout_rounds": (2, 4, 2), "keep_rollouts": True}
+    (tree,) = search([PROBLEM], cfg.Search(**settings), Policy(RoundsEngine({}), None, TOKENIZER), Verifier())
+    rounds = [[(name, text[len(PROBLEM.prompt) :], n) for name, text, n in call] for call in calls[1:]]
+    assert rounds == [
+        [("rollout", x, 2) for x in (A, b, c, d)],
+        [("rollout 1", b, 4), ("rollout 1", A, 4)],  # b is nearest to 1/2; of the rest the first
+        [("rollout 2", b, 2)],
+    ]
+    assert [n.reward for n in tree.nodes[1:5]] == [1, 0.5, 0, 0]
+    calls.clear()
+    stop = settings | {"early_stop": {"correct": 1, "wrong": 0}}
+    (tree,) = search([PROBLEM], cfg.Search(**stop), Policy(RoundsEngine({}), None, TOKENIZER), Verifier())
+    assert len(calls) == 2 and tree.end_reason == "enough" and tree.rollouts == 8
 
 
 def test_parallel_leaves_are_different_leaves():

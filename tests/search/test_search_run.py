@@ -118,9 +118,10 @@ def test_the_bar_shows_the_figures_during_the_search(tmp_path, capsys, monkeypat
 # ---- The recipe
 
 
-def test_the_recipe_for_instruct_models_has_the_papers_search_and_asks_for_lines():
+def test_the_recipe_for_instruct_models_ends_trees_that_are_usable_and_asks_for_lines():
     c = cfg.load(str(pathlib.Path(__file__).parents[2] / "configs/llama-instruct.yaml"), ["problems.path=p.jsonl"])
     s = c.search
-    assert (s.num_proposals, s.num_rollouts, s.num_simulations, s.max_depth, s.method) == (8, 16, 32, 50, "mcts")
+    assert (s.method, s.focus, s.max_depth) == ("rounds", "uncertain", 50) and sum(s.rounds) == 96
+    assert s.early_stop == cfg.EarlyStop(correct=1, wrong=2, hopeless=64, trivial=64)
     assert c.chat.template and r"\boxed{answer}" in c.chat.system and "\n" not in c.chat.system
     assert s.step_end == "\n" and "line of its own" in c.chat.system

@@ -50,7 +50,7 @@ def test_a_proposed_step_takes_the_node_of_a_kept_rollout_and_no_other_node():
     kept_rollouts.add(tree, 0, [Step((5,), "a"), Step((6,), "b")], True, "1")
     assert tree.nodes[2].kept_rollouts == 1
     assert tree.add_child(0, (5,), "a", 0.25) is tree.nodes[2]
-    assert (tree.nodes[2].kept_rollouts, tree.nodes[2].prior, tree.nodes[2].number) == (0, 0.25, 2)
+    assert (tree.nodes[2].kept_rollouts, tree.nodes[2].prior, tree.nodes[2].number) == (1, 0.25, 2)
     assert tree.add_child(0, (5,), "a", 0.5).id == 4  # the node is the search's own now
 
 

@@ -101,7 +101,7 @@ def command(traces, tmp_path, monkeypatch):
 
     def execute(c, command, only):
         calls.append((c.traces.clone, only))
-        return type("FinishedRun", (), {"folder": traces.parent})
+        return type("FinishedRun", (), {"folder_of": lambda stage: traces.parent / stage})
 
     monkeypatch.setattr(pipeline, "execute", execute)
     monkeypatch.chdir(tmp_path)

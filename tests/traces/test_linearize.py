@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from traces_fixtures import hand_tree, linearized, path_ids
 
-from astro_jax.search.tree import Tree
+from astro_jax.search.tree import Step, Tree
 from astro_jax.traces.linearize import linearize, merge_paths, wrong_answers
 from astro_jax.types import Problem
 
@@ -128,3 +128,12 @@ def test_without_an_inner_node_no_branch_can_be_left_inside():
     assert linearize(tree, 1, random.Random(0)) == [1, 3, 4]
     assert linearize(tree, 1, random.Random(0), "inside") is None
     assert linearize(tree, 0, random.Random(0), "inside") == [1, 4]
+
+
+def test_wrong_answers_of_one_value_are_one_answer():
+    tree = Tree(Problem("p", "Solve.\n", "1"))
+    for i, answer in enumerate((r"2\sqrt{2}", r"\sqrt{8}", "3", None)):
+        tree.add_chain(0, [Step((i,), "")])[0].end(False, answer)
+    assert {answer: [n.id for n in nodes] for answer, nodes in wrong_answers(tree).items()} == {
+        r"2\sqrt{2}": [1, 2], "3": [3],
+    }  # fmt: skip

@@ -92,3 +92,19 @@ def test_each_trace_is_correct_and_its_steps_are_valid(k, min_value):
         assert [s.node for s in segments if s.kind == "step"] == sequence
         high = [n for n in sequence if not tree.nodes[n].terminal and min_value and tree.nodes[n].value >= min_value]
         assert [s.node for s in segments if s.text == DOUBT + CORRECT] == [*high, sequence[-1]]
+
+
+def test_the_positive_reflection_can_ask_for_evidence_and_be_limited_to_a_share_of_the_nodes():
+    tree = hand_tree()
+    for n, (value, visits) in {1: (1.0, 8), 2: (1.0, 1)}.items():
+        tree.nodes[n].value, tree.nodes[n].visits = value, visits
+
+    def praised(*limits):
+        segments = clone(tree, [2, 5, 1, 4], 0.8, True, *limits)
+        return [s.node for s in segments if s.kind == "reflect" and s.text == DOUBT + CORRECT]
+
+    assert praised() == [2, 1, 4]
+    assert praised(0.9) == [1, 4]  # node 2 was seen once
+    assert praised(0.99) == [4]
+    assert praised(0.5, 0.5) == [2, 4]  # at equal bounds the first
+    assert praised(0.6, 0.5) == [1, 4] and praised(None, 0.0) == [4]

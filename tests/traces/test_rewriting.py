@@ -90,3 +90,12 @@ def test_a_last_step_that_changes_the_answer_is_rejected():
     example = example_of(record, WRONG_THEN_CORRECT)
     assert STEPS[1] in example["response"] and "So, The answer is 5.\n" in example["response"]
     assert example["rewrites"] == {"segments": 5, "accepted": 4, "final answer": 3}
+
+
+def test_a_step_longer_than_clone_tokens_is_rewritten_and_not_cut_off():
+    tree = pets_tree()
+    (record,), engine = make_records(rewrite_well, [tree], clone="model", clone_tokens=2)
+    assert all("cut off" not in e["rewrites"] for e in record["astro"])
+    limits = {limit for _, requests in engine.calls for r in requests for limit in r.max_tokens}
+    encode = scripted_writer(rewrite_well)[0].policy.tokenizer.encode_after
+    assert min(limits) > 2 and max(limits) >= 2 * max(len(encode(n.text)) for n in tree.nodes)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import one_device, tiny_config, tiny_params
 
-from astro_jax import bench
+from astro_jax.bench import sampler as bench
 from astro_jax.cli import main
 from astro_jax.sampler import Engine, Request, SamplingParams
 

@@ -70,7 +70,7 @@ class Workload:
         ]
 
 
-def sampler(policy: Policy, work: Workload, compare: str | None = None) -> Json:
+def measure(policy: Policy, work: Workload, compare: str | None = None) -> Json:
     """Generate the workload twice; the first call also compiles.
 
     Args:

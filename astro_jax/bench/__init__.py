@@ -1,0 +1,1 @@
+"""Benchmarks: `sampler` measures the inference engine, `search` measures what a search budget gives."""
