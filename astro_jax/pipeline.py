@@ -42,7 +42,7 @@ from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
 from astro_jax.train import data, grpo, loop, sft
-from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
+from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
 from astro_jax.types import Problem
 from astro_jax.verify import verdict_counts
 from astro_jax.verify.verdict_counts import VerdictCounts
@@ -201,20 +201,24 @@ def train_sft(
     Args:
       texts: token ids of each text; an end token is appended to each.
       seed: of the order of the texts.
+
+    Raises:
+      AstroError: when the loss or the gradient is not finite, in several steps in a row or after the last.
     """
-    documents = [data.make_document([*tokens, tokenizer.eos_token_id], c.max_length) for tokens in texts]
+    documents = [data.make_document([*t, tokenizer.eos_token_id], c.max_length, i) for i, t in enumerate(texts)]
     tokens = sum(len(d.tokens) for d in documents)
     steps = max(1, round(c.num_train_epochs * tokens / (c.batch_size * c.max_length)))
-    batches = data.batches(documents, c.batch_size, c.max_length, seed, c.packing_strategy)
     tx = make_optimizer(c, steps)
     like = abstract_state(config, tx, sharding)
-    step = make_step(sft.make_loss(c, config, sharding), tx, config, sharding)
-    with contextlib.closing(batches):
+    with contextlib.closing(sft.SFTTrainer(c, documents, tx, config, sharding, seed)) as trainer:
         state = loop.run(
-            folder, folder.name, place(new_state(params, tx), like), like,
-            lambda state, _: step(state, sharding.device_put(next(batches), "batch")), steps, c.save_steps,
-            data_iterator=batches,
+            folder, folder.name, place(new_state(params, tx), like), like, trainer.step, trainer.examples, steps,
+            c.save_steps, c.max_skipped_steps, trainer.batches,
         )  # fmt: skip
+        if not trainer.is_finite(state.params):
+            raise AstroError(
+                f"{folder.name}: the loss of the trained model is not finite, so it is not saved; lower learning_rate"
+            )
     checkpoint.save(folder / "model", config, state.params, tokenizer)
 
 
@@ -236,8 +240,9 @@ def reinforce(run: RunContext, name: str) -> dict[str, Any]:
     problems, counts = _rl_prompts(run)
     trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, run.verifier, tx, config, sharding)
     state = loop.run(
-        run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
-    )
+        run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, trainer.examples, c.max_steps,
+        c.save_steps, c.max_skipped_steps,
+    )  # fmt: skip
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts
 

@@ -278,6 +278,9 @@ class Training(Section):
         "none", "Rematerialization: keep all activations, or recompute each layer in the backward pass."
     )
     dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
+    max_skipped_steps: int = key(
+        3, "Steps in a row without a finite loss and gradient after which a run stops. Each of them is skipped.", ge=1
+    )
 
 
 class Sft(Training):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import grain
 import numpy as np
@@ -26,14 +26,28 @@ class Document:
       tokens: int32 [S].
       loss_weights: float32 [S], the weight of each token's prediction in the loss.
       extras: further columns of float32 [S], by name.
+      index: the place of the example in its source, from 0.
     """
 
     tokens: np.ndarray
     loss_weights: np.ndarray
     extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    index: int = 0
 
 
-def make_document(tokens: Sequence[int], max_length: int) -> Document:
+class IndexedBatch(NamedTuple):
+    """A packed batch, and the examples in it.
+
+    Attributes:
+      batch: NumPy arrays [B, S].
+      indices: int32 [number of documents], `Document.index` of each document or part of one.
+    """
+
+    batch: Batch
+    indices: np.ndarray
+
+
+def make_document(tokens: Sequence[int], max_length: int, index: int = 0) -> Document:
     """A document whose every token is learned, prompt included (paper, appendix B.2: no masking).
 
     Tokens after the first `max_length` are left out. The first token has no weight: no token predicts it.
@@ -41,7 +55,7 @@ def make_document(tokens: Sequence[int], max_length: int) -> Document:
     ids = np.asarray(tokens[:max_length], np.int32)
     loss_weights = np.ones(len(ids), np.float32)
     loss_weights[:1] = 0.0
-    return Document(ids, loss_weights)
+    return Document(ids, loss_weights, index=index)
 
 
 def batches(
@@ -56,17 +70,24 @@ def batches(
     The iterator has get_state and set_state; a checkpoint holds the state.
 
     Yields:
-      Batch of NumPy arrays [batch_size, max_length].
+      IndexedBatch with rows [batch_size, max_length].
     """
-    source = _in_memory(grain.MapDataset.source([_element(d) for d in documents]).shuffle(seed=seed).repeat())
+    elements = [_element(d) | {"index": np.full(len(d.tokens), d.index, np.int32)} for d in documents]
+    source = _in_memory(grain.MapDataset.source(elements).shuffle(seed=seed).repeat())
+    lengths = dict.fromkeys(elements[0], max_length)
     if packing_strategy == "wrapped":
-        lengths = _lengths(documents[0], max_length)
         rows = grain.experimental.ConcatThenSplitIterDataset(source, length_struct=lengths)
         to_batch = _wrapped_batch
     else:
-        rows = _first_fit(source, documents[0], max_length, num_bins=batch_size)
+        rows = _first_fit(source, lengths, num_bins=batch_size)
         to_batch = _first_fit_batch
-    rows = rows.batch(batch_size, drop_remainder=True).map(to_batch)
+
+    def with_indices(rows: dict[str, np.ndarray]) -> IndexedBatch:
+        return IndexedBatch(
+            to_batch(rows), rows["index"][(rows["index_segment_ids"] > 0) & (rows["index_positions"] == 0)]
+        )
+
+    rows = rows.batch(batch_size, drop_remainder=True).map(with_indices)
     return iter(grain.experimental.ThreadPrefetchIterDataset(rows, prefetch_buffer_size=4))
 
 
@@ -77,7 +98,8 @@ def pack(documents: Sequence[Document], max_length: int) -> tuple[Batch, dict[st
       (Batch of NumPy arrays [B, max_length], the extra columns at the same places).
     """
     source = _in_memory(grain.MapDataset.source([_element(d) for d in documents]))
-    rows = list(_first_fit(source, documents[0], max_length, num_bins=len(documents)))
+    lengths = dict.fromkeys(_element(documents[0]), max_length)
+    rows = list(_first_fit(source, lengths, num_bins=len(documents)))
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return _first_fit_batch(stacked), {name: stacked[name] for name in documents[0].extras}
 
@@ -91,13 +113,9 @@ def _element(d: Document) -> dict[str, np.ndarray]:
     return {"tokens": d.tokens, "loss_weights": d.loss_weights, **d.extras}
 
 
-def _lengths(d: Document, max_length: int) -> dict[str, int]:
-    return dict.fromkeys(_element(d), max_length)
-
-
-def _first_fit(source: Any, first: Document, max_length: int, num_bins: int) -> Any:
+def _first_fit(source: Any, lengths: dict[str, int], num_bins: int) -> Any:
     return grain.experimental.FirstFitPackIterDataset(
-        source, length_struct=_lengths(first, max_length), num_packing_bins=num_bins, shuffle_bins=False
+        source, length_struct=lengths, num_packing_bins=num_bins, shuffle_bins=False
     )
 
 

@@ -170,6 +170,10 @@ class GRPOTrainer:
             state, metrics = self._update(state, [rollouts[j] for j in indices], advantages[indices])
         return state, metrics | rollout_metrics(rollouts)
 
+    def examples(self, i: int) -> list[str]:
+        """Return the ids of the problems of step i."""
+        return [self.problems[j].id for j in self._prompt_indices(i)]
+
     def generate_rollouts(self, params: Params, i: int) -> list[list[Rollout]]:
         """Sample and judge one group of M completions for each of the G prompts of step i."""
         c, policy = self.c, Policy(self.engine, params, self.tokenizer)
@@ -205,8 +209,8 @@ class GRPOTrainer:
         for micro_batch in self._micro_batches(rollouts, advantages):
             grads, metrics = self._accumulate(state.params, grads, self.sharding.device_put(micro_batch, "batch"))
             sums.append(metrics)
-        state, metrics = self._apply(state, grads)
         total = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in (sums[0] if sums else {})}
+        state, metrics = self._apply(state, grads, np.float32(total.get("loss", 0.0)))
         weight = total.pop("weight", 0.0)
         means = {k: total[k] / max(weight, 1e-9) for k in ("clip_fraction", "entropy", "logp_gap") if k in total}
         return state, total | means | metrics

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import jax
+import optax
 
 from astro_jax import config as cfg
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding
-from astro_jax.train import losses
+from astro_jax.train import data, losses
 from astro_jax.train.losses import Batch
-from astro_jax.train.state import LossFn, Metrics
+from astro_jax.train.state import LossFn, Metrics, TrainState, make_step
 
 
 def make_loss(c: cfg.Sft, config: LlamaConfig, sharding: Sharding) -> LossFn:
@@ -23,3 +29,59 @@ def make_loss(c: cfg.Sft, config: LlamaConfig, sharding: Sharding) -> LossFn:
         return value, {"loss": value}
 
     return loss
+
+
+class SFTTrainer:
+    """Trains on packed documents, one step at a time. `train.loop.run` calls `step`.
+
+    Args:
+      c: the settings.
+      documents: the examples.
+      tx: the optimizer.
+      config: of the model.
+      sharding: of training.
+      seed: of the order of the documents.
+
+    Attributes:
+      batches: the iterator over the batches. Its state belongs into a checkpoint.
+    """
+
+    def __init__(
+        self,
+        c: cfg.Sft,
+        documents: Sequence[data.Document],
+        tx: optax.GradientTransformation,
+        config: LlamaConfig,
+        sharding: Sharding,
+        seed: int,
+    ):
+        self._make_batches = lambda: data.batches(documents, c.batch_size, c.max_length, seed, c.packing_strategy)
+        self.batches = self._make_batches()
+        self._loss, self._sharding = make_loss(c, config, sharding), sharding
+        self._step = make_step(self._loss, tx, config, sharding)
+        self._indices: Sequence[int] = ()
+
+    def step(self, state: TrainState, i: int) -> tuple[TrainState, Metrics | dict[str, Any]]:
+        """Train on the next batch. The state is donated.
+
+        Returns:
+          (the new state, metrics: those of the update, and the `tokens` of the batch without padding).
+        """
+        batch, indices = next(self.batches)
+        self._indices = indices.tolist()
+        state, metrics = self._step(state, self._sharding.device_put(batch, "batch"))
+        return state, metrics | {"tokens": (batch.segment_ids > 0).sum()}
+
+    def examples(self, i: int) -> list[str]:
+        """Name the examples of the batch of step i, the last step: their places among the documents, from 0."""
+        return list(map(str, self._indices))
+
+    def is_finite(self, params: Params) -> bool:
+        """Return whether the loss of the first batch is finite. No later step tests the last update."""
+        with contextlib.closing(self._make_batches()) as batches:
+            batch = self._sharding.device_put(next(batches).batch, "batch")
+        return math.isfinite(jax.jit(self._loss)(params, batch)[0])
+
+    def close(self) -> None:
+        """Stop the thread that packs ahead."""
+        self.batches.close()

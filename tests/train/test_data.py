@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from astro_jax.train import data
-from astro_jax.train.data import Document, batches, make_document, pack
+from astro_jax.train.data import Document, make_document, pack
 
 LENGTH = 16
 COLUMNS = ("tokens", "segment_ids", "positions", "loss_weights")
@@ -36,6 +36,24 @@ def unpack(batch):
             np.testing.assert_array_equal(weights[mask], [0, *[1] * (mask.sum() - 1)])
             documents.append(tuple(tokens[mask].tolist()))
     return documents
+
+
+def batches(*args, **kwargs):
+    """The batches without the indices of their documents."""
+    return IndexedIterator(data.batches(*args, **kwargs))
+
+
+class IndexedIterator:
+    """Drops the indices, and passes states on."""
+
+    def __init__(self, iterator):
+        self.iterator, self.get_state, self.set_state = iterator, iterator.get_state, iterator.set_state
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.iterator).batch
 
 
 def as_tuples(documents):
@@ -134,3 +152,14 @@ def test_documents_of_full_length_fit():
     documents = [make_document(range(1, 40), LENGTH)] * 3
     batch, _ = data.pack(documents, LENGTH)
     assert unpack(batch) == [tuple(range(1, 17))] * 3
+
+
+@pytest.mark.parametrize("packing_strategy", ["first-fit", "wrapped"])
+def test_batch_names_its_documents(packing_strategy):
+    documents = [make_document(d.tokens, LENGTH, index=7 * i) for i, d in enumerate(DOCUMENTS)]
+    iterator = data.batches(documents, 2, LENGTH, seed=0, packing_strategy=packing_strategy)
+    for batch, indices in itertools.islice(iterator, 5):
+        starts = batch.tokens[batch.tokens >= 100] - 100
+        assert set(starts) <= set(indices // 7) and (indices % 7 == 0).all()
+        if packing_strategy == "first-fit":
+            assert (starts == indices // 7).all()

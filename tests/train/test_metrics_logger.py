@@ -1,5 +1,6 @@
 """metrics.jsonl and the event file beside it."""
 
+import jax.numpy as jnp
 import pytest
 from etils import epath
 from event_file import read_events, read_scalars
@@ -53,7 +54,7 @@ def test_watching_tensorboard_drops_the_replaced_curves(tmp_path):
 def test_bucket_has_no_event_file_and_one_line_is_logged(monkeypatch, capsys):
     folder = bucket(monkeypatch)
     log_steps(folder, 0, {1: 1.0})
-    assert [p.name for p in folder.iterdir()] == ["metrics.jsonl"]
+    assert {p.name for p in folder.iterdir()} == {"metrics.jsonl", "timings.jsonl"}
     assert capsys.readouterr().err.count("no TensorBoard curves") == 1
 
 
@@ -67,8 +68,10 @@ def test_progress_bar_shows_last_fetched_step(tmp_path):
     logger = MetricsLogger(epath.Path(tmp_path))
     logger.start(0)
     for step in range(1, MetricsLogger.FETCH_STEPS):
-        logger.add(step, {"loss": float(step)})
+        logger.add(step, {"loss": jnp.float32(step)})
     assert logger.latest == {}  # not fetched yet
-    logger.add(MetricsLogger.FETCH_STEPS, {"loss": 9.0, "grad_norm": 1.0})
+    logger.add(MetricsLogger.FETCH_STEPS, {"loss": jnp.float32(9), "grad_norm": 1.0})
     assert logger.latest == {"loss": 9.0}
+    logger.add(MetricsLogger.FETCH_STEPS + 1, {"loss": 8.0})  # on the host already
+    assert logger.latest == {"loss": 8.0}
     logger.close()
