@@ -27,7 +27,15 @@ from astro_jax.policy import Policy
 from astro_jax.sampler import Engine, SamplingParams
 from astro_jax.train import data, losses
 from astro_jax.train.losses import RolloutBatch
-from astro_jax.train.state import LossFn, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
+from astro_jax.train.state import (
+    LossFn,
+    Metrics,
+    TrainState,
+    learning_rate,
+    make_accumulate,
+    make_apply,
+    zero_gradients,
+)
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
 
@@ -159,16 +167,17 @@ class GRPOTrainer:
         The rollouts of the step are split over `steps_per_generation` optimizer steps.
 
         Returns:
-          (the new state, metrics: those of the last optimizer step, and `rollout_metrics` of all rollouts).
+          (the new state, metrics: `mean_metrics` of the optimizer steps, and `rollout_metrics` of all rollouts).
         """
         groups = self.generate_rollouts(self._reshard(state.params), i)
         rewards = np.asarray([[r.reward for r in group] for group in groups])
         rollouts = [r for group in groups for r in group]
         advantages = group_advantages(rewards, self.c.scale_rewards).reshape(-1)
-        metrics: dict[str, Any] = {}
+        updates = []
         for indices in np.array_split(np.arange(len(rollouts)), self.c.steps_per_generation):
             state, metrics = self._update(state, [rollouts[j] for j in indices], advantages[indices])
-        return state, metrics | rollout_metrics(rollouts)
+            updates.append(metrics)
+        return state, mean_metrics(updates) | sampling_metrics(rollouts) | rollout_metrics(rollouts)
 
     def examples(self, i: int) -> list[str]:
         """Return the ids of the problems of step i."""
@@ -203,17 +212,27 @@ class GRPOTrainer:
     def _update(
         self, state: TrainState, rollouts: Sequence[Rollout], advantages: np.ndarray
     ) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step on these rollouts, one micro-batch at a time. `advantages` is [number of rollouts]."""
-        grads = zero_gradients(self.config, self.sharding)
-        sums = []
-        for micro_batch in self._micro_batches(rollouts, advantages):
+        """One optimizer step on these rollouts, one micro-batch at a time. `advantages` is [number of rollouts].
+
+        Without any advantage no gradient exists. Then the state stays as it is: AdamW would still move the parameters
+        by its momentum and its weight decay.
+        """
+        micro_batches = self._micro_batches(rollouts, advantages)
+        if not micro_batches:
+            rate = float(learning_rate(state))
+            return state, {
+                "loss": 0.0, "clip_fraction": 0.0, "grad_norm": 0.0, "learning_rate": rate, "skipped_steps": 0.0,
+                "no_gradient_steps": 1.0,
+            }  # fmt: skip
+        grads, sums = zero_gradients(self.config, self.sharding), []
+        for micro_batch in micro_batches:
             grads, metrics = self._accumulate(state.params, grads, self.sharding.device_put(micro_batch, "batch"))
             sums.append(metrics)
-        total = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in (sums[0] if sums else {})}
-        state, metrics = self._apply(state, grads, np.float32(total.get("loss", 0.0)))
-        weight = total.pop("weight", 0.0)
-        means = {k: total[k] / max(weight, 1e-9) for k in ("clip_fraction", "entropy", "logp_gap") if k in total}
-        return state, total | means | metrics
+        total = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in sums[0]}
+        state, metrics = self._apply(state, grads, np.float32(total["loss"]))
+        weight = total.pop("weight")
+        means = {k: total[k] / weight for k in ("entropy", "logp_gap")}
+        return state, total | means | jax.device_get(metrics) | {"no_gradient_steps": 0.0}
 
     def _micro_batches(self, rollouts: Sequence[Rollout], advantages: np.ndarray) -> list[RolloutBatch]:
         """Pack the rollouts of an update into micro-batches of [micro_batch_size, max_length].
@@ -249,6 +268,26 @@ def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
         "old_logprobs": np.concatenate([zeros, r.logprobs]),
     }
     return data.Document(tokens, np.concatenate([zeros, np.full(size, weight, np.float32)]), extras)
+
+
+def mean_metrics(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Average the metrics of the optimizer steps of one step. The steps that were not applied are counted.
+
+    A metric that some steps lack, such as the entropy of learned tokens, is the mean over the others.
+    """
+    values = {k: [float(m[k]) for m in updates if k in m] for k in dict.fromkeys(k for m in updates for k in m)}
+    counts = ("skipped_steps", "no_gradient_steps")
+    return {k: sum(v) if k in counts else sum(v) / len(v) for k, v in values.items()}
+
+
+def sampling_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What the sampler knows of all completions of a step, also of those without an advantage.
+
+    `sampled_entropy` is minus the mean log-probability of the sampled tokens: an estimate without bias of the entropy
+    of the policy at the tokens of its own completions, with no forward pass.
+    """
+    logprobs = np.concatenate([r.logprobs for r in rollouts])
+    return {"tokens": float(len(logprobs)), "sampled_entropy": -float(logprobs.mean(dtype=np.float64))}
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
