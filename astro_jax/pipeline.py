@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -110,21 +111,20 @@ def planned(c: cfg.Config) -> tuple[str, ...]:
     return registry.with_difficulty(c.stages) if c.problems.difficulty_samples else c.stages
 
 
-def base(run: RunContext) -> None:
+def base(run: RunContext) -> dict[str, int]:
     """Make the base model: copy it, fine-tune it on worked solutions, or train it from scratch."""
     if run.c.model == "scratch":
-        _pretrain(run)
-        return
+        return _pretrain(run)
     source = paths.resolve(run.c.model)
     tokenizer = tokenizers.load(str(source), run.c.chat)
     if run.c.base_sft is not None:
         config, params = checkpoint.load(source, run.train_sharding)
         documents = _worked_solutions(run, tokenizer)
         folder = run.folder / "base"
-        train_sft(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
-        return
+        return train_sft(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
     config, params = checkpoint.load(source, run.decode_sharding)
     checkpoint.save(run.folder / "base" / "model", config, params, tokenizer)
+    return {}
 
 
 def _worked_solutions(run: RunContext, tokenizer: Tokenizer) -> list[list[int]]:
@@ -136,7 +136,7 @@ def _worked_solutions(run: RunContext, tokenizer: Tokenizer) -> list[list[int]]:
     return documents
 
 
-def _pretrain(run: RunContext) -> None:
+def _pretrain(run: RunContext) -> dict[str, int]:
     """Train a Llama from random parameters on the Countdown corpus."""
     c, a = run.c, run.c.architecture
     tokenizer = countdown_tokenizer(run.game.max_value)
@@ -146,7 +146,7 @@ def _pretrain(run: RunContext) -> None:
     )  # fmt: skip
     params = llama_params.init(jax.random.key(c.seed), config)
     documents = map(tokenizer.encode, islice(_corpus(run, c.seed), c.corpus.documents))
-    train_sft(run.folder / "base", c.pretrain, config, params, tokenizer, documents, run.train_sharding, c.seed)
+    return train_sft(run.folder / "base", c.pretrain, config, params, tokenizer, documents, run.train_sharding, c.seed)
 
 
 def _corpus(run: RunContext, seed: int) -> Iterator[str]:
@@ -176,7 +176,7 @@ def traces(run: RunContext) -> dict[str, Any]:
     return counts
 
 
-def fine_tune(run: RunContext, name: str) -> None:
+def fine_tune(run: RunContext, name: str) -> dict[str, int]:
     """Fine-tune the base model on traces. `name` is "direct-sft" or "astro-sft"."""
     kind = name.removesuffix("-sft")
     config, params, tokenizer = run.load("base", run.train_sharding)
@@ -189,37 +189,47 @@ def fine_tune(run: RunContext, name: str) -> None:
     replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(examples)))
     documents = [tokenizer.prompt(e["prompt"]) + tokenizer.encode_after(e["response"]) for e in examples]
     documents += map(tokenizer.encode, replay)
-    train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
+    return train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 
 def train_sft(
     folder: epath.Path, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Tokenizer,
     texts: Iterable[list[int]], sharding: meshes.Sharding, seed: int,
-) -> None:  # fmt: skip
+) -> dict[str, int]:  # fmt: skip
     """Train on tokenized texts, and write checkpoints, metrics.jsonl and the model to `folder`.
 
     Args:
       texts: token ids of each text; an end token is appended to each.
       seed: of the order of the texts.
 
+    Returns:
+      Counts for the manifest: examples, how many were dropped and truncated, and optimizer steps.
+
     Raises:
       AstroError: when the loss or the gradient is not finite, in several steps in a row or after the last.
     """
-    documents = [data.make_document([*t, tokenizer.eos_token_id], c.max_length, i) for i, t in enumerate(texts)]
-    tokens = sum(len(d.tokens) for d in documents)
-    steps = max(1, round(c.num_train_epochs * tokens / (c.batch_size * c.max_length)))
+    ended = ([*tokens, tokenizer.eos_token_id] for tokens in texts)
+    # Wrapped documents are split at the ends of rows: none is too long.
+    longest = c.max_length if c.packing_strategy == "first-fit" else sys.maxsize
+    documents, counts = data.make_documents(ended, longest, c.overlong)
+    for verb, n in counts.items():
+        if n:
+            log(f"{folder.name}: {n} examples have more than max_length={c.max_length} tokens and are {verb}")
+    batches = data.packed_batches(documents, c.batch_size, c.max_length, seed, c.num_train_epochs, c.packing_strategy)
+    steps = sum(1 for _ in batches)
     tx = make_optimizer(c, steps)
     like = abstract_state(config, tx, sharding)
-    with contextlib.closing(sft.SFTTrainer(c, documents, tx, config, sharding, seed)) as trainer:
+    with contextlib.closing(sft.SFTTrainer(c, batches, tx, config, sharding)) as trainer:
         state = loop.run(
             folder, folder.name, place(new_state(params, tx), like), like, trainer.step, trainer.examples, steps,
-            c.save_steps, c.max_skipped_steps, trainer.batches,
+            c.save_steps, c.max_skipped_steps, trainer.iterator,
         )  # fmt: skip
         if not trainer.is_finite(state.params):
             raise AstroError(
                 f"{folder.name}: the loss of the trained model is not finite, so it is not saved; lower learning_rate"
             )
     checkpoint.save(folder / "model", config, state.params, tokenizer)
+    return {"examples": len(documents) + counts["dropped"]} | counts | {"steps": steps}
 
 
 def measure_difficulty(run: RunContext) -> dict[str, Any]:

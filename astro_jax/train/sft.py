@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import grain
 import jax
 import optax
 
@@ -36,27 +36,24 @@ class SFTTrainer:
 
     Args:
       c: the settings.
-      documents: the examples.
+      batches: from `data.packed_batches`.
       tx: the optimizer.
       config: of the model.
       sharding: of training.
-      seed: of the order of the documents.
 
     Attributes:
-      batches: the iterator over the batches. Its state belongs into a checkpoint.
+      iterator: over the batches. Its state belongs into a checkpoint.
     """
 
     def __init__(
         self,
         c: cfg.Sft,
-        documents: Sequence[data.Document],
+        batches: grain.IterDataset,
         tx: optax.GradientTransformation,
         config: LlamaConfig,
         sharding: Sharding,
-        seed: int,
     ):
-        self._make_batches = lambda: data.batches(documents, c.batch_size, c.max_length, seed, c.packing_strategy)
-        self.batches = self._make_batches()
+        self._batches, self.iterator = batches, data.prefetched(batches)
         self._loss, self._sharding = make_loss(c, config, sharding), sharding
         self._step = make_step(self._loss, tx, config, sharding)
         self._indices: Sequence[int] = ()
@@ -67,7 +64,7 @@ class SFTTrainer:
         Returns:
           (the new state, metrics: those of the update, and the `tokens` of the batch without padding).
         """
-        batch, indices = next(self.batches)
+        batch, indices = next(self.iterator)
         self._indices = indices.tolist()
         state, metrics = self._step(state, self._sharding.device_put(batch, "batch"))
         return state, metrics | {"tokens": (batch.segment_ids > 0).sum()}
@@ -78,10 +75,9 @@ class SFTTrainer:
 
     def is_finite(self, params: Params) -> bool:
         """Return whether the loss of the first batch is finite. No later step tests the last update."""
-        with contextlib.closing(self._make_batches()) as batches:
-            batch = self._sharding.device_put(next(batches).batch, "batch")
+        batch = self._sharding.device_put(next(iter(self._batches)).batch, "batch")
         return math.isfinite(jax.jit(self._loss)(params, batch)[0])
 
     def close(self) -> None:
         """Stop the thread that packs ahead."""
-        self.batches.close()
+        self.iterator.close()

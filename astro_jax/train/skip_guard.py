@@ -20,17 +20,15 @@ class SkipGuard:
     Args:
       stage: label of the messages.
       max_skipped_steps: skipped steps in a row that stop the run.
-      records: of metrics.jsonl before the first step of this process.
 
     Attributes:
-      in_a_row: skipped steps since the last step that was not skipped.
+      in_a_row: skipped steps since the last step that was not skipped. A checkpoint is only saved while this is 0, so a
+        resumed run starts at 0.
     """
 
-    def __init__(self, stage: str, max_skipped_steps: int, records: Iterable[Json]):
+    def __init__(self, stage: str, max_skipped_steps: int):
         self.stage, self.max_skipped_steps, self.in_a_row = stage, max_skipped_steps, 0
         self._examples: dict[int, Sequence[str]] = {}
-        for record in records:
-            self._count(record)
 
     def add(self, step: int, examples: Sequence[str]) -> None:
         """Name the examples of a step whose metrics are not fetched yet."""
@@ -48,13 +46,13 @@ class SkipGuard:
         """
         for record in records:
             examples = self._examples.pop(record["step"])
-            self._count(record)
+            self.in_a_row = self.in_a_row + 1 if record["skipped_steps"] else 0
             if not self.in_a_row:
                 continue
             first, last = record["step"] - self.in_a_row + 1, record["step"]
-            names = " ".join(examples[:SHOWN_IDS]) + f" and {len(examples) - SHOWN_IDS} more" * (
-                len(examples) > SHOWN_IDS
-            )
+            names = " ".join(examples[:SHOWN_IDS])
+            if (more := len(examples) - SHOWN_IDS) > 0:
+                names += f" and {more} more"
             if self.in_a_row < self.max_skipped_steps:
                 log(f"{self.stage}: step {last} is skipped, its loss or gradient is not finite; its batch: {names}")
                 continue
@@ -65,6 +63,3 @@ class SkipGuard:
                 f"{names}; the last good checkpoint: {'none' if proven is None else f'step {proven}'}; lower "
                 "learning_rate, or remove these examples"
             )
-
-    def _count(self, record: Json) -> None:
-        self.in_a_row = self.in_a_row + 1 if record.get("skipped_steps") else 0

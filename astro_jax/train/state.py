@@ -189,7 +189,12 @@ def _update(
     """
     norm = optax.tree.norm(grads)
     is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    updated = TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-    metrics = {"grad_norm": norm, "learning_rate": learning_rate(updated), "skipped_steps": 1 - is_finite.astype(int)}
-    return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state), metrics
+
+    def update(state: TrainState) -> TrainState:
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        return TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+
+    # A branch, not a selection of values: that would hold the old and the new parameters at once.
+    state = jax.lax.cond(is_finite, update, lambda state: state, state)
+    skipped = 1 - is_finite.astype(jnp.int32)
+    return state, {"grad_norm": norm, "learning_rate": learning_rate(state), "skipped_steps": skipped}
