@@ -154,6 +154,8 @@ class GRPOTrainer:
                 f"grpo.max_completion_length={c.max_completion_length}; raise it to "
                 f"{longest + c.max_completion_length} or more"
             )
+        # The longest prompt may come late: caches that grow then would compile all programs of the sampler again.
+        engine.reserve(longest, c.max_completion_length)
         self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
         self.verifier = verifier
         self.config, self.sharding = config, train_sharding

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -41,7 +42,7 @@ def run(
     Args:
       folder: of the stage, for checkpoints/, metrics.jsonl, timings.jsonl and tensorboard/.
       stage: label of the progress bar.
-      state: the initial state. It is donated.
+      state: the initial state. It is donated. With a checkpoint it is deleted: a resumed run holds one state too.
       abstract_state: shapes and shardings of the state, for the restore.
       step_fn: (state, i) -> (state, metrics), step i from 0.
       examples: the names of the examples of step i, called after the step.
@@ -63,8 +64,10 @@ def run(
         first = 0
         if checkpointer.latest is not None:
             first = checkpointer.latest.step
+            jax.tree.map(lambda x: x.delete(), state)  # the restored state takes its place on the devices
             state = _restore(checkpointer, first, abstract_state, data_iterator)
-        guard = SkipGuard(stage, max_skipped_steps, logger.start(first))
+        logger.start(first)
+        guard = SkipGuard(stage, max_skipped_steps)
         with ProgressBar(stage, max_steps, "steps", done=first) as bar:
             for i in range(first, max_steps):
                 state, metrics = step_fn(state, i)
@@ -74,7 +77,7 @@ def run(
                 is_saved = (i + 1) % save_steps == 0 or i + 1 == max_steps
                 if is_saved:
                     records += logger.flush()
-                guard.check(records, [c.step for c in checkpointer.checkpoints])
+                guard.check(records, [checkpoint.step for checkpoint in checkpointer.checkpoints])
                 if is_saved and not guard.in_a_row:
                     distributed.assert_equal_across_processes(f"{stage}, step {i + 1}", logger.latest)
                     checkpointer.save_checkpointables(i + 1, _checkpointables(state, data_iterator))

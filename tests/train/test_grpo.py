@@ -12,6 +12,7 @@ import pytest
 from helpers import (
     assert_trees_close,
     assert_trees_equal,
+    count_compilations,
     countdown_tokenizer,
     one_device,
     one_device_train,
@@ -367,6 +368,9 @@ class FixedEngine:
     def __init__(self, *completions):
         self.completions, self.requests = completions, []
 
+    def reserve(self, prompt, new):
+        pass
+
     def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
         self.requests += requests
         return [list(self.completions) for _ in requests]
@@ -390,6 +394,23 @@ def test_row_that_cannot_hold_a_completion_is_refused():
     make(max_length=15)  # prompts of 3 tokens and completions of 12
     with pytest.raises(AstroError, match=r"grpo\.max_length=14.*raise it to 15"):
         make(max_length=14)
+
+
+def test_longer_prompt_in_a_later_step_compiles_nothing():
+    """The caches of the sampler grew with the longest prompt so far, and its programs compiled again."""
+    short, long = "bcd", "bcdefghijkbcdefghijk"
+    problems = [Problem(f"p{i}", short, "") for i in range(6)]
+    engine = Engine(CONFIG, one_device(), 3, max_num_seqs=16, num_scheduler_steps=4, block_size=4)
+    late = make_shared([*problems, Problem("long", long, "")], engine=engine)
+    steps = [sum(late.problems[j].id == "long" for j in late._prompt_indices(i)) for i in range(9)]
+    first = steps.index(1)
+    assert first > 0
+    params = tiny_params(CONFIG)
+    for i in range(first):
+        late.generate_rollouts(params, i)
+    with count_compilations() as compiled:
+        late.generate_rollouts(params, first)
+    assert compiled == []
 
 
 def test_truncated_response_is_wrong():
