@@ -92,7 +92,7 @@ def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> LossFn:
 
     def loss(params: Params, rollouts: RolloutBatch) -> tuple[jax.Array, Metrics]:
         batch, remat = rollouts.batch, c.remat_policy == "full"
-        logprobs, entropy = losses.token_logprobs(losses.cast(params, c.dtype), batch, config, sharding, remat)
+        logprobs, entropy = losses.token_logprobs(losses.mixed(params, c.dtype), batch, config, sharding, remat)
         value, clip_fraction = losses.grpo_loss(
             logprobs, rollouts.old_logprobs, rollouts.advantages, batch.loss_weights, c.epsilon
         )

@@ -24,7 +24,7 @@ def make_loss(c: cfg.Sft, config: LlamaConfig, sharding: Sharding) -> LossFn:
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
         remat = c.remat_policy == "full"
-        logprobs, _ = losses.token_logprobs(losses.cast(params, c.dtype), batch, config, sharding, remat)
+        logprobs, _ = losses.token_logprobs(losses.mixed(params, c.dtype), batch, config, sharding, remat)
         value = losses.cross_entropy(logprobs, batch.loss_weights)
         return value, {"loss": value}
 
