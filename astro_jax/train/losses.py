@@ -118,7 +118,7 @@ def _predictions(
         n_vocab = matrix.value.shape[axes.index("vocab")]
         if batch:
             # Each device sums the gradient over its chunks; one reduction over the devices follows.
-            matrix = matrix.replace(master=jax.lax.pcast(matrix.master, batch, to="varying"))
+            matrix = mp.MixedWeight(matrix.value, jax.lax.pcast(matrix.master, batch, to="varying"))
             x = jax.lax.pcast(x, vocab, to="varying")
     else:
         n_vocab = matrix.shape[axes.index("vocab")]
