@@ -95,7 +95,7 @@ def evaluate(
     Args:
       policy: the model.
       problems: the problems.
-      folder: where the answers are written: model-*.jsonl. Problems of a file that exists are not answered again.
+      folder: where the answers are written: answers-*.jsonl. Problems of a file that exists are not answered again.
       c: the settings.
 
     Returns:

@@ -2,18 +2,18 @@
 
     problems -> search -> traces -> SFT -> GRPO -> evaluation -> report
 
-A stage is finished when its folder has a manifest. A stopped run skips finished stages, and continues the
-current stage from its last shard, saved trees or checkpoint.
+A stage is finished when its folder has a manifest. A run keeps finished stages whose inputs are the same as before
+(`astro_jax.run_plan`), and continues a stopped stage from its last shard, saved trees or checkpoint.
 `astro_jax.stages` declares names, order and parents; this module has the function of each stage.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import copy
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,7 @@ import jax
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import countdown, distributed, report, storage
+from astro_jax import countdown, distributed, report, run_lock, run_plan, stage_folder, stage_inputs, storage
 from astro_jax import mesh as meshes
 from astro_jax import stages as registry
 from astro_jax.countdown.tokenizer import countdown_tokenizer
@@ -37,7 +37,9 @@ from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.problems import solutions
 from astro_jax.progress import log
 from astro_jax.run_context import RunContext
+from astro_jax.run_plan import StagePlan
 from astro_jax.search import run as searching
+from astro_jax.stage_folder import Inputs
 from astro_jax.stages import STAGES
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
@@ -50,7 +52,7 @@ from astro_jax.verify.verdict_counts import VerdictCounts
 
 
 def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: tuple[int, int] = (0, 1)) -> RunContext:
-    """Run the stages of a config in order. Skip finished stages.
+    """Run the stages of a config in order. Keep the results of stages whose inputs have not changed.
 
     Args:
       c: the configuration.
@@ -61,57 +63,83 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
     Raises:
       AstroError: for an unknown stage, a config that cannot run (before anything is written), or a missing parent.
     """
-    names = only or planned(c)
-    for name in names:
+    for name in only or c.stages:
         if name not in STAGES:
             raise AstroError(f"stages: no stage {name!r}; there are {', '.join(STAGES)}")
+    names = registry.expand(only, c.stages) if only else stage_inputs.planned(c)
     run = RunContext(c, command, shard)
-    for use, users in (("search", {"search"}), ("rl", {"difficulty", "direct-rl", "astro-rl"}), ("eval", {"eval"})):
-        if users & set(names):
-            run.problems(use)  # raises now, not after hours, when there are too few
     if "traces" in names:
         dataset.check(c.traces, run.problems("search"))
-    with contextlib.closing(run.verifier):
+    plans = run_plan.plan(run, names)  # draws all problems: raises now, not after hours, when there are too few
+    _require_parents(run, plans, names)
+    states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
+    distributed.assert_equal_across_processes("the run's configuration", states)
+    if any(p.note != "runs" for p in plans.values()):
         for name in names:
-            run_stage(run, name)
+            log(f"{name}: {plans[name].note}")
+    if all(p.state == "kept" for p in plans.values()):
+        return run
+    with contextlib.closing(run.verifier), run_lock.hold(run.folder, command, shared=shard[1] > 1):
+        run.claim_folder()
+        for name, stage in plans.items():
+            if stage.runs and name in names:
+                run_stage(run, stage)
+                log(f"{name}{f' {shard[0]}/{shard[1]}' * (shard[1] > 1)} done")
+            elif not stage.runs:
+                run_plan.adopt(run.folder, stage)
             distributed.assert_equal_across_processes(f"{name} is done")
-            log(f"{name}{f' {shard[0]}/{shard[1]}' * (shard[1] > 1)} done")
     return run
 
 
-def run_stage(run: RunContext, name: str) -> None:
-    """Run one stage, unless it is finished, and write its manifest.
+def _require_parents(run: RunContext, plans: Mapping[str, StagePlan], names: Sequence[str]) -> None:
+    """Check that the stages which do not run have results to keep."""
+    for name in names:
+        for parent in plans[name].inputs.parents:
+            if parent not in names and plans[parent].runs:
+                note = plans[parent].note
+                lacks = f"has changed ({note})" if note.startswith("runs again") else "has not finished"
+                raise AstroError(
+                    f"{run.folder}: {name} needs {parent}, which {lacks}; "
+                    f"run `astro {registry.get(parent).command}` first"
+                )
 
-    Raises:
-      AstroError: when a parent stage has not finished.
-    """
-    folder = run.folder / name
-    if storage.is_finished(folder):
-        return
-    parents = registry.parents(name, run.c.stages, bool(run.c.problems.difficulty_samples))
-    for parent in parents:
-        if not storage.is_finished(run.folder / parent):
-            command = STAGES[parent].command
-            raise AstroError(
-                f"{run.folder}: {name} needs {parent}, which has not finished; run `astro {command}` first"
-            )
-    run.claim_folder()
+
+def run_stage(run: RunContext, plan: StagePlan) -> None:
+    """Run one stage, from what an earlier process has left of it, and write its manifest."""
+    inputs = plan.inputs
+    folder = run.folder / inputs.stage
+    run_plan.adopt(run.folder, plan)
+    distributed.assert_equal_across_processes(f"{inputs.stage}: the folder")
+    run = _with_shard_size(run, folder)
+    if plan.state != "begun":
+        stage_folder.begin(folder, inputs)
     start = time.monotonic()
     run.verifier.counts = VerdictCounts(folder / "verdicts-{}-of-{}.json".format(*run.shard))
-    counts = FUNCTIONS[name](run) or {}
+    counts = _function(inputs.stage)(run, inputs) or {}
     run.verifier.counts.save()
     if run.shard[1] > 1:  # the run without --shard finishes the stage, once all shards are done
         return
     counts |= verdict_counts.summary(folder) if distributed.is_main_process() else {}
-    storage.write_manifest(folder, name, run.digest, list(parents), time.monotonic() - start, **counts)
+    stage_folder.finish(folder, inputs, time.monotonic() - start, **counts)
 
 
-def planned(c: cfg.Config) -> tuple[str, ...]:
-    """Return the stages of a whole run, with `difficulty` where problems.difficulty_samples asks for it."""
-    return registry.with_difficulty(c.stages) if c.problems.difficulty_samples else c.stages
+def _with_shard_size(run: RunContext, folder: epath.Path) -> RunContext:
+    """A stage that goes on keeps the shard size with which it began."""
+    begun = stage_folder.read_inputs(folder)
+    sizes = {k: v for k, v in (begun.settings if begun else {}).items() if k.endswith(".shard_size")}
+    changed = {k: v for k, v in sizes.items() if stage_inputs.flatten(run.c)[k] != v}
+    if not changed:
+        return run
+    run = copy.copy(run)
+    for key, size in changed.items():
+        log(f"{folder.name}: goes on with {key}={size}, with which it began")
+        section = key.partition(".")[0]
+        part = getattr(run.c, section).model_copy(update={"shard_size": size})
+        run.c = run.c.model_copy(update={section: part})
+    return run
 
 
-def base(run: RunContext) -> dict[str, int]:
+def base(run: RunContext, inputs: Inputs) -> dict[str, int]:
     """Make the base model: copy it, fine-tune it on worked solutions, or train it from scratch."""
     if run.c.model == "scratch":
         return _pretrain(run)
@@ -156,31 +184,32 @@ def _corpus(run: RunContext, seed: int) -> Iterator[str]:
     return (prompt + response for prompt, response in pairs)
 
 
-def search(run: RunContext) -> dict[str, Any]:
+def search(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     """Build a search tree for each problem, with the base model."""
     return searching.run(
-        run.folder / "search", run.problems("search"), run.c.search, run.policy("base"), run.verifier, run.digest,
+        run.folder / "search", run.problems("search"), run.c.search, run.policy("base"), run.verifier, inputs.digest,
         run.shard,
     )  # fmt: skip
 
 
-def traces(run: RunContext) -> dict[str, Any]:
+def traces(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     """Turn the trees into training examples, with a data card. Load a model only when it judges or writes."""
-    c, folder, trees = run.c, run.folder / "traces", Shards(run.folder / "search", "trees")
+    c, folder, trees = run.c, run.folder / "traces", Shards(run.folder_of("search"), "trees")
     writer = TraceWriter(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
-    tokenizer = tokenizers.load(str(run.folder / "base" / "model"), c.chat)
+    tokenizer = tokenizers.load(str(run.folder_of("base") / "model"), c.chat)
     counts = dataset.run(folder, trees, c.traces, c.seed, writer, tokenizer)
     distributed.assert_equal_across_processes("the traces", counts)
-    origin = {"model": c.model, "seed": c.seed, "config": run.digest}
+    origin = {"model": c.model, "seed": c.seed, "config": inputs.digest}
     card.write(folder, counts, trees, tokenizer, origin, run.problem_counts or None)
     return counts
 
 
-def fine_tune(run: RunContext, name: str) -> dict[str, int]:
-    """Fine-tune the base model on traces. `name` is "direct-sft" or "astro-sft"."""
+def fine_tune(run: RunContext, inputs: Inputs) -> dict[str, int]:
+    """Fine-tune the base model on traces: the stages "direct-sft" and "astro-sft"."""
+    name = inputs.stage
     kind = name.removesuffix("-sft")
     config, params, tokenizer = run.load("base", run.train_sharding)
-    examples = list(storage.read_jsonl(run.folder / "traces" / f"{kind}.jsonl"))
+    examples = list(storage.read_jsonl(run.folder_of("traces") / f"{kind}.jsonl"))
     if not examples:
         raise AstroError(
             f"{run.folder}: no trace was made: traces/counts.json has what each filter left; raise problems.search"
@@ -232,7 +261,7 @@ def train_sft(
     return {"examples": len(documents) + counts["dropped"]} | counts | {"steps": steps}
 
 
-def measure_difficulty(run: RunContext) -> dict[str, Any]:
+def measure_difficulty(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     """Measure how often the base model solves each RL prompt."""
     p = run.c.problems
     if not p.difficulty_samples:
@@ -241,8 +270,9 @@ def measure_difficulty(run: RunContext) -> dict[str, Any]:
     return difficulty.run(run.folder / "difficulty", run.problems("rl"), *args)
 
 
-def reinforce(run: RunContext, name: str) -> dict[str, Any]:
-    """Train an SFT model by GRPO. `name` is "direct-rl" or "astro-rl"."""
+def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
+    """Train an SFT model by GRPO: the stages "direct-rl" and "astro-rl"."""
+    name = inputs.stage
     c, sharding = run.c.grpo, run.train_sharding
     config, params, tokenizer = run.load(STAGES[name].initial_model or "base", sharding)
     tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
@@ -262,43 +292,58 @@ def _rl_prompts(run: RunContext) -> tuple[list[Problem], dict[str, int]]:
     p, problems, left_out = run.c.problems, run.problems("rl"), dict[str, int]()
     if p.difficulty_samples:
         limits = (*p.rl_pass_rate, run.c.grpo.prompts_per_step)
-        problems, left_out = difficulty.filter_by_pass_rate(run.folder / "difficulty", problems, *limits)
+        problems, left_out = difficulty.filter_by_pass_rate(run.folder_of("difficulty"), problems, *limits)
     return problems, {"prompts": len(problems)} | left_out
 
 
-def evaluate(run: RunContext) -> None:
-    """Evaluate all models on the held-out problems, and Direct's majority vote at ASTRO's number of tokens."""
-    folder, c, problems = run.folder / "eval", run.c.eval, run.problems("eval")
-    entries: dict[str, Any] = {}
-    for name in registry.models_of(run.c.stages):
-        entries[name] = evaluation.run(folder, name, problems, c, run.policy(name), run.verifier)
-    for direct, astro in (("direct-sft", "astro-sft"), ("direct-rl", "astro-rl")):
-        if direct in entries and astro in entries:
-            k = max(1, round(entries[astro]["mean_tokens"] / entries[direct]["mean_tokens"]))
-            entries[direct]["maj"] = evaluation.majority_vote(direct, problems, c, run.policy(direct), run.verifier, k)
-    storage.write_json(folder / "models.json", entries)
+def evaluate(run: RunContext, inputs: Inputs) -> dict[str, Any]:
+    """Evaluate one model on the held-out problems: the stage "eval/MODEL"."""
+    name = inputs.stage.removeprefix("eval/")
+    folder, problems = run.folder / inputs.stage, run.problems("eval")
+    return {"results": evaluation.run(folder, name, problems, run.c.eval, run.policy(name), run.verifier)}
 
 
-def write_report(run: RunContext) -> None:
+def vote(run: RunContext, inputs: Inputs) -> dict[str, Any]:
+    """Take Direct's majority vote at ASTRO's number of tokens: the stage "eval/MODEL-vote"."""
+    name = inputs.stage.removeprefix("eval/").removesuffix("-vote")
+    direct, astro = (_results(run, parent)["mean_tokens"] for parent in inputs.parents)
+    k, problems = max(1, round(astro / direct)), run.problems("eval")
+    return {"results": evaluation.majority_vote(name, problems, run.c.eval, run.policy(name), run.verifier, k)}
+
+
+def _results(run: RunContext, stage: str) -> dict[str, Any]:
+    """The figures of a part of the evaluation, from its manifest."""
+    return storage.read_json(run.folder_of(stage) / stage_folder.MANIFEST)["results"]
+
+
+def write_report(run: RunContext, inputs: Inputs) -> None:
     """Write results.json (seed, time of all stages, figures of each model) and report.html."""
     if not distributed.is_main_process():
         return
-    manifests = [storage.read_json(run.folder / s / "manifest.json") for s in planned(run.c) if s != "report"]
+    stages = [name for name in stage_inputs.planned(run.c) if name != "report"]
+    manifests = [storage.read_json(run.folder_of(name) / stage_folder.MANIFEST) for name in stages]
     wall = round(sum(m["wall_s"] for m in manifests), 1)
-    models = storage.read_json(run.folder / "eval" / "models.json")
+    models = {name: _results(run, f"eval/{name}") for name in registry.models_of(run.c.stages)}
+    for name in models:
+        if f"eval/{name}-vote" in stages:
+            models[name]["maj"] = _results(run, f"eval/{name}-vote")
     storage.write_json(run.folder / "results.json", {"seed": run.c.seed, "wall_s": wall, "models": models})
     report.write(run.folder)
 
 
-FUNCTIONS: dict[str, Callable[[RunContext], dict[str, Any] | None]] = {
+# By the command of a stage.
+FUNCTIONS: dict[str, Callable[[RunContext, Inputs], dict[str, Any] | None]] = {
     "base": base,
     "search": search,
     "traces": traces,
-    "direct-sft": functools.partial(fine_tune, name="direct-sft"),
-    "astro-sft": functools.partial(fine_tune, name="astro-sft"),
+    "sft": fine_tune,
     "difficulty": measure_difficulty,
-    "direct-rl": functools.partial(reinforce, name="direct-rl"),
-    "astro-rl": functools.partial(reinforce, name="astro-rl"),
+    "grpo": reinforce,
     "eval": evaluate,
+    "vote": vote,
     "report": write_report,
 }
+
+
+def _function(stage: str) -> Callable[[RunContext, Inputs], dict[str, Any] | None]:
+    return FUNCTIONS["vote" if stage.endswith("-vote") else registry.get(stage).command]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from typing import Any
 
 import jax.numpy as jnp
+from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import countdown, distributed, prompts, storage
+from astro_jax import countdown, distributed, prompts, stage_folder, storage
 from astro_jax import mesh as meshes
 from astro_jax.errors import AstroError
-from astro_jax.llama import attention, checkpoint, paths
+from astro_jax.llama import attention, checkpoint
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
@@ -34,7 +34,6 @@ class RunContext:
       command: the command line, for config.json.
       shard: (i, n): this process has the i-th of n shards of the search; (0, 1) is all of it.
       prompts: the prompts of the model that writes traces.
-      digest: hash of the configuration, of replaced prompts, and of the problems of a file or data set.
       train_sharding, decode_sharding: how arrays are split over the mesh in training and in sampling.
       verifier: judges answers.
       game: the rules of Countdown.
@@ -45,9 +44,9 @@ class RunContext:
 
     def __init__(self, c: cfg.Config, command: str = "", shard: tuple[int, int] = (0, 1)):
         self.c, self.folder, self.command, self.shard = c, storage.absolute(c.out), command, shard
+        self._problems: dict[str, list[Problem]] = {}
         self._check_settings()
         self.prompts = prompts.load(c.prompts)
-        self.digest = self._digest()
         self._check_folder()
         meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
@@ -77,43 +76,33 @@ class RunContext:
                     f"{name}.batch_size={batch} cannot be split over mesh.data x mesh.fsdp = {devices} devices"
                 )
 
-    def _digest(self) -> str:
-        """Hash the config, the prompts that replace shipped prompts, and the problems of a file or data set."""
-        digest = self.c.digest()
-        if self.c.prompts:
-            digest = hashlib.sha256(repr((digest, self.prompts)).encode()).hexdigest()[:16]
-        if not source.has_source(self.c.problems):
-            return digest
-        return hashlib.sha256(repr((digest, self.source.problems)).encode()).hexdigest()[:16]
-
     def _check_folder(self) -> None:
-        """Check that the folder is new, or holds a run of the same configuration."""
+        """Check that the folder is new or holds a run, of this version."""
         path = self.folder / "config.json"
-        if not path.exists():
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise AstroError(f"{self.folder}: not empty and not a run; choose another folder with out=DIR")
+        if path.exists():
+            if "hash" in storage.read_json(path):
+                raise AstroError(
+                    f"{self.folder}: holds a run of astro_jax 0.2 or older, without digests of its stages' inputs; "
+                    "nothing was changed, choose another folder with out=DIR. A new run can begin with its models, "
+                    f"as in model={self.folder}/base/model"
+                )
             return
-        record = storage.read_json(path)
-        if record.get("hash") != self.digest:
-            changed = _differences(record.get("config", {}), self.c.model_dump(mode="json"))
-            changed = changed or "its source holds other problems or a file of `prompts` another prompt"
-            raise AstroError(
-                f"{self.folder}: holds a run of another config ({changed}); nothing was changed, "
-                "choose another folder with out=DIR or remove it"
-            )
+        if self.folder.exists() and (not self.folder.is_dir() or {p.name for p in self.folder.iterdir()} - {".lock"}):
+            raise AstroError(f"{self.folder}: not empty and not a run; choose another folder with out=DIR")
 
     def claim_folder(self) -> None:
-        """Write config.json, unless the folder has it. All processes must see the folder and have the same config."""
+        """Write config.json, unless the folder has it. All processes must see the folder."""
         path = self.folder / "config.json"
-        distributed.assert_equal_across_processes("the run's configuration", self.digest)
-        if not path.exists():
-            if self.c.model != "scratch":
-                paths.resolve(self.c.model)
-            record = {"hash": self.digest, "command": self.command, "config": self.c.model_dump(mode="json")}
+        record = {"command": self.command, "config": self.c.model_dump(mode="json")}
+        if not path.exists() or storage.read_json(path).get("config") != record["config"]:
             storage.write_json(path, record)
         distributed.assert_equal_across_processes("the run's folder")
         if not path.exists():
             raise AstroError(f"{self.folder}: this process does not see it; out must be a folder that all share")
+
+    def folder_of(self, stage: str) -> epath.Path:
+        """Return the folder that holds the results of a stage, which may lie in another run."""
+        return stage_folder.resolve(self.folder, stage)
 
     def engine(self, config: LlamaConfig) -> Engine:
         """Make the inference engine of a model of this shape."""
@@ -123,7 +112,7 @@ class RunContext:
         self, model: str, sharding: meshes.Sharding, dtype: str = "float32"
     ) -> tuple[LlamaConfig, Params, Tokenizer]:
         """Load the model of a finished stage: its shape, parameters and tokenizer."""
-        folder = self.folder / model / "model"
+        folder = self.folder_of(model) / "model"
         config, params = checkpoint.load(folder, sharding, jnp.dtype(dtype))
         return config, params, tokenizers.load(str(folder), self.c.chat)
 
@@ -138,6 +127,11 @@ class RunContext:
         Raises:
           AstroError: when the config asks for more problems than the source has.
         """
+        if use not in self._problems:
+            self._problems[use] = self._draw(use)
+        return self._problems[use]
+
+    def _draw(self, use: str) -> list[Problem]:
         p, n, held_out = self.c.problems, getattr(self.c.problems, use), use == "eval"
         if source.has_source(p):
             return self.source.draw(n, self.c.seed, evaluation=held_out)
@@ -156,16 +150,3 @@ class RunContext:
     def problem_counts(self) -> dict[str, Any]:
         """How many problems were read, skipped and dropped; empty for Countdown."""
         return self.source.counts if source.has_source(self.c.problems) else {}
-
-
-def _differences(recorded: dict[str, Any], current: dict[str, Any], prefix: str = "") -> str:
-    """Name the first three keys in which two configs differ: "seed is 0 in the folder, 1 in this config"."""
-    changes = []
-    for key in sorted(recorded.keys() | current.keys()):
-        old, new = recorded.get(key), current.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            if inner := _differences(old, new, f"{prefix}{key}."):
-                changes.append(inner)
-        elif old != new and f"{prefix}{key}" != "out":
-            changes.append(f"{prefix}{key} is {old} in the folder, {new} in this config")
-    return ", ".join(changes[:3])

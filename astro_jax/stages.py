@@ -21,6 +21,8 @@ class Stage:
       parents: the stages that must have finished before it starts; `parents` adds those that depend on the run.
       initial_model: the stage whose model it trains; None for a stage that trains none.
       makes_model: whether its folder holds a model that evaluation measures.
+      reads: the keys of the config that it reads; a section stands for all its keys.
+      problems: the uses ("search", "rl", "eval") whose problems it reads.
     """
 
     name: str
@@ -30,29 +32,46 @@ class Stage:
     parents: tuple[str, ...] = ()
     initial_model: str | None = None
     makes_model: bool = False
+    reads: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
-def _training(name: str, command: str, title: str, purpose: str, initial: str, *data: str) -> Stage:
-    return Stage(name, command, title, purpose, data or (initial,), initial, makes_model=True)
+_MODEL = ("seed", "chat", "mesh", "attention")  # keys of every stage that loads a model
+_SAMPLING = (*_MODEL, "sampler", "verify")  # keys of every stage that samples and judges
+_GAME = tuple(f"problems.{name}" for name in ("count", "max_number", "max_value", "ops", "held_out"))
+
+
+def _sft(kind: str, title: str, purpose: str) -> Stage:
+    reads = (*_MODEL, "sft", "traces.replay", "corpus", *_GAME)
+    return Stage(f"{kind}-sft", "sft", title, purpose, ("traces",), "base", makes_model=True, reads=reads)
+
+
+def _rl(kind: str, title: str, purpose: str) -> Stage:
+    initial, reads = f"{kind}-sft", (*_SAMPLING, "grpo", "problems.difficulty_samples", "problems.rl_pass_rate")
+    return Stage(f"{kind}-rl", "grpo", title, purpose, (initial,), initial, True, reads, ("rl",))
 
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("base", "base", "Base", "import the base model, or train it from scratch", makes_model=True),
-        Stage("search", "search", "Search", "build a search tree for each problem", ("base",)),
-        Stage("traces", "traces", "Traces", "turn trees into chains of thought", ("search",)),
-        _training("direct-sft", "sft", "Direct-SFT", "fine-tune the base on direct solutions", "base", "traces"),
-        _training("astro-sft", "sft", "ASTRO-SFT", "fine-tune the base on ASTRO's traces", "base", "traces"),
-        Stage("difficulty", "difficulty", "Difficulty", "measure how often the base solves each RL prompt", ("base",)),
-        _training("direct-rl", "grpo", "Direct-RL", "train Direct-SFT by GRPO", "direct-sft"),
-        _training("astro-rl", "grpo", "ASTRO-RL", "train ASTRO-SFT by GRPO", "astro-sft"),
-        Stage(
-            "eval", "eval", "Evaluation", "evaluate all models on held-out problems"
-        ),  # parents: the models of the run
-        Stage("report", "report", "Report", "write results.json and report.html", ("eval",)),
+        Stage("base", "base", "Base", "import the base model, or train it from scratch", makes_model=True,
+              reads=(*_MODEL, "model", "architecture", "corpus", "pretrain", "base_sft", *_GAME),
+              problems=("search", "rl")),
+        Stage("search", "search", "Search", "build a search tree for each problem", ("base",),
+              reads=(*_SAMPLING, "search"), problems=("search",)),
+        Stage("traces", "traces", "Traces", "turn trees into chains of thought", ("search",),
+              reads=(*_SAMPLING, "traces", "prompts")),
+        _sft("direct", "Direct-SFT", "fine-tune the base on direct solutions"),
+        _sft("astro", "ASTRO-SFT", "fine-tune the base on ASTRO's traces"),
+        Stage("difficulty", "difficulty", "Difficulty", "measure how often the base solves each RL prompt", ("base",),
+              reads=(*_SAMPLING, "eval", "problems.difficulty_samples"), problems=("rl",)),
+        _rl("direct", "Direct-RL", "train Direct-SFT by GRPO"),
+        _rl("astro", "ASTRO-RL", "train ASTRO-SFT by GRPO"),
+        Stage("eval", "eval", "Evaluation", "evaluate all models on held-out problems"),  # of `evaluations`
+        Stage("report", "report", "Report", "write results.json and report.html", ("eval",),
+              reads=("seed", "stages", "problems.difficulty_samples")),
     )
-}
+}  # fmt: skip
 MODELS: tuple[str, ...] = tuple(name for name, stage in STAGES.items() if stage.makes_model)
 # The stages of a run whose config names none: all but difficulty, which runs where problems.difficulty_samples asks.
 DEFAULT_STAGES: tuple[str, ...] = tuple(name for name in STAGES if name != "difficulty")
@@ -76,17 +95,39 @@ def models_of(stages: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in MODELS if name in stages)
 
 
-def parents(stage: str, run_stages: Sequence[str], measures_difficulty: bool) -> tuple[str, ...]:
-    """Return the stages that must have finished before `stage` of a run starts.
+def _evaluation(name: str, title: str, *parents: str) -> Stage:
+    return Stage(f"eval/{name}", "eval", title, f"evaluate {title}", parents, reads=(*_SAMPLING, "eval"),
+                 problems=("eval",))  # fmt: skip
 
-    Evaluation needs all models of the run. RL needs `difficulty` where the run measures it.
-    """
-    if stage == "eval":
-        return models_of(run_stages)
-    extra = ("difficulty",) if measures_difficulty and STAGES[stage].command == "grpo" else ()
-    return STAGES[stage].parents + extra
+
+# The parts of the stage `eval`: the answers of each model, and the majority votes of the Direct models.
+EVALUATIONS: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        *(_evaluation(name, STAGES[name].title, name) for name in MODELS),
+        *(_evaluation(f"{direct}-vote", f"{STAGES[direct].title}'s majority vote", f"eval/{direct}", f"eval/{astro}")
+          for direct, astro in (("direct-sft", "astro-sft"), ("direct-rl", "astro-rl"))),
+    )
+}  # fmt: skip
+
+
+def get(name: str) -> Stage:
+    """Return a stage, or a part of the evaluation such as "eval/base"."""
+    return STAGES.get(name) or EVALUATIONS[name]
+
+
+def evaluations(run_stages: Sequence[str]) -> tuple[str, ...]:
+    """Return the parts of the evaluation of a run: those whose models the run makes."""
+    models = models_of(run_stages)
+    answers = {name for name, stage in EVALUATIONS.items() if set(stage.parents) <= set(models)}
+    return tuple(n for n, stage in EVALUATIONS.items() if n in answers or set(stage.parents) <= answers)
+
+
+def expand(names: Sequence[str], run_stages: Sequence[str]) -> tuple[str, ...]:
+    """Replace "eval" by its parts."""
+    return tuple(part for name in names for part in (evaluations(run_stages) if name == "eval" else (name,)))
 
 
 def title(name: str) -> str:
     """The title of a stage; a name that is no stage stands for itself."""
-    return STAGES[name].title if name in STAGES else name
+    return get(name).title if name in STAGES or name in EVALUATIONS else name

@@ -6,6 +6,7 @@ In a run of several processes (astro_jax.distributed) the main process writes th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -191,6 +192,33 @@ def _object(text: str) -> Json:
     return value
 
 
+def files(path: epath.Path) -> Iterator[epath.Path]:
+    """Yield all files below a folder, in the order of their names; of a file, the file itself."""
+    if not path.is_dir():
+        yield path
+        return
+    for inner in sorted(path.iterdir(), key=lambda p: p.name):
+        yield from files(inner)
+
+
+def fingerprint(path: epath.Path) -> str:
+    """Hash the names, sizes and contents of a file, or of all files in a folder. 16 hexadecimal digits.
+
+    Of a file over 64 MiB the hash covers 64 blocks of 64 KiB, at equal distances: the weights of a large model need not
+    be read from a bucket.
+    """
+    digest = hashlib.sha256()
+    for file in files(path):
+        size = file.stat().length
+        digest.update(f"{file.relative_to(path)} {size}\n".encode())
+        blocks = 64 if size > 2**26 else 1
+        with file.open("rb") as stream:
+            for i in range(blocks):
+                stream.seek(i * (size // blocks))
+                digest.update(stream.read(2**16 if blocks > 1 else -1))
+    return digest.hexdigest()[:16]
+
+
 class Shards:
     """An append-only store of numbered JSONL files. Each file, a shard, is written atomically.
 
@@ -230,25 +258,3 @@ def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on, by package name."""
     names = ("astro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def write_manifest(
-    folder: epath.Path, stage: str, digest: str, parents: list[str], wall_s: float, **counts: Any
-) -> None:
-    """Write a stage's manifest.json, which marks the stage as finished.
-
-    Args:
-      folder: of the stage.
-      stage: its name.
-      digest: hash of the run's config.
-      parents: names of the stages that the stage has read from.
-      wall_s: seconds that the stage took.
-      counts: further fields of the manifest.
-    """
-    manifest = {"stage": stage, "config_hash": digest, "parents": parents, "wall_s": round(wall_s, 2)}
-    write_json(folder / "manifest.json", manifest | counts | {"versions": versions()})
-
-
-def is_finished(folder: epath.Path) -> bool:
-    """Return whether the stage of this folder has finished."""
-    return (folder / "manifest.json").exists()

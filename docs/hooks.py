@@ -32,8 +32,8 @@ A file may begin with `base: RECIPE` or `base: PATH` (relative to the file), and
 Sections merge key by key. All other values, lists too, replace the value of the base. An unknown key is an error that
 names the keys of the section. A key of an older version is an error that names the new key.
 
-A run's folder belongs to one config: give a changed config another folder with `out=DIR`. The hash of the config covers
-every key except `out`.
+After a change of a key, the stages that depend on it run again, and the others are kept: [Change one
+thing](change-one-thing.md). The last column says what a change affects: the results, only their rounding, or nothing.
 
 Recipes: RECIPES.
 
@@ -71,9 +71,9 @@ def configuration_page() -> str:
             parts.append(f"## {heading}\n\nKeys as in [`{first}`](#{_anchor(first)}).\n")
             continue
         shown[section] = name
-        rows = [_row(name, key, info) for key, info in section.model_fields.items()]
+        rows = [_row(name, key, info) for key, info in cfg.key_names(section).items()]
         table = "\n".join(
-            ["| key | type | default | meaning | source of the default |", "|---|---|---|---|---|", *rows]
+            ["| key | type | default | meaning | source of the default | affects |", "|---|---|---|---|---|---|", *rows]
         )
         parts.append(f"## {heading}\n\n{_paragraphs(section.__doc__)}\n\n{table}\n")
     return "\n".join(parts)
@@ -103,7 +103,8 @@ def _row(section: str, key: str, info: Any) -> str:
     """One key as a row of a table."""
     dotted = f"{section}.{key}" if section else key
     cells = (f"`{dotted}`", _code(type_name(info.annotation)), _default(dotted, info), info.description)
-    return f"| {' | '.join(_cell(text) for text in (*cells, info.json_schema_extra['source']))} |"
+    extra = info.json_schema_extra
+    return f"| {' | '.join(_cell(text) for text in (*cells, extra['source'], extra['effect']))} |"
 
 
 def _default(dotted: str, info: Any) -> str:

@@ -172,8 +172,8 @@ def fake_answers(run, rng, problems, hostile=""):
                 facts = {"tokens": len(text) // 3, "backtracks": k, "valid": True, "truncated": False}
                 answers[mode] = {"text": text + hostile, "correct": correct, **facts}
             rows.append({"problem_id": problem["id"], "prompt": problem["prompt"] + hostile, **answers})
-        dump_lines(run / "eval" / f"{name}-00000.jsonl", rows[:7])
-        dump_lines(run / "eval" / f"{name}-00001.jsonl", rows[7:])
+        dump_lines(run / "eval" / name / "answers-00000.jsonl", rows[:7])
+        dump_lines(run / "eval" / name / "answers-00001.jsonl", rows[7:])
 
 
 def fake_run(run, trees=40, held_out=60, seed=0, hostile=""):
@@ -188,7 +188,7 @@ def fake_run(run, trees=40, held_out=60, seed=0, hostile=""):
     }
     dump(
         run / "config.json",
-        {"hash": "9f2c4e7a1b3d5f60", "command": "astro run configs/quickstart.yaml", "config": config},
+        {"command": "astro run configs/quickstart.yaml", "config": config},
     )
     fake_results(run)
     fake_metrics(run, rng)
@@ -220,7 +220,7 @@ def fake_run(run, trees=40, held_out=60, seed=0, hostile=""):
         "astro-sft": 71.5,
         "direct-rl": 130.2,
         "astro-rl": 244.9,
-        "eval": 41.2,
+        "eval/base": 41.2,
     }
     for stage, wall in walls.items():
         versions = {"astro_jax": "0.1.0", "jax": "0.10.2", "numpy": "2.4.6", "python": "3.11.9"}
@@ -229,7 +229,7 @@ def fake_run(run, trees=40, held_out=60, seed=0, hostile=""):
             "wall_s": wall,
             "versions": versions,
             "parents": [],
-            "config_hash": "9f2c4e7a1b3d5f60",
+            "digest": "9f2c4e7a1b3d5f60",
         }
         manifest |= {"trees": 1024, "nodes": 71_240} if stage == "search" else {}
         dump(run / stage / "manifest.json", manifest)

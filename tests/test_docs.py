@@ -21,7 +21,7 @@ def hooks():
     return module
 
 
-def test_the_configuration_page_has_every_key_with_type_default_meaning_and_source(hooks):
+def test_the_configuration_page_has_every_key_with_type_default_meaning_source_and_effect(hooks):
     page = hooks.configuration_page()
     described = set()
     for name, section in cfg.sections().items():
@@ -30,11 +30,11 @@ def test_the_configuration_page_has_every_key_with_type_default_meaning_and_sour
             assert f"## `{name}`\n\nKeys as in [`sft`](#sft)." in page
             continue
         described.add(section)
-        for key, info in section.model_fields.items():
+        for key, info in cfg.key_names(section).items():
             (row,) = re.findall(rf"^\| `{re.escape(f'{name}.{key}'.lstrip('.'))}` \|.*\|$", page, re.MULTILINE)
             cells = [cell.strip() for cell in row.strip("|").split("|")]
-            assert len(cells) == 5 and all(cells), row
-            assert cells[3:] == [info.description, info.json_schema_extra["source"]]
+            assert len(cells) == 6 and all(cells), row
+            assert cells[3:] == [info.description, *(info.json_schema_extra[key] for key in ("source", "effect"))]
     assert all(f"`{recipe}`" in page for recipe in cfg.recipes())
 
 

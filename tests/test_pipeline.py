@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 
 import jax
 import numpy as np
@@ -17,14 +18,15 @@ from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_p
 from micro_run import MICRO, files, micro, products
 
 from astro_jax import config as cfg
-from astro_jax import llama, pipeline, storage
+from astro_jax import llama, pipeline, run_plan, stage_folder, stage_inputs, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint
 from astro_jax.policy import Policy
 from astro_jax.run_context import RunContext
 from astro_jax.sampler import SamplingParams
 from astro_jax.search import run as searching
-from astro_jax.stages import MODELS, STAGES
+from astro_jax.stage_folder import Inputs
+from astro_jax.stages import EVALUATIONS, MODELS, STAGES
 from astro_jax.train import loop
 
 jax.devices()  # all eight are there before a run asks for one
@@ -32,17 +34,25 @@ jax.devices()  # all eight are there before a run asks for one
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(folder, the names of the config's fields that were read) of a run that nothing disturbed."""
-    read = set()
+    """(folder, by stage the fields of the config that were read) of a run that nothing disturbed."""
+    read, stage = defaultdict(set), ""
+    run_stage = pipeline.run_stage
 
     def recorder(self, name):
         if not name.startswith("_"):
-            read.add((type(self).__name__, name))
+            read[stage].add((type(self).__name__, name))
         return object.__getattribute__(self, name)
+
+    def run_recorded(run, plan):
+        nonlocal stage
+        stage = plan.inputs.stage
+        run_stage(run, plan)
+        stage = ""
 
     folder = tmp_path_factory.mktemp("run") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cfg.Section, "__getattribute__", recorder, raising=False)
+        patch.setattr(pipeline, "run_stage", run_recorded)
         run = pipeline.execute(micro(folder), "astro run micro.yaml")
         # The trained base writes whole attempts; one that writes nonsense needs rollouts and the depth limit too.
         config, _, tokenizer = run.load("base", run.decode_sharding)
@@ -82,13 +92,17 @@ def test_each_stage_writes_a_manifest_with_its_parents(finished):
     config = json.loads((folder / "config.json").read_text())
     assert config["command"] == "astro run micro.yaml" and config["config"]["grpo"]["max_steps"] == 2
     expected = {
-        "base": [], "search": ["base"], "traces": ["search"], "direct-sft": ["traces"], "astro-sft": ["traces"],
-        "direct-rl": ["direct-sft"], "astro-rl": ["astro-sft"], "eval": list(MODELS), "report": ["eval"],
+        "base": [], "search": ["base"], "traces": ["search"], "direct-sft": ["traces", "base"],
+        "astro-sft": ["traces", "base"], "direct-rl": ["direct-sft"], "astro-rl": ["astro-sft"],
+        **{f"eval/{model}": [model] for model in MODELS}, "report": list(EVALUATIONS),
+        "eval/direct-sft-vote": ["eval/direct-sft", "eval/astro-sft"],
+        "eval/direct-rl-vote": ["eval/direct-rl", "eval/astro-rl"],
     }  # fmt: skip
     for stage, parents in expected.items():
         manifest = json.loads((folder / stage / "manifest.json").read_text())
         assert (manifest["stage"], manifest["parents"]) == (stage, parents)
-        assert manifest["config_hash"] == config["hash"] and manifest["versions"]["jax"] == jax.__version__
+        inputs = stage_folder.read_inputs(epath.Path(folder) / stage)
+        assert manifest["digest"] == inputs.digest and manifest["versions"]["jax"] == jax.__version__
     assert (folder / "report.html").read_text().startswith("<!")
 
 
@@ -113,7 +127,7 @@ def test_each_stage_changes_its_parents_weights(finished):
 def test_evaluation_and_search_problems_share_no_numbers(finished):
     folder, _ = finished
     trees = [json.loads(line) for p in folder.glob("search/*.jsonl") for line in p.read_text().splitlines()]
-    asked = [json.loads(line) for line in (folder / "eval" / "base-00000.jsonl").read_text().splitlines()]
+    asked = [json.loads(line) for line in (folder / "eval" / "base" / "answers-00000.jsonl").read_text().splitlines()]
     numbers = {tuple(sorted(json.loads(t["problem"]["meta"])["numbers"])) for t in trees}
     held_out = {tuple(sorted(map(int, r["prompt"].removesuffix(".\n").split(" from ")[1].split()))) for r in asked}
     assert numbers and held_out and not numbers & held_out
@@ -121,7 +135,7 @@ def test_evaluation_and_search_problems_share_no_numbers(finished):
 
 def test_every_key_of_the_config_is_read(finished):
     """No key is without effect: the keys of each section, recorded while a run reads them."""
-    _, read = finished
+    read = set().union(*finished[1].values())
     sections = {type(s) for s in vars(cfg.Config()).values() if isinstance(s, cfg.Section)} | {cfg.Config}
     keys = {(section.__name__, name) for section in sections for name in section.model_fields}
     # Keys that other tests read: tests/problems (chat, sources, difficulty), tests/traces/test_writer.py (a model that
@@ -133,6 +147,22 @@ def test_every_key_of_the_config_is_read(finished):
     elsewhere = {"Chat": ["system"], "Traces": writer, "Problems": source, "Verify": judged}
     assert len(sections) == 13
     assert keys - read == {(section, name) for section, names in elsewhere.items() for name in names}
+
+
+def test_a_stage_reads_only_keys_that_the_registry_names(finished):
+    """A key that a stage reads and the registry does not name would keep results that it changes."""
+    folder, read = finished
+    c = micro(folder)
+    by_section = {name: section.__name__ for name, section in cfg.sections().items()}
+    # The data card names the base model. Problems count by their content.
+    elsewhere = {("Config", "model"), *(("Problems", name) for name in cfg.Problems.model_fields)}
+    assert set(read) == {"", *stage_inputs.planned(c)}
+    for stage in stage_inputs.planned(c):
+        keys = {key for keys in stage_inputs.keys_of(c, stage) for key in keys}
+        keys |= {key for key in stage_inputs.flatten(c) if stage_inputs.effect(key) == "none"}
+        declared = {(by_section[key.rpartition(".")[0]], key.rpartition(".")[2]) for key in keys}
+        containers = {("Config", name) for name in cfg.Config.model_fields if name in by_section}
+        assert read[stage] - declared - containers - elsewhere == set(), stage
 
 
 def test_a_finished_run_is_not_written_again(finished):
@@ -210,14 +240,6 @@ def test_resume_after_sigkill_is_bitwise_equal(finished, tmp_path):
 # ---- What cannot run is refused, and nothing is written
 
 
-def test_another_config_in_the_same_folder_names_what_differs(finished):
-    folder, _ = finished
-    before = {name: p.stat().st_mtime_ns for name, p in files(folder).items()}
-    with pytest.raises(AstroError, match=r"grpo\.max_steps is 2 in the folder, 3 in this config.*out=DIR"):
-        pipeline.execute(micro(folder, grpo=dict(max_steps=3)))
-    assert {name: p.stat().st_mtime_ns for name, p in files(folder).items()} == before
-
-
 IMPOSSIBLE = {
     "a stage without its parent": (dict(stages=["base", "astro-rl"]), ("astro-rl",), "astro-rl needs astro-sft, which"),
     "no such model": (dict(model="nowhere/model"), (), "nowhere/model: no such folder"),
@@ -254,11 +276,12 @@ def test_sft_without_traces_is_refused(tmp_path):
     run = RunContext(micro(tmp_path / "run"))
     config = tiny_config(vocab_size=len(countdown_tokenizer(9)))
     llama.save(run.folder / "base" / "model", config, tiny_params(config), countdown_tokenizer(9))
+    plans = run_plan.plan(run, ["astro-sft"])
     for stage in ("base", "search"):
-        storage.write_manifest(run.folder / stage, stage, run.digest, [], 0.0)
-    pipeline.run_stage(run, "traces")
+        stage_folder.finish(run.folder / stage, plans[stage].inputs, 0.0)
+    pipeline.run_stage(run, plans["traces"])
     with pytest.raises(AstroError, match=r"no trace was made.*raise problems\.search"):
-        pipeline.run_stage(run, "astro-sft")
+        pipeline.run_stage(run, plans["astro-sft"])
 
 
 # ---- What a setting changes
@@ -277,7 +300,7 @@ def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_pa
         run = RunContext(micro(tmp_path / "new", traces=dict(replay=replay)))
         run.folder = epath.Path(folder)
         for kind in ("direct", "astro"):
-            pipeline.fine_tune(run, f"{kind}-sft")
+            pipeline.fine_tune(run, Inputs(stage=f"{kind}-sft", keys={}, contents={}, parents={}))
     n = len(documents["astro-sft", 0.0])
     extra = {kind: documents[kind, 0.25][n:] for kind in ("direct-sft", "astro-sft")}
     assert documents["astro-sft", 0.25][:n] == documents["astro-sft", 0.0] and len(extra["astro-sft"]) == round(n / 4)
@@ -301,13 +324,13 @@ def test_sampling_weights_have_the_dtype_of_the_config(tmp_path):
 def test_a_stage_counts_the_verdicts_from_before_a_kill(tmp_path, monkeypatch):
     """Three verdicts and a disagreement by a process that was killed, two verdicts by the one that went on."""
 
-    def killed(run):
+    def killed(run, inputs):
         run.verifier.counts.add(["correct", "correct", "wrong"])
         run.verifier.counts.add_disagreement("50", "50%", True)
         run.verifier.counts.save()
         raise KeyboardInterrupt
 
-    def resumed(run):
+    def resumed(run, inputs):
         run.verifier.counts.add(["correct", "timeout"])
 
     monkeypatch.setitem(pipeline.FUNCTIONS, "base", killed)

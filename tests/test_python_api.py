@@ -54,7 +54,7 @@ def test_fine_tune_on_your_own_data(tmp_path, monkeypatch, capsys):
 def test_evaluate_a_model(tmp_path, monkeypatch, capsys):
     printed, variables = run("Evaluate a model", tmp_path, monkeypatch, capsys)
     assert re.fullmatch(r"greedy 0\.\d\d \[0\.\d\d, 0\.\d\d\] of 16 problems\n", printed), printed
-    answers = [json.loads(line) for line in (tmp_path / "answers" / "model-00000.jsonl").read_text().splitlines()]
+    answers = [json.loads(line) for line in (tmp_path / "answers" / "answers-00000.jsonl").read_text().splitlines()]
     assert [a["problem_id"] for a in answers] == [p.id for p in variables["problems"]]
 
 

@@ -1,7 +1,5 @@
 """Atomic writes, JSON and JSONL files, shards and manifests, on a disk and in a bucket."""
 
-import json
-
 import pytest
 from etils import epath
 from helpers import bucket
@@ -120,11 +118,23 @@ def test_shards_ignore_temporary_files_and_other_stores(folder):
     assert not Shards(folder, "trees").has(1)
 
 
-def test_manifest_marks_a_stage_as_finished(folder):
-    stage = folder / "search"
-    assert not storage.is_finished(stage)
-    storage.write_manifest(stage, "search", "abc", ["base"], 1.234, trees=5)
-    assert storage.is_finished(stage) and names(stage) == ["manifest.json"]
-    manifest = json.loads((stage / "manifest.json").read_text())
-    assert manifest.pop("versions").keys() >= {"astro_jax", "jax", "optax"}
-    assert manifest == {"stage": "search", "config_hash": "abc", "parents": ["base"], "wall_s": 1.23, "trees": 5}
+def test_fingerprint_depends_on_names_and_contents_alone(folder):
+    def fingerprint(**files):
+        (folder / "model").rmtree(missing_ok=True)
+        for name, text in files.items():
+            storage.write_text(folder / "model" / name.replace("_", "/"), text)
+        return storage.fingerprint(folder / "model")
+
+    variants = ({"a": "1", "b_c": "2"}, {"a": "1", "b_d": "2"}, {"a": "1", "b_c": "3"}, {"a": "1", "b_c": "2", "e": ""})
+    assert len({fingerprint(**files) for files in variants}) == len(variants)
+    assert fingerprint(b_c="2", a="1") == fingerprint(**variants[0])
+
+
+def test_fingerprint_of_a_large_file_reads_blocks_of_all_of_it(folder):
+    content = bytearray(2**26 + 2**20)
+    (folder / "large").write_bytes(bytes(content))
+    before = storage.fingerprint(folder / "large")
+    middle = len(content) // 2
+    content[middle : middle + 2**16] = b"1" * 2**16
+    (folder / "large").write_bytes(bytes(content))
+    assert storage.fingerprint(folder / "large") != before

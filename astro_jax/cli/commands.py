@@ -34,6 +34,20 @@ def run(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def show(args: argparse.Namespace, command: str) -> int:
+    """Print the stages of a run as a tree."""
+    from rich.console import Console
+
+    from astro_jax.report import lineage
+
+    description = lineage.describe(args.run)
+    if args.json:
+        print(json.dumps(description))
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(lineage.render(description))
+    return 0
+
+
 def problems(args: argparse.Namespace, command: str) -> int:
     """Print what a run would draw from its source of problems."""
     from astro_jax import config
@@ -59,7 +73,7 @@ def traces(args: argparse.Namespace, command: str) -> int:
     if not distributed.is_main_process():
         return 0
     if args.out:
-        export.write(run.folder / "traces", epath.Path(args.out))
+        export.write(run.folder_of("traces"), epath.Path(args.out))
         print(f"written: {args.out}")
     if args.push:
         print(f"uploaded: {export.push(run.folder / 'traces', args.push)}")

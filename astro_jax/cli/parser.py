@@ -123,6 +123,11 @@ def _problems(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _show(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a run, as in runs/quickstart")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _import(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="a Hugging Face folder, a .gguf file, or org/name on the hub")
     parser.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
@@ -209,6 +214,7 @@ def _stage_commands() -> list[Command]:
 
 COMMANDS: tuple[Command, ...] = (
     Command("run", "Run a recipe", "run all stages in order, and skip finished ones", _stage, commands.run, ()),
+    Command("show", "Run a recipe", "show the stages of a run: origin, size, time and figures", _show, commands.show),
     *_stage_commands(),
     Command("import", "Models", "make a model folder from a Hugging Face model or a GGUF file", _import,
             commands.import_model),

@@ -25,6 +25,7 @@ from astro_jax.config.sections import (
     Traces,
     Training,
     Verify,
+    key_names,
     sections,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "Traces",
     "Training",
     "Verify",
+    "key_names",
     "load",
     "parse",
     "recipes",

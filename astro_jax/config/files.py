@@ -12,7 +12,7 @@ import yaml
 from etils import epath
 
 from astro_jax.config.renamed import new_key
-from astro_jax.config.sections import Config, Section, sections
+from astro_jax.config.sections import Config, Section, key_names, sections
 from astro_jax.errors import AstroError
 
 # The shipped recipes: a link to configs/ in the repository, files in an installed package.
@@ -137,4 +137,4 @@ def _explain(error: Any) -> str:
     section = ".".join(part for part in parents if isinstance(part, str))
     if new := new_key(section, name, error["input"]):
         return f"renamed: write {new}"
-    return f"no such key; {section or 'a config'} has {', '.join(sections()[section].model_fields)}"
+    return f"no such key; {section or 'a config'} has {', '.join(key_names(sections()[section]))}"

@@ -6,8 +6,7 @@ the paper that was not checked against its text.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import typing
 from typing import Annotated, Any, Literal
 
@@ -18,30 +17,41 @@ from astro_jax.stages import DEFAULT_STAGES
 OURS = "ours"
 
 
-def key(default: Any, description: str, source: str = OURS, **bounds: Any) -> Any:
+# What a change of a key does. "results": a stage that reads the key runs again. "rounding": only the rounding of its
+# results may change. "none": its results stay the same.
+Effect = Literal["results", "rounding", "none"]
+
+
+def key(default: Any, description: str, source: str = OURS, effect: Effect = "results", **bounds: Any) -> Any:
     """Declare a key.
 
     Args:
       default: the value of a config that does not name the key; `...` for a key that must be named.
       description: the meaning, in plain sentences, with the unit.
       source: where the default comes from.
-      **bounds: limits of a number: ge, gt, le, lt.
+      effect: what a change of the key does. A stage's digest covers the keys with the effect "results".
+      **bounds: limits of a number (ge, gt, le, lt), and other arguments of pydantic.Field.
     """
-    return pydantic.Field(default, description=description, json_schema_extra={"source": source}, **bounds)
+    extra: dict[str, Any] = {"source": source, "effect": effect}
+    return pydantic.Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
 class Section(pydantic.BaseModel):
     """Base of all sections: immutable, and strict about key names."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
 
 class Mesh(Section):
     """The device mesh: devices along each axis. On a CPU, JAX makes as many virtual devices."""
 
-    data: int = key(1, "Devices over which the batch is split; each holds all parameters.", ge=1)
-    fsdp: int = key(1, "Devices over which the batch, the parameters and the optimizer state are split.", ge=1)
-    tp: int = key(1, "Devices over which heads and feed-forward columns are split (tensor parallelism).", ge=1)
+    data: int = key(1, "Devices over which the batch is split; each holds all parameters.", ge=1, effect="rounding")
+    fsdp: int = key(
+        1, "Devices over which the batch, the parameters and the optimizer state are split.", ge=1, effect="rounding"
+    )
+    tp: int = key(
+        1, "Devices over which heads and feed-forward columns are split (tensor parallelism).", ge=1, effect="rounding"
+    )
 
 
 class Architecture(Section):
@@ -144,26 +154,36 @@ class Verify(Section):
     report_rule: Literal["strict", "lenient"] = key("lenient", "Rule by which evaluation judges answers.")
     timeout_seconds: float = key(5.0, "Deadline of one answer, in seconds.", gt=0)
     memory_gib: float = key(1.0, "Memory limit of one answer, in GiB.", gt=0)
-    num_workers: int = key(0, "Worker processes. 0: one a core.", ge=0)
+    num_workers: int = key(0, "Worker processes. 0: one a core.", ge=0, effect="none")
     max_failed_share: float = key(
-        0.95, "Share of answers without a verdict (unparsed, timeout or error) above which a run stops.", gt=0, le=1
+        0.95,
+        "Share of answers without a verdict (unparsed, timeout or error) above which a run stops.",
+        gt=0,
+        le=1,
+        effect="none",
     )
 
 
 class Sampler(Section):
     """The inference engine of search, traces, RL and evaluation."""
 
-    max_num_seqs: int = key(512, "Most sequences that decode at the same time.", ge=1)
+    max_num_seqs: int = key(512, "Most sequences that decode at the same time.", ge=1, effect="rounding")
     kv_cache_gib: float | None = key(
         None,
         "Memory of the KV cache, in GiB a device: lowers `max_num_seqs` until the cache fits. Null: no limit.",
         gt=0,
+        effect="rounding",
     )
-    num_scheduler_steps: int = key(16, "Most decode steps between two calls of the scheduler.", ge=1)
-    block_size: int = key(32, "Cache columns that one attention block covers. 32 suits a CPU, 512 a TPU.", ge=1)
+    num_scheduler_steps: int = key(16, "Most decode steps between two calls of the scheduler.", ge=1, effect="rounding")
+    block_size: int = key(
+        32, "Cache columns that one attention block covers. 32 suits a CPU, 512 a TPU.", ge=1, effect="rounding"
+    )
     dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the weights in search and evaluation.")
     prefix_cache_gib: float = key(
-        0.0, "Memory of the prefix cache, in GiB a device: prefixes that the search keeps between calls. 0: none.", ge=0
+        0.0,
+        "Memory of the prefix cache, in GiB a device: prefixes that the search keeps between calls. 0: none.",
+        ge=0,
+        effect="rounding",
     )
 
 
@@ -189,8 +209,8 @@ class Search(Section):
         1, "Leaves of one tree that a simulation expands, by virtual loss. 1: exact PUCT.", ge=1
     )
     temperature: float = key(1.0, "Sampling temperature of steps and rollouts.", gt=0)
-    max_concurrent_trees: int = key(128, "Trees that are searched at the same time.", ge=1)
-    shard_size: int = key(128, "Trees of one file of the tree store.", ge=1)
+    max_concurrent_trees: int = key(128, "Trees that are searched at the same time.", ge=1, effect="rounding")
+    shard_size: int = key(128, "Trees of one file of the tree store.", ge=1, effect="none")
     step_end: str = key(".\n", "Text that ends a step.")
     max_step_tokens: int = key(32, "Most tokens of a step.", ge=1)
     max_rollout_tokens: int = key(64, "Most tokens of a rollout, or of a best-of-N solution.", ge=1)
@@ -264,7 +284,7 @@ class Traces(Section):
     direct_match: Literal["examples", "tokens"] = key(
         "examples", "Size of the Direct set: as many examples, or as many tokens, as ASTRO's.", "paper, section 3.1"
     )
-    shard_size: int = key(32, "Trees of one file of model-written traces.", ge=1)
+    shard_size: int = key(32, "Trees of one file of model-written traces.", ge=1, effect="none")
     replay: float = key(0.0, "Countdown corpus documents that SFT adds, as a share of the examples.", ge=0)
 
 
@@ -275,7 +295,9 @@ class Training(Section):
     betas: tuple[float, float] = key((0.9, 0.95), "Moment decay rates of AdamW.")
     max_grad_norm: float = key(1.0, "Largest global gradient norm; a larger one is scaled down.", gt=0)
     remat_policy: Literal["none", "full"] = key(
-        "none", "Rematerialization: keep all activations, or recompute each layer in the backward pass."
+        "none",
+        "Rematerialization: keep all activations, or recompute each layer in the backward pass.",
+        effect="rounding",
     )
     dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
     max_skipped_steps: int = key(
@@ -304,7 +326,7 @@ class Sft(Training):
     packing_strategy: Literal["first-fit", "wrapped"] = key(
         "first-fit", "Packing: whole documents that cannot see each other, or one stream that is split into rows."
     )
-    save_steps: int = key(200, "Steps between checkpoints.", ge=1)
+    save_steps: int = key(200, "Steps between checkpoints.", ge=1, effect="none")
 
 
 class Grpo(Training):
@@ -327,30 +349,36 @@ class Grpo(Training):
         True, "Divide the advantages by the group's standard deviation.", "GRPO, arXiv 2402.03300"
     )
     max_length: int = key(512, "Tokens of a packed row: at least a prompt with its response.", ge=8)
-    micro_batch_size: int = key(32, "Packed rows of one gradient computation.", ge=1)
-    save_steps: int = key(10, "Steps between checkpoints.", ge=1)
+    micro_batch_size: int = key(32, "Packed rows of one gradient computation.", ge=1, effect="rounding")
+    save_steps: int = key(10, "Steps between checkpoints.", ge=1, effect="none")
 
 
 class Eval(Section):
     """Evaluation on held-out problems."""
 
     max_tokens: int = key(256, "Most tokens of an answer.", ge=1)
-    shard_size: int = key(512, "Problems of one file of answers.", ge=1)
+    shard_size: int = key(512, "Problems of one file of answers.", ge=1, effect="none")
 
 
 class Config(Section):
     """One run."""
 
     seed: int = key(0, "Seed of all random draws.", ge=0)
-    out: str = key("runs/default", "Folder of the run: a path, or `gs://BUCKET/...`.")
-    scale: float = key(1.0, "Factor of the budgets: problems, corpus documents and RL steps.", gt=0)
+    out: str = key("runs/default", "Folder of the run: a path, or `gs://BUCKET/...`.", effect="none")
+    from_runs: tuple[str, ...] = key(
+        (), "Other runs, whose stages with the same inputs this run keeps instead of making them again.",
+        effect="none", alias="from",
+    )  # fmt: skip
+    scale: float = key(1.0, "Factor of the budgets: problems, corpus documents and RL steps.", gt=0, effect="none")
     model: str = key(
         "countdown-base", "Base model: a Hugging Face folder, a `.gguf` file, a shipped model, or `scratch`.",
         "ours; the paper has Llama-3.1-70B-Instruct (section 3.1)",
     )  # fmt: skip
-    stages: tuple[str, ...] = key(DEFAULT_STAGES, "Stages of the run, in order.", "paper, sections 2 and 3")
+    stages: tuple[str, ...] = key(
+        DEFAULT_STAGES, "Stages of the run, in order.", "paper, sections 2 and 3", effect="none"
+    )
     attention: Literal["auto", "xla", "splash"] = key(
-        "auto", "Attention of whole sequences. `auto`: splash attention on TPUs, XLA elsewhere."
+        "auto", "Attention of whole sequences. `auto`: splash attention on TPUs, XLA elsewhere.", effect="rounding"
     )
     prompts: dict[str, str] = key({}, "Files that replace the shipped prompts, by name, as in `{rewrite: mine.txt}`.")
     mesh: Mesh = key(Mesh(), "Device mesh.")
@@ -370,11 +398,18 @@ class Config(Section):
     grpo: Grpo = key(Grpo(), "Reinforcement learning.")
     eval: Eval = key(Eval(), "Evaluation.")
 
-    def digest(self) -> str:
-        """Hash everything that results depend on: all keys except `out`. 16 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.model_dump(exclude={"out"}), sort_keys=True).encode()).hexdigest()[:16]
+    @pydantic.field_validator("from_runs", mode="before")
+    @classmethod
+    def _as_runs(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
+def key_names(section: type[Section]) -> dict[str, pydantic.fields.FieldInfo]:
+    """Return the keys of a section by the names that a config writes: `from`, where Python needs another name."""
+    return {info.alias or name: info for name, info in section.model_fields.items()}
+
+
+@functools.cache
 def sections() -> dict[str, type[Section]]:
     """Return all sections by dotted name: "" for the config itself, "search", "search.early_stop", "problems.gym"."""
     by_name: dict[str, type[Section]] = {}

@@ -16,18 +16,23 @@ from astro_jax.storage import Json, Shards
 from astro_jax.types import Problem, Response, Verdict
 from astro_jax.verify import Verifier
 
+ANSWERS = "answers"  # the store of a model's answers, in the folder of its evaluation
+
 
 def run(
     folder: epath.Path, name: str, problems: Sequence[Problem], c: cfg.Eval, policy: Policy, verifier: Verifier
 ) -> dict[str, Any]:
     """Answer each problem once at temperature 1 and once greedily.
 
-    Writes one shard for each `c.shard_size` problems: `folder`/NAME-*.jsonl. A shard that exists is not made again.
+    Writes one shard for each `c.shard_size` problems: `folder`/answers-*.jsonl. A shard that exists is not made again.
+
+    Args:
+      name: of the model, for the random draws and the progress bar.
 
     Returns:
       the entry of the model in results.json (see `summarize`).
     """
-    store = Shards(folder, name)
+    store = Shards(folder, ANSWERS)
     for index, shard, bar in unfinished_shards(store, name, problems, c.shard_size):
         sampled, greedy = (sample_and_judge(name, shard, c, policy, verifier, 1, t) for t in (1.0, 0.0))
         records = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from etils import epath
 
-from astro_jax import storage
+from astro_jax import stage_folder, storage
 from astro_jax.errors import AstroError
 
 GGUF_SUFFIX = ".gguf"
@@ -23,7 +23,7 @@ def resolve(path: str) -> epath.Path:
     Raises:
       AstroError: when no such model exists.
     """
-    for candidate in (epath.Path(path), SHIPPED_MODELS / path):
+    for candidate in (epath.Path(path), stage_folder.follow(storage.absolute(path)), SHIPPED_MODELS / path):
         if candidate.is_dir() or (is_gguf(candidate) and candidate.exists()):
             return storage.absolute(candidate)
     shipped = ", ".join(sorted(p.name for p in SHIPPED_MODELS.iterdir())) if SHIPPED_MODELS.exists() else "none"

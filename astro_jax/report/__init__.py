@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from etils import epath
 
-from astro_jax import phrases, storage
+from astro_jax import phrases, stage_folder, storage
 from astro_jax.report import run_folder, selection, summary
 from astro_jax.report.run_folder import RunFolder
 from astro_jax.stages import MODELS
@@ -81,22 +81,22 @@ def page_data(run: RunFolder) -> Json:
 
 
 def provenance(run: RunFolder) -> Json:
-    """The origin of the figures: seed, hash, versions, command, and the wall time and counts of each stage."""
+    """The origin of the figures: seed, versions, command, and the time, inputs and counts of each stage."""
     stages = [
-        {"stage": stage, "wall_s": manifest.wall_s, "extra": manifest.model_extra}
+        {
+            "stage": stage, "wall_s": manifest.wall_s, "digest": manifest.digest, "extra": manifest.model_extra,
+            "from": stage_folder.other_run(run.path, stage),
+        }
         for stage, manifest in run.manifests.items()
-    ]
+    ]  # fmt: skip
     versions: dict[str, list[str]] = {}
     for manifest in run.manifests.values():
         for name, version in manifest.versions.items():
             if version not in versions.setdefault(name, []):
                 versions[name].append(version)
     config = run.config.config if run.config else {}
-    config_hash = run.config.hash if run.config else None
     return {
         "seed": run.results.seed if run.results else config.get("seed"),
-        "hash": config_hash,
-        "other_hashes": sorted({m.config_hash for m in run.manifests.values()} - {config_hash}),
         "versions": versions,
         "command": run.config.command if run.config else None,
         "stages": stages,

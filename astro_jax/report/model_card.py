@@ -107,10 +107,10 @@ def _data(run: RunFolder) -> list[str]:
 
 
 def _lineage(run: RunFolder) -> list[str]:
-    rows = [[stage, ", ".join(m.parents), m.config_hash, m.wall_s] for stage, m in run.manifests.items()]
+    rows = [[stage, ", ".join(m.parents), m.digest, m.wall_s] for stage, m in run.manifests.items()]
     versions = {f"{name} {version}": None for m in run.manifests.values() for name, version in m.versions.items()}
     return [
         "## Lineage",
-        markdown.table(("stage", "rests on", "config", "seconds"), rows),
+        markdown.table(("stage", "rests on", "digest of its inputs", "seconds"), rows),
         f"Versions: {', '.join(versions)}.",
     ]

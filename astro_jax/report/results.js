@@ -154,18 +154,17 @@ function dataTables() {
 function provenanceTables() {
   const p = DATA.provenance;
   const facts = [["Command", p.command || "not recorded"], ["Seed", p.seed === null || p.seed === undefined ? "not recorded" : String(p.seed)],
-    ["Config hash", p.hash || "not recorded"],
     ["Versions", Object.entries(p.versions).map(([k, v]) => `${k} ${v.join(" / ")}`).join(", ") || "not recorded"]];
   const extra = (x) => Object.entries(x).filter(([, v]) => typeof v === "number" || typeof v === "string")
     .map(([k, v]) => `${words(k).toLowerCase()} ${num(v)}`).join(", ");
   const total = p.stages.reduce((sum, s) => sum + (s.wall_s || 0), 0);
   return [
     el("dl", {}, facts.map(([k, v]) => [el("dt", { text: k }), el("dd", { class: k === "Command" ? "mono" : "", text: v })])),
-    p.hash && p.other_hashes.length > 0 && absent(`Some stages ran with another configuration (hash ${p.other_hashes.join(", ")}).`),
     p.stages.length ? el("div", { class: "table-wrap" }, el("table", { class: "stages" },
-      el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "Stage" }), el("th", { scope: "col", class: "n", text: "Wall time" }), el("th", { scope: "col", text: "Wrote" }))),
-      el("tbody", {}, p.stages.map((s) => el("tr", {}, el("th", { scope: "row", text: s.stage }), el("td", { class: "n", text: duration(s.wall_s) }), el("td", { text: extra(s.extra) })))),
-      el("tfoot", {}, el("tr", {}, el("th", { scope: "row", text: "all" }), el("td", { class: "n", text: duration(total) }), el("td", {})))))
+      el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "Stage" }), el("th", { scope: "col", class: "n", text: "Wall time" }), el("th", { scope: "col", text: "Inputs" }), el("th", { scope: "col", text: "Wrote" }))),
+      el("tbody", {}, p.stages.map((s) => el("tr", {}, el("th", { scope: "row", text: s.stage }), el("td", { class: "n", text: duration(s.wall_s) }),
+        el("td", { class: "mono", text: s.digest }), el("td", { text: [s.from && `kept from ${s.from}`, extra(s.extra)].filter(Boolean).join("; ") })))),
+      el("tfoot", {}, el("tr", {}, el("th", { scope: "row", text: "all" }), el("td", { class: "n", text: duration(total) }), el("td", {}), el("td", {})))))
       : absent("No stage has written a manifest yet."),
     p.config && el("details", {}, el("summary", { text: "The whole configuration" }), el("pre", { text: JSON.stringify(p.config, null, 2) })),
   ];

@@ -14,9 +14,9 @@ import pydantic
 from etils import epath
 from pydantic import Field
 
-from astro_jax import storage
+from astro_jax import stage_folder, storage
 from astro_jax.errors import AstroError
-from astro_jax.stages import MODELS, STAGES
+from astro_jax.stages import EVALUATIONS, MODELS, STAGES
 from astro_jax.storage import Json, Shards
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -66,16 +66,15 @@ class Manifest(pydantic.BaseModel, extra="allow"):
     """manifest.json of a finished stage. Further fields are the counts of the stage."""
 
     stage: str
-    config_hash: str
+    digest: str
     parents: list[str]
     wall_s: Number
     versions: dict[str, str]
 
 
 class RunConfig(pydantic.BaseModel):
-    """config.json: the configuration of a run, its hash and the command that started the run."""
+    """config.json: the configuration of a run, and the command that ran it last."""
 
-    hash: str
     command: str
     config: Json
 
@@ -103,6 +102,10 @@ class RunFolder:
     manifests: dict[str, Manifest]
     metrics: dict[str, list[Json]]
 
+    def folder(self, stage: str) -> epath.Path:
+        """The folder that holds the results of a stage, which may lie in another run."""
+        return stage_folder.resolve(self.path, stage)
+
 
 def read(path: epath.PathLike) -> RunFolder:
     """Read the small files of the run at `path`.
@@ -118,18 +121,18 @@ def read(path: epath.PathLike) -> RunFolder:
         path=root,
         config=_read_model(RunConfig, root / "config.json", "choose another folder, or start the run again"),
         results=_read_model(Results, root / "results.json", "run the evaluation again"),
-        counts=_read_json(root / "traces" / "counts.json"),
+        counts=_read_json(stage_folder.resolve(root, "traces") / "counts.json"),
         manifests=_read_manifests(root),
-        metrics={stage: _read_metrics(root / stage) for stage in trained},
+        metrics={stage: _read_metrics(stage_folder.resolve(root, stage)) for stage in trained},
     )
 
 
 def missing(run: RunFolder) -> list[str]:
     """What a whole run has and this folder lacks, as "stage (file)"."""
     lacks = [] if run.config else ["the configuration (config.json)"]
-    if not Shards(run.path / "search", "trees").has(0):
+    if not Shards(run.folder("search"), "trees").has(0):
         lacks.append("search (search/trees-*.jsonl)")
-    if not (run.path / "traces" / "astro.jsonl").exists():
+    if not (run.folder("traces") / "astro.jsonl").exists():
         lacks.append("traces (traces/astro.jsonl)")
     lacks += [f"{stage} ({stage}/metrics.jsonl)" for stage, rows in run.metrics.items() if not rows]
     if run.results is None:
@@ -179,8 +182,10 @@ def _read_model(model: type[FileModel], path: epath.Path, advice: str) -> FileMo
 
 def _read_manifests(root: epath.Path) -> dict[str, Manifest]:
     """The manifests of the stages: in the order of the pipeline, then any other stages by name."""
-    paths = {path.parent.name: path for path in root.glob("*/manifest.json")}
-    order = [stage for stage in STAGES if stage in paths] + sorted(paths.keys() - STAGES.keys())
+    others = {path.parent.name for path in root.glob("*/manifest.json")} - STAGES.keys()
+    names = (*(part for stage in STAGES for part in (EVALUATIONS if stage == "eval" else (stage,))), *sorted(others))
+    paths = {name: stage_folder.resolve(root, name) / stage_folder.MANIFEST for name in names}
+    order = [name for name in names if paths[name].exists()]
     return {
         stage: parse(Manifest, storage.read_json(paths[stage]), paths[stage], "remove it and run the stage again")
         for stage in order

@@ -42,7 +42,7 @@ def problems(run: RunFolder) -> list[Json]:
     """A few trees with the traces made from them: [{"id", "prompt", "label", "nodes", "traces"}]."""
     traces: dict[Any, list[Json]] = {}
     for kind in ("astro", "direct"):
-        for trace in read_lines(run.path / "traces" / f"{kind}.jsonl"):
+        for trace in read_lines(run.folder("traces") / f"{kind}.jsonl"):
             if trace.get("problem_id") is not None:
                 traces.setdefault(trace["problem_id"], []).append(trace)
     selected = _select(traces)
@@ -78,7 +78,7 @@ def _read_trees(run: RunFolder, selected: list[Any]) -> dict[Any, Json]:
     """
     trees: dict[Any, Json] = {}
     unsolved: dict[Any, Json] = {}
-    for tree in Shards(run.path / "search", "trees").read():
+    for tree in Shards(run.folder("search"), "trees").read():
         i, nodes = tree.get("problem", {}).get("id"), tree.get("nodes", [])
         solved = any(node.get("terminal") and node.get("correct") for node in nodes)
         if i in selected or (not selected and solved and len(trees) < MAX_PROBLEMS):
@@ -177,7 +177,8 @@ def held_out(run: RunFolder) -> Json:
       {"models": [names], "stage": "rl", "sft" or None, "counts": {outcome: n},
       "problems": [{"id", "prompt", "outcome", "answers": {name: answer}}]}.
     """
-    answers = {name: {row.get("problem_id"): row for row in Shards(run.path / "eval", name).read()} for name in MODELS}
+    stores = {name: Shards(run.folder(f"eval/{name}"), "answers") for name in MODELS}
+    answers = {name: {row.get("problem_id"): row for row in store.read()} for name, store in stores.items()}
     answers = {name: rows for name, rows in answers.items() if rows}
     stage = next((s for s in ("rl", "sft") if f"astro-{s}" in answers and f"direct-{s}" in answers), None)
     ids = shuffled(set.intersection(*(set(rows) for rows in answers.values()))) if answers else []

@@ -69,8 +69,10 @@ def test_a_run_prints_its_results_and_a_second_one_the_same(recipe, tmp_path, ca
     before = (tmp_path / "runs/it/results.json").stat().st_mtime_ns
     assert cli.main(["run", recipe]) == 0 and capsys.readouterr().out == first.out
     assert (tmp_path / "runs/it/results.json").stat().st_mtime_ns == before
-    line = fails(capsys, "run", recipe, "seed=1")
-    assert "another config (seed is 0 in the folder, 1 in this config)" in line and "out=DIR" in line
+    assert cli.main(["run", recipe, "eval.max_tokens=12"]) == 0
+    log = capsys.readouterr().err.splitlines()
+    assert log[:2] == ["base: kept", "eval/base: runs again, eval.max_tokens was 16"]
+    assert log[2] == "report: runs again, eval/base changed"
 
 
 def test_a_row_shows_the_majority_vote(capsys):
@@ -93,9 +95,10 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch):
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.num_train_epochs=2"]) == 0
         assert calls.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.num_train_epochs=2", stages)
-    others = {"run", "report", "import", "export", "sample", "bench", "plan", "problems", "verify"}
+    others = {"run", "show", "report", "import", "export", "sample", "bench", "plan", "problems", "verify"}
     assert {c.name for c in COMMANDS} == {*expected, *others}
-    assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES) == set(pipeline.FUNCTIONS)
+    assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES)
+    assert {*(stage.command for stage in STAGES.values()), "vote"} == set(pipeline.FUNCTIONS)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +146,13 @@ def test_shards_of_a_search_need_the_base_and_a_run_without_shard_finishes_the_s
 
 
 def test_stages_one_by_one_make_the_run(recipe, tmp_path, capsys):
-    assert "eval needs base" in fails(capsys, "eval", recipe)
+    assert "eval/base needs base" in fails(capsys, "eval", recipe)
     assert not (tmp_path / "runs").exists()
     for command in ("base", "eval", "report"):
         assert cli.main([command, recipe]) == 0
     assert "4 held-out problems" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "runs/it").iterdir()} == {
-        "config.json", "base", "eval", "report", "results.json", "report.html",
+        ".lock", "config.json", "base", "eval", "report", "results.json", "report.html",
     }  # fmt: skip
 
 

@@ -44,7 +44,6 @@ def test_scale_multiplies_the_budgets_and_nothing_else(load):
     assert (c.problems.search, c.problems.rl, c.problems.eval) == (26, 1, 20)
     assert (c.grpo.max_steps, c.corpus.documents) == (2, 60000)
     assert c.search == cfg.Search() and c.sft == cfg.Sft() and c.grpo.prompts_per_step == 64
-    assert c.digest() != load(text).digest()
 
 
 @pytest.mark.parametrize("text", ["3e-4", "3.0e-4", "0.0003", "3E-4"])

@@ -37,12 +37,11 @@ def test_a_config_cannot_be_changed():
         cfg.Config().seed = 3
 
 
-def test_the_digest_covers_everything_but_the_output_folder():
-    base = cfg.parse({})
-    assert cfg.parse({"out": "runs/elsewhere"}).digest() == base.digest()
-    assert cfg.parse({"search": {"num_rollouts": 16}}).digest() == base.digest()  # the default, named
-    changes = (
-        {"seed": 1}, {"search": {"num_rollouts": 15}}, {"sft": {"learning_rate": 1e-3}}, {"mesh": {"tp": 2}},
-        {"grpo": {"epsilon": 0.1}}, {"stages": ["base"]}, {"scale": 0.5},
-    )  # fmt: skip
-    assert len({base.digest(), *(cfg.parse(change).digest() for change in changes)}) == 1 + len(changes)
+def test_every_key_says_what_a_change_does():
+    effects = {info.json_schema_extra["effect"] for _, _, info in KEYS}
+    assert effects == {"results", "rounding", "none"}
+
+
+def test_from_takes_a_run_or_a_list_of_runs():
+    assert cfg.parse({"from": "runs/a"}).from_runs == ("runs/a",)
+    assert cfg.parse({"from": ["runs/a", "runs/b"]}).from_runs == ("runs/a", "runs/b")

@@ -8,7 +8,7 @@ from etils import epath
 from scripted import EVAL, PROBLEMS
 
 from astro_jax import config as cfg
-from astro_jax import pipeline
+from astro_jax import stage_inputs
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
 from astro_jax.verify import Verifier
@@ -43,6 +43,6 @@ def test_prompts_are_filtered_by_their_measured_pass_rate(tmp_path):
 
 
 def test_difficulty_is_a_stage_before_rl_only_if_the_config_asks_for_it():
-    assert "difficulty" not in pipeline.planned(cfg.Config())
-    stages = pipeline.planned(cfg.parse({"problems": {"difficulty_samples": 4}}))
+    assert "difficulty" not in stage_inputs.planned(cfg.Config())
+    stages = stage_inputs.planned(cfg.parse({"problems": {"difficulty_samples": 4}}))
     assert stages.index("difficulty") == stages.index("direct-rl") - 1

@@ -5,13 +5,14 @@ import json
 import pytest
 from helpers import countdown_tokenizer, tiny_config, tiny_params
 
-from astro_jax import llama, pipeline, storage
+from astro_jax import llama, pipeline, stage_folder, storage
 from astro_jax.cli import main
 from astro_jax.errors import AstroError
 from astro_jax.llama import reference
 from astro_jax.report import model_card
 
 CONFIG = tiny_config(vocab_size=len(countdown_tokenizer(9)), n_layers=1, max_positions=64)
+INPUTS = stage_folder.Inputs(stage="astro-sft", keys={}, contents={}, parents={"traces": "abc"})
 
 
 def score(mean):
@@ -27,10 +28,10 @@ def model(mean):
 def run(tmp_path):
     folder = pipeline.epath.Path(tmp_path / "my-run")
     storage.write_json(folder / "config.json", {
-        "hash": "abc", "command": "astro run x.yaml seed=7",
+        "command": "astro run x.yaml seed=7",
         "config": {"model": "llama-x", "seed": 7, "sft": {"batch_size": 4}},
     })  # fmt: skip
-    storage.write_manifest(folder / "astro-sft", "astro-sft", "abc", ["traces"], 12.5)
+    stage_folder.finish(folder / "astro-sft", INPUTS, 12.5)
     storage.write_json(folder / "traces" / "counts.json", {"valid trees": 31, "ASTRO": {"examples": 99, "mean k": 1.5}})
     models = {"base": model(0.2), "astro-sft": model(0.6)}
     storage.write_json(folder / "results.json", {"seed": 7, "wall_s": 1, "models": models})
@@ -45,7 +46,7 @@ def test_card_holds_recipe_data_results_and_lineage(run, tmp_path):
         "# ASTRO-SFT of my-run", "started from `llama-x`", "200 held-out problems",
         "| **ASTRO-SFT** | 60.0% (50.0 to 70.0%) | 70.0% (60.0 to 80.0%) | 80 |", "| Base | 20.0% (10.0 to 30.0%) |",
         "| valid trees | 31 |", "| ASTRO | 99 examples, 1.5 mean k |", "astro run x.yaml seed=7", "batch_size: 4",
-        "| astro-sft | traces | abc | 12.5 |", "jax 0.",
+        f"| astro-sft | traces | {INPUTS.digest} | 12.5 |", "jax 0.",
     ):  # fmt: skip
         assert expected in text
     for folder in (run / "astro-sft" / "model", tmp_path / "out"):

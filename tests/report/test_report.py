@@ -65,10 +65,10 @@ def test_page_names_all_models_by_their_titles(page):
 def test_provenance_holds_command_versions_and_stages_in_order(page):
     provenance = page.data["provenance"]
     assert provenance["command"] == "astro run configs/quickstart.yaml" and provenance["seed"] == 0
-    assert provenance["hash"] == "9f2c4e7a1b3d5f60" and provenance["other_hashes"] == []
+    assert {s["digest"] for s in provenance["stages"]} == {"9f2c4e7a1b3d5f60"}
     assert provenance["versions"]["jax"] == ["0.10.2"]
     names = [s["stage"] for s in provenance["stages"]]
-    assert names == ["search", "traces", "direct-sft", "astro-sft", "direct-rl", "astro-rl", "eval"]
+    assert names == ["search", "traces", "direct-sft", "astro-sft", "direct-rl", "astro-rl", "eval/base"]
     assert provenance["stages"][0]["extra"]["nodes"] == 71_240
 
 

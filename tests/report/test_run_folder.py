@@ -38,9 +38,7 @@ def test_bad_results_are_one_clear_line(tmp_path, change, message):
 
 
 def test_bad_manifest_is_one_clear_line(tmp_path):
-    dump(
-        tmp_path / "search" / "manifest.json", {"stage": "search", "config_hash": "a", "parents": [], "wall_s": "long"}
-    )
+    dump(tmp_path / "search" / "manifest.json", {"stage": "search", "digest": "a", "parents": [], "wall_s": "long"})
     with pytest.raises(AstroError, match=r"search/manifest\.json: wall_s must be a valid number, found 'long': remove"):
         run_folder.read(tmp_path)
 
@@ -71,7 +69,7 @@ def test_of_a_repeated_step_the_last_row_counts(tmp_path):
 
 
 def test_manifests_are_in_the_order_of_the_pipeline(tmp_path):
-    for stage in ("extra", "eval", "difficulty", "search", "base"):
-        manifest = {"stage": stage, "config_hash": "a", "parents": [], "wall_s": 1.5, "versions": {}}
+    for stage in ("extra", "eval/base", "difficulty", "search", "base"):
+        manifest = {"stage": stage, "digest": "a", "parents": [], "wall_s": 1.5, "versions": {}}
         dump(tmp_path / stage / "manifest.json", manifest)
-    assert list(run_folder.read(tmp_path).manifests) == ["base", "search", "difficulty", "eval", "extra"]
+    assert list(run_folder.read(tmp_path).manifests) == ["base", "search", "difficulty", "eval/base", "extra"]

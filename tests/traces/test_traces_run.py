@@ -8,7 +8,7 @@ from helpers import tiny_config, tiny_params
 from traces_fixtures import TOKENIZER, pets_tree, rewrite_well, scripted_writer
 
 from astro_jax import config as cfg
-from astro_jax import llama, pipeline, storage
+from astro_jax import llama, pipeline, run_plan, stage_folder
 from astro_jax.storage import Shards
 from astro_jax.traces import dataset
 from astro_jax.traces.self_evaluation import read_verdict
@@ -132,9 +132,10 @@ def test_the_stage_asks_a_real_model_by_the_prompts_of_the_run(tmp_path):
     }))  # fmt: skip
     llama.save(run.folder / "base" / "model", config, tiny_params(config), TOKENIZER)
     Shards(run.folder / "search", "trees").write(0, [pets_tree().record()])
+    plans = run_plan.plan(run, ["traces"])
     for parent in ("base", "search"):
-        storage.write_manifest(run.folder / parent, parent, run.digest, [], 0.0)
-    pipeline.run_stage(run, "traces")
+        stage_folder.finish(run.folder / parent, plans[parent].inputs, 0.0)
+    pipeline.run_stage(run, plans["traces"])
     counts = json.loads((tmp_path / "run" / "traces" / "counts.json").read_text())
     assert (counts["self-evaluation"]["judged"], counts["self-evaluation"]["judgements unread"]) == (2, 2)
     assert counts["self-evaluation"]["trees without any left"] == 1 and counts["ASTRO"]["examples"] == 0

@@ -1,0 +1,115 @@
+"""A lock on a run's folder: two commands must not write one run at the same time.
+
+On a disk the lock is one of the operating system (flock), which ends with its process, also after a kill. A bucket has
+no such locks. There the holder renews a file every few seconds, and a file that is not renewed holds nobody up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from etils import epath
+
+from astro_jax import distributed, storage
+from astro_jax.errors import AstroError
+
+RENEW_SECONDS = 10.0  # between two renewals of the lock of a bucket
+STALE_SECONDS = 25.0  # without a renewal, after which the holder counts as killed
+_FILE = ".lock"
+Holder = dict[str, str | int]
+
+
+@contextlib.contextmanager
+def hold(run: epath.Path, command: str, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a run's folder. In a run of several processes the main process holds it.
+
+    Args:
+      command: of the holder, for the message to others.
+      shared: commands that hold a shared lock do not exclude each other (`astro search --shard`).
+
+    Raises:
+      AstroError: when another command holds the lock; the message names its host, process and start.
+    """
+    if not distributed.is_main_process():
+        yield
+        return
+    holder: Holder = {
+        "host": socket.gethostname(), "pid": os.getpid(), "command": command,
+        "start": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
+    }  # fmt: skip
+    run.mkdir(parents=True, exist_ok=True)
+    if not storage.is_remote(run):
+        with _disk_lock(run, holder, shared):
+            yield
+    elif shared:
+        yield
+    else:
+        with _bucket_lock(run, holder):
+            yield
+
+
+@contextlib.contextmanager
+def _disk_lock(run: epath.Path, holder: Holder, shared: bool) -> Iterator[None]:
+    with open(run / _FILE, "a+") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise AstroError(_refusal(run, file.read())) from None
+        file.truncate(0)
+        file.write(json.dumps(holder))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _bucket_lock(run: epath.Path, holder: Holder) -> Iterator[None]:
+    path = run / _FILE
+    first, deadline = _read(path), time.monotonic() + STALE_SECONDS
+    while first and time.monotonic() < deadline:  # a living holder renews the file in this time
+        time.sleep(1)
+        text = _read(path)
+        if not text:
+            break
+        if text != first:
+            raise AstroError(_refusal(run, text))
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.wait(RENEW_SECONDS):
+            path.write_text(json.dumps(holder | {"renewal": uuid.uuid4().hex}))
+
+    path.write_text(json.dumps(holder))
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _read(path: epath.Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _refusal(run: epath.Path, text: str) -> str:
+    try:
+        h = json.loads(text)
+        who = f"process {h['pid']} on {h['host']}, since {h['start']} ({h['command']})"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"{run}: in use by {who}; nothing was changed, wait until it ends or choose another folder with out=DIR"

@@ -1,0 +1,136 @@
+"""Which stages of a run are kept and which run: compares the digests of their inputs with the folders of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+from etils import epath
+
+from astro_jax import stage_folder, stage_inputs, storage
+from astro_jax.errors import AstroError
+from astro_jax.llama import paths
+from astro_jax.run_context import RunContext
+from astro_jax.stage_folder import Inputs
+
+State = Literal["kept", "put aside", "other run", "begun", "new"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """The plan for one stage.
+
+    Attributes:
+      inputs: what its results depend on.
+      state: where its results are. "kept": in the run. "put aside": in RUN/previous. "other run": in `other`. "begun":
+        in the run, not finished. "new": nowhere.
+      note: the state in words, as in "runs again, grpo.learning_rate was 2e-07".
+      other: the run that has the results.
+    """
+
+    inputs: Inputs
+    state: State
+    note: str
+    other: epath.Path | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the stage has work to do, unless only its begun results were put aside."""
+        return self.state in ("begun", "new")
+
+
+def plan(run: RunContext, names: Sequence[str]) -> dict[str, StagePlan]:
+    """Plan stages and their ancestors, each after its parents. Nothing is written.
+
+    Raises:
+      AstroError: for an input that cannot be read, a run to keep from that does not exist, and a reference that leads
+        nowhere.
+    """
+    others = [_other_run(run, name) for name in run.c.from_runs]
+    inputs = stage_inputs.of_run(run.c, names, lambda name: content(run, name))
+    return {name: _plan_stage(run.folder, name, inputs[name], others) for name in inputs}
+
+
+def adopt(run: epath.Path, stage: StagePlan) -> None:
+    """Make results that can be kept stand at RUN/STAGE. Put aside results of other inputs before the stage runs."""
+    name, digest = stage.inputs.stage, stage.inputs.digest
+    if stage.state == "put aside":
+        stage_folder.restore(run, name, digest)
+    elif stage.state in ("other run", "new"):
+        old = stage_folder.read_inputs(run / name)
+        if old is None or old.digest != digest:  # another shard of the search may have begun since the plan was made
+            stage_folder.put_aside(run, name)
+        if stage.other is not None:
+            stage_folder.refer(run, name, stage.other, digest)
+
+
+def _plan_stage(run: epath.Path, name: str, inputs: Inputs, others: Sequence[epath.Path]) -> StagePlan:
+    digest, folder = inputs.digest, run / name
+    if stage_folder.digest_of(folder) == digest:
+        return StagePlan(inputs, "kept", "kept" + _rounding(folder, inputs))
+    if name == "report":  # its files lie in the folder of the run, and belong to this run alone
+        return StagePlan(inputs, "new", _reason(folder, inputs))
+    if stage_folder.has_previous(run, name, digest):
+        return StagePlan(inputs, "put aside", "kept, made before" + _rounding(folder, inputs))
+    for other in others:
+        if (found := stage_folder.locate(other, name, digest)) is not None:
+            return StagePlan(inputs, "other run", f"kept from {other}" + _rounding(found, inputs), other)
+    if (found := stage_folder.locate(run, name, digest)) is not None:
+        return StagePlan(inputs, "kept", f"kept from {found}" + _rounding(found, inputs))
+    old = stage_folder.read_inputs(folder)
+    if old is not None and old.digest == digest:
+        return StagePlan(inputs, "begun", "goes on")
+    return StagePlan(inputs, "new", _reason(folder, inputs))
+
+
+def _reason(folder: epath.Path, inputs: Inputs) -> str:
+    """Say why a stage runs."""
+    old = stage_folder.read_inputs(folder)
+    if old is None:
+        return "runs"
+    return f"runs again, {inputs.changes_from(old)}" if old.digest != inputs.digest else "goes on"
+
+
+def _rounding(folder: epath.Path, inputs: Inputs) -> str:
+    """Name the keys in which kept results may differ by rounding from results of this config."""
+    old = stage_folder.read_inputs(folder)
+    before = {} if old is None else old.settings
+    keys = [
+        key for key, value in inputs.settings.items()
+        if stage_inputs.effect(key) == "rounding" and before.get(key, value) != value
+    ]  # fmt: skip
+    changed = ", ".join(f"{key} was {before[key]}" for key in keys)
+    return f" (by rounding it may differ: {changed})" if keys else ""
+
+
+def _other_run(run: RunContext, name: str) -> epath.Path:
+    other = storage.absolute(name)
+    if other == run.folder:
+        raise AstroError(f"from={name}: is the folder of this run; name another run")
+    if not (other / "config.json").exists():
+        raise AstroError(f"from={name}: no run is there; give the folder of a run, as in from=runs/quickstart")
+    return other
+
+
+def content(run: RunContext, name: str) -> str:
+    """Hash an input that is no key of the config."""
+    if name == "prompts":
+        return stage_folder.content_hash({key: prompt.source for key, prompt in run.prompts.items()})
+    if name == "model":
+        return _model_content(run)
+    problems = run.problems(name.removeprefix("problems."))
+    return hashlib.sha256(repr(problems).encode()).hexdigest()[:16]
+
+
+def _model_content(run: RunContext) -> str:
+    """Hash the files of the base model. A finished base stands for a model whose files are no longer there."""
+    try:
+        return storage.fingerprint(paths.resolve(run.c.model))
+    except AstroError:
+        old = stage_folder.read_inputs(run.folder / "base")
+        finished = stage_folder.digest_of(run.folder / "base") is not None
+        if old is None or not finished or old.settings.get("model") != run.c.model:
+            raise
+        return old.contents["model"]

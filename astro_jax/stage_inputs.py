@@ -1,0 +1,134 @@
+"""What each stage of a run depends on: the keys that it reads, the content of its inputs, and its parents.
+
+The registry (`astro_jax.stages`) says which keys a stage reads, and `config.sections` what a change of a key does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from astro_jax import config as cfg
+from astro_jax import stages
+from astro_jax.config.sections import Effect
+from astro_jax.stage_folder import Inputs
+from astro_jax.traces import dataset
+
+# Keys that a stage reads only under a condition: (stages, condition, the keys). Where the condition does not hold, the
+# stage does not depend on them.
+_CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[str, ...]], ...] = (
+    (("base",), lambda c: c.model == "scratch" or c.base_sft is not None, ("seed",)),
+    (("base",), lambda c: c.base_sft is not None, ("chat",)),
+    (("base",), lambda c: c.model == "scratch", ("architecture", "pretrain")),
+    (("direct-sft", "astro-sft"), lambda c: bool(c.traces.replay), ("corpus", "problems")),
+    (("base",), lambda c: c.model == "scratch", ("corpus", "problems")),
+    (("search",), lambda c: c.search.method == "best-of-n", ("search.num_samples",)),
+    (("search",), lambda c: c.search.method == "mcts", (
+        "search.num_proposals", "search.num_rollouts", "search.num_simulations", "search.c_puct", "search.prior",
+        "search.num_parallel_leaves", "search.max_step_tokens")),
+    (("traces",), lambda c: dataset.needs_model(c.traces), ("sampler", "verify", "prompts")),
+    (("traces",), lambda c: c.traces.self_evaluation > 0, (
+        "traces.self_evaluation_pass", "traces.self_evaluation_tokens")),
+    (("traces",), lambda c: c.traces.direct == "best-of-n", ("traces.direct_samples", "traces.direct_tokens")),
+    (("traces",), lambda c: dataset.needs_model(c.traces), (
+        "traces.clone_retries", "traces.clone_tokens", "traces.clone_temperature")),
+    (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
+    (("direct-rl", "astro-rl"), lambda c: bool(c.problems.difficulty_samples), ("problems.rl_pass_rate",)),
+)  # fmt: skip
+
+
+def flatten(section: cfg.Section, prefix: str = "") -> dict[str, Any]:
+    """Return all keys of a section by dotted name, with JSON values: {"search.num_rollouts": 16, ...}."""
+    values = section.model_dump(mode="json")
+    flat: dict[str, Any] = {}
+    for name, info in cfg.key_names(type(section)).items():
+        part = None if info.alias else vars(section)[name]
+        flat |= flatten(part, f"{prefix}{name}.") if isinstance(part, cfg.Section) else {prefix + name: values[name]}
+    return flat
+
+
+def effect(key: str) -> Effect:
+    """What a change of a key does, by its dotted name."""
+    section, _, name = key.rpartition(".")
+    info = cfg.key_names(cfg.sections()[section])[name]
+    assert isinstance(info.json_schema_extra, dict)
+    return info.json_schema_extra["effect"]  # type: ignore[return-value]
+
+
+def keys_of(c: cfg.Config, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keys that a stage reads under this config: (those that change its results, all other ones).
+
+    The base model's path and the keys of `problems` are among the others where the digest has their content.
+    """
+    reads = stages.get(stage).reads
+    unused = [
+        prefix for names, holds, prefixes in _CONDITIONS if stage in names and not holds(c) for prefix in prefixes
+    ]
+    results: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for key, value in flatten(c).items():
+        if not _within(key, reads) or _within(key, unused):
+            continue
+        by_content = key in contents_of(c, stage)
+        (settings if by_content or effect(key) != "results" else results)[key] = value
+    if problem_uses(c, stage):
+        settings |= {key: value for key, value in flatten(c.problems, "problems.").items() if key not in results}
+    return results, settings
+
+
+def problem_uses(c: cfg.Config, stage: str) -> tuple[str, ...]:
+    """The uses whose problems a stage reads. The base reads problems only for `base_sft`."""
+    return () if stage == "base" and c.base_sft is None else stages.get(stage).problems
+
+
+def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
+    """The inputs of a stage that are no keys: "problems.USE", "model" (the files of the base model), "prompts"."""
+    names = [f"problems.{use}" for use in problem_uses(c, stage)]
+    names += ["model"] * (stage == "base" and c.model != "scratch")
+    names += ["prompts"] * (stage == "traces" and dataset.needs_model(c.traces))
+    return tuple(names)
+
+
+def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:
+    """Return the stages that must have finished before a stage of the run starts.
+
+    The report needs all evaluations of the run. RL needs `difficulty` where the run measures it.
+    """
+    declared = stages.get(stage)
+    names = [*stages.expand(declared.parents, c.stages), *([declared.initial_model] if declared.initial_model else [])]
+    if c.problems.difficulty_samples and declared.command == "grpo":
+        names.append("difficulty")
+    return tuple(dict.fromkeys(names))
+
+
+def planned(c: cfg.Config) -> tuple[str, ...]:
+    """Return the stages of a whole run: "eval" by its parts, and `difficulty` where the config asks for it."""
+    names = stages.with_difficulty(c.stages) if c.problems.difficulty_samples else c.stages
+    return stages.expand(names, c.stages)
+
+
+def of_run(c: cfg.Config, names: Sequence[str], content: Callable[[str], str]) -> dict[str, Inputs]:
+    """Make the inputs of stages and of their ancestors, each after its parents.
+
+    Args:
+      names: stages, in any order.
+      content: hashes an input that is no key (`contents_of`).
+    """
+    inputs: dict[str, Inputs] = {}
+
+    def add(stage: str) -> None:
+        for parent in parents(c, stage):
+            add(parent)
+        if stage not in inputs:
+            keys, settings = keys_of(c, stage)
+            contents = {name: content(name) for name in contents_of(c, stage)}
+            digests = {name: inputs[name].digest for name in parents(c, stage)}
+            inputs[stage] = Inputs(stage=stage, keys=keys, settings=settings, contents=contents, parents=digests)
+
+    for name in names:
+        add(name)
+    return inputs
+
+
+def _within(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

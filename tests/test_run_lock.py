@@ -1,0 +1,70 @@
+"""The lock of a run's folder."""
+
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+from etils import epath
+
+from astro_jax import run_lock, storage
+from astro_jax.errors import AstroError
+
+
+def _hold(folder, connection):
+    with run_lock.hold(epath.Path(folder), "astro run first"):
+        connection.send("held")
+        connection.recv()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of tmp_path."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_hold, args=(str(tmp_path), theirs))
+    process.start()
+    assert ours.recv() == "held"
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_a_second_command_is_refused_with_the_first_one_named_and_a_killed_one_holds_nobody_up(holder, tmp_path):
+    with pytest.raises(AstroError, match=rf"in use by process {holder.pid} on .*, since 20.*\(astro run first\)"):
+        with run_lock.hold(epath.Path(tmp_path), "astro run second"):
+            pass
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    with run_lock.hold(epath.Path(tmp_path), "astro run second"):
+        assert json.loads((tmp_path / ".lock").read_text())["command"] == "astro run second"
+
+
+def test_shards_share_the_lock_and_exclude_a_whole_run(tmp_path):
+    folder = epath.Path(tmp_path)
+    with run_lock.hold(folder, "shard 0", shared=True), run_lock.hold(folder, "shard 1", shared=True):
+        with pytest.raises(AstroError, match="in use by"), run_lock.hold(folder, "whole"):
+            pass
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder that counts as a bucket, with short times."""
+    monkeypatch.setattr(storage, "is_remote", lambda path: True)
+    monkeypatch.setattr(run_lock, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(run_lock, "STALE_SECONDS", 1.5)
+    return epath.Path(tmp_path)
+
+
+def test_in_a_bucket_a_living_holder_is_seen_by_its_renewals(bucket):
+    with run_lock.hold(bucket, "first"):
+        with pytest.raises(AstroError, match=r"in use by process \d+ .*\(first\)"), run_lock.hold(bucket, "second"):
+            pass
+    assert not (bucket / ".lock").exists()
+
+
+def test_in_a_bucket_a_lock_without_renewals_holds_nobody_up(bucket):
+    (bucket / ".lock").write_text('{"host": "gone", "pid": 1, "start": "", "command": ""}')
+    with run_lock.hold(bucket, "second"):
+        assert json.loads((bucket / ".lock").read_text())["command"] == "second"

@@ -1,0 +1,152 @@
+"""Which stages a change of each config key invalidates."""
+
+import json
+from collections import defaultdict
+
+import jax
+import pytest
+from micro_run import MICRO, micro
+
+from astro_jax import config as cfg
+from astro_jax import run_plan, stage_inputs, stages
+from astro_jax.run_context import RunContext
+
+jax.devices()  # all eight are there before a run asks for one
+
+TRAINED = "direct-sft astro-sft direct-rl astro-rl"
+EVALUATED = " ".join(stages.EVALUATIONS)
+SAMPLED = f"search traces difficulty direct-rl astro-rl {EVALUATED}"
+# Stages whose own inputs change, by keys. Stages after these change by their parents' digests. A name of a section
+# stands for its keys that are not listed.
+INVALIDATED = {
+    "": (
+        "out from scale stages attention mesh sampler verify.num_workers verify.max_failed_share search.shard_size "
+        "search.max_concurrent_trees traces.shard_size eval.shard_size sft.save_steps sft.remat_policy "
+        "pretrain.save_steps pretrain.remat_policy base_sft.save_steps base_sft.remat_policy grpo.save_steps "
+        "grpo.remat_policy grpo.micro_batch_size problems.split problems.subset problems.filters problems.dataset "
+        "problems.gym problems.decontaminate problems.overlap_threshold"
+    ),
+    f"base {SAMPLED} direct-sft astro-sft report": "seed",
+    f"base search traces {TRAINED} difficulty {EVALUATED}": "chat",
+    "base": "model architecture pretrain base_sft",
+    "base direct-sft astro-sft": "corpus",
+    f"base direct-sft astro-sft search difficulty direct-rl astro-rl {EVALUATED}": (
+        "problems.count problems.max_number problems.ops problems.held_out"
+    ),
+    # By the content of the problems: this smaller limit leaves the held-out problem as it is.
+    "base direct-sft astro-sft search difficulty direct-rl astro-rl": "problems.max_value",
+    f"base search difficulty direct-rl astro-rl {EVALUATED}": "problems.path problems.fields problems.task",
+    "search": "search",
+    "base search": "problems.search",
+    "base difficulty direct-rl astro-rl": "problems.rl",
+    EVALUATED: "problems.eval",
+    f"difficulty {EVALUATED}": "eval.max_tokens",
+    "difficulty direct-rl astro-rl": "problems.difficulty_samples",
+    "direct-rl astro-rl": "grpo problems.rl_pass_rate",
+    "direct-sft astro-sft": "sft traces.replay",
+    "traces": "traces prompts",
+    SAMPLED: "sampler.dtype verify",
+}
+OTHER_VALUES = {
+    "model": "countdown-base", "stages": ["base", "search"], "out": "elsewhere", "from": ["runs/a"], "attention": "xla",
+    "chat.system": "Think.", "problems.ops": "+", "problems.max_value": 3,
+    "problems.search": 3, "base_sft": {}, "problems.path": "PATH2", "problems.fields": {"answer": "result"},
+    "problems.task": "math", "problems.dataset": "", "problems.subset": "a", "problems.split": "test",
+    "problems.filters": {"a": ["b"]}, "problems.gym": [], "problems.decontaminate": ["PATH.jsonl"],
+    "problems.rl_pass_rate": [0.25, 0.5], "search.step_end": ";", "search.method": "best-of-n",
+    "search.early_stop": {"correct": 2},
+    "search.max_tree_tokens": 99, "search.max_total_tokens": 99, "traces.backtrack_weights": [1, 2],
+    "traces.min_value_reflect": 0.5, "sampler.kv_cache_gib": 1.0, "prompts": {"reflect": "PROMPT"},
+}  # fmt: skip
+CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
+           "ancestor": "root", "terminal": "inside", "template": "model", "model": "template", "fixed": "none",
+           "trees": "best-of-n", "best-of-n": "trees", "examples": "tokens", "none": "full",
+           "first-fit": "wrapped"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """Two configs in which, together, every key has a use; and a function that puts paths into values."""
+    folder = tmp_path_factory.mktemp("inputs")
+    for name in ("PATH", "PATH2", "PATH.jsonl"):
+        lines = [{"problem": f"{name}: {i} + {i} = ?", "answer": str(2 * i), "result": i} for i in range(40)]
+        (folder / name).write_text("\n".join(map(json.dumps, lines)))
+    (folder / "PROMPT").write_text("{{ problem }} {{ solution }} {{ correct }}: {{ correct }}?")
+
+    def with_paths(value):
+        return json.loads(json.dumps(value).replace('"PATH', f'"{folder}/PATH').replace('"PROMPT', f'"{folder}/PROMPT'))
+
+    sft = MICRO["sft"]
+    words = {
+        "model": "countdown-base", "base_sft": sft, "prompts": {},
+        "problems": dict(path=f"{folder}/PATH", difficulty_samples=2, held_out=0.4),
+        "search": dict(method="best-of-n"),
+        "traces": dict(replay=0, self_evaluation=2, clone="model", direct="best-of-n"),
+    }  # fmt: skip
+    counts = dict(search=2, rl=2, eval=1, difficulty_samples=2)
+    return [micro(folder / "run", problems=counts), micro(folder / "run", **words)], with_paths
+
+
+def own_inputs(c, contents={}):  # noqa: B006 (a cache)
+    """The inputs of each stage without those that come from its parents."""
+
+    def content(name):
+        key = (name, c.seed, c.model, repr(c.problems), repr(c.prompts))
+        if key not in contents:
+            contents[key] = run_plan.content(RunContext(c), name)
+        return contents[key]
+
+    inputs = stage_inputs.of_run(c, stage_inputs.planned(c), content)
+    return {name: (i.keys, i.contents) for name, i in inputs.items()}
+
+
+def other_value(key, value):
+    """A value of a key that differs from the given one."""
+    if key in OTHER_VALUES:
+        return OTHER_VALUES[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 if value else 0.5
+    if isinstance(value, list):
+        return [x / 2 for x in value]
+    return CHOICES[value]
+
+
+def changed(raw, key, value):
+    *sections, name = key.split(".")
+    copy = part = json.loads(json.dumps(raw))
+    for section in sections:
+        part = part[section]
+    part[name] = value
+    return copy
+
+
+def expected_of(key):
+    """The stages that the table names for a key: those of the key itself, else those of its section."""
+    by_name = {name: set(names.split()) for names, keys in INVALIDATED.items() for name in keys.split()}
+    return next(by_name[name] for name in (key, key.rpartition(".")[0], key.split(".")[0]) if name in by_name)
+
+
+# Keys that the other config has no use for, or cannot have.
+COUNTDOWN_ALONE = {"model", "traces.replay", "search.method", "search.keep_rollouts", "search.early_stop",
+                   "search.max_tree_tokens", "search.max_total_tokens"}  # fmt: skip
+WORDS_ALONE = {"problems.path", "problems.fields", "problems.task"}
+
+
+def test_each_key_invalidates_the_stages_that_the_table_names(configs):
+    (countdown, words), with_paths = configs
+    changed_stages = defaultdict(set)
+    for c, skipped in ((countdown, WORDS_ALONE), (words, COUNTDOWN_ALONE)):
+        raw, before = c.model_dump(mode="json"), own_inputs(c)
+        for key, value in stage_inputs.flatten(c).items():
+            if key in skipped:
+                continue
+            new = cfg.Config.model_validate(changed(raw, key, with_paths(other_value(key, value))))
+            after = own_inputs(new)
+            changed_stages[key] |= {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    assert len(changed_stages) > 140
+    for key, names in changed_stages.items():
+        assert names == expected_of(key), key
