@@ -398,18 +398,14 @@ def test_row_that_cannot_hold_a_completion_is_refused():
 
 def test_longer_prompt_in_a_later_step_compiles_nothing():
     """The caches of the sampler grew with the longest prompt so far, and its programs compiled again."""
-    short, long = "bcd", "bcdefghijkbcdefghijk"
-    problems = [Problem(f"p{i}", short, "") for i in range(6)]
+    problems = [*PROBLEMS[:5], Problem("long", "bcdefghijkbcdefghijk", "")]
     engine = Engine(CONFIG, one_device(), 3, max_num_seqs=16, num_scheduler_steps=4, block_size=4)
-    late = make_shared([*problems, Problem("long", long, "")], engine=engine)
-    steps = [sum(late.problems[j].id == "long" for j in late._prompt_indices(i)) for i in range(9)]
-    first = steps.index(1)
-    assert first > 0
+    reserved = make_shared(problems, engine=engine)
     params = tiny_params(CONFIG)
-    for i in range(first):
-        late.generate_rollouts(params, i)
+    engine.precompile(params, prompt=3, new=12)  # of the shorter prompts, which leave the reservation as it is
+    late = next(i for i in range(2) if "long" in reserved.examples(i))
     with count_compilations() as compiled:
-        late.generate_rollouts(params, first)
+        reserved.generate_rollouts(params, late)
     assert compiled == []
 
 
