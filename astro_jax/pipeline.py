@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -44,7 +45,7 @@ from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
 from astro_jax.train import data, examples, grpo, loop, rewards, sft
-from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
+from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
 from astro_jax.types import Problem
 from astro_jax.verify import verdict_counts
 from astro_jax.verify.verdict_counts import VerdictCounts
@@ -136,21 +137,20 @@ def _with_shard_size(run: RunContext, folder: epath.Path) -> RunContext:
     return run
 
 
-def base(run: RunContext, inputs: Inputs) -> None:
+def base(run: RunContext, inputs: Inputs) -> dict[str, int]:
     """Make the base model: copy it, fine-tune it on worked solutions, or train it from scratch."""
     if run.c.model == "scratch":
-        _pretrain(run)
-        return
+        return _pretrain(run)
     source = paths.resolve(run.c.model, download=True)
     tokenizer = tokenizers.load(str(source), run.c.chat)
     if run.c.base_sft is not None:
         config, params = checkpoint.load(source, run.train_sharding)
         documents = _worked_solutions(run, tokenizer)
         folder = run.folder / "base"
-        train_sft(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
-        return
+        return train_sft(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
     config, params = checkpoint.load(source, run.decode_sharding)
     checkpoint.save(run.folder / "base" / "model", config, params, tokenizer)
+    return {}
 
 
 def _worked_solutions(run: RunContext, tokenizer: Tokenizer) -> list[list[int]]:
@@ -162,7 +162,7 @@ def _worked_solutions(run: RunContext, tokenizer: Tokenizer) -> list[list[int]]:
     return documents
 
 
-def _pretrain(run: RunContext) -> None:
+def _pretrain(run: RunContext) -> dict[str, int]:
     """Train a Llama from random parameters on the Countdown corpus."""
     c, a = run.c, run.c.architecture
     tokenizer = countdown_tokenizer(run.game.max_value)
@@ -172,7 +172,7 @@ def _pretrain(run: RunContext) -> None:
     )  # fmt: skip
     params = llama_params.init(jax.random.key(c.seed), config)
     documents = map(tokenizer.encode, islice(_corpus(run, c.seed), c.corpus.documents))
-    train_sft(run.folder / "base", c.pretrain, config, params, tokenizer, documents, run.train_sharding, c.seed)
+    return train_sft(run.folder / "base", c.pretrain, config, params, tokenizer, documents, run.train_sharding, c.seed)
 
 
 def _corpus(run: RunContext, seed: int) -> Iterator[str]:
@@ -203,7 +203,7 @@ def traces(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     return counts
 
 
-def fine_tune(run: RunContext, inputs: Inputs) -> None:
+def fine_tune(run: RunContext, inputs: Inputs) -> dict[str, int]:
     """Fine-tune the base model on traces: the stages "direct-sft" and "astro-sft"."""
     name = inputs.stage
     kind = name.removesuffix("-sft")
@@ -217,43 +217,57 @@ def fine_tune(run: RunContext, inputs: Inputs) -> None:
     replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(records)))
     documents = [tokenizer.prompt(e["prompt"]) + tokenizer.encode_after(e["response"]) for e in records]
     documents += map(tokenizer.encode, replay)
-    train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
+    return train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 
-def fine_tune_on_file(run: RunContext, inputs: Inputs) -> None:
+def fine_tune_on_file(run: RunContext, inputs: Inputs) -> dict[str, int]:
     """Fine-tune the base model on the examples of a file: the stage "sft"."""
     if not run.c.examples:
         raise AstroError("sft: no examples; set examples=FILE, or write `astro sft --data FILE`")
     config, params, tokenizer = run.load("base", run.train_sharding)
     documents = [prompt + response for prompt, response in examples.read(run.c.examples, tokenizer)]
     folder = run.folder / inputs.stage
-    train_sft(folder, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
+    return train_sft(folder, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 
 def train_sft(
     folder: epath.Path, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Tokenizer,
     texts: Iterable[list[int]], sharding: meshes.Sharding, seed: int,
-) -> None:  # fmt: skip
+) -> dict[str, int]:  # fmt: skip
     """Train on tokenized texts, and write checkpoints, metrics.jsonl and the model to `folder`.
 
     Args:
       texts: token ids of each text; an end token is appended to each.
       seed: of the order of the texts.
+
+    Returns:
+      Counts for the manifest: examples, how many were dropped and truncated, and optimizer steps.
+
+    Raises:
+      AstroError: when the loss or the gradient is not finite, in several steps in a row or after the last.
     """
-    documents = [data.make_document([*tokens, tokenizer.eos_token_id], c.max_length) for tokens in texts]
-    tokens = sum(len(d.tokens) for d in documents)
-    steps = max(1, round(c.num_train_epochs * tokens / (c.batch_size * c.max_length)))
-    batches = data.batches(documents, c.batch_size, c.max_length, seed, c.packing_strategy)
+    ended = ([*tokens, tokenizer.eos_token_id] for tokens in texts)
+    # Wrapped documents are split at the ends of rows: none is too long.
+    longest = c.max_length if c.packing_strategy == "first-fit" else sys.maxsize
+    documents, counts = data.make_documents(ended, longest, c.overlong)
+    for verb, n in counts.items():
+        if n:
+            log(f"{folder.name}: {n} examples have more than max_length={c.max_length} tokens and are {verb}")
+    batches = data.packed_batches(documents, c.batch_size, c.max_length, seed, c.num_train_epochs, c.packing_strategy)
+    steps = sum(1 for _ in batches)
     tx = make_optimizer(c, steps)
     like = abstract_state(config, tx, sharding)
-    step = make_step(sft.make_loss(c, config, sharding), tx, config, sharding)
-    with contextlib.closing(batches):
+    with contextlib.closing(sft.SFTTrainer(c, batches, tx, config, sharding)) as trainer:
         state = loop.run(
-            folder, folder.name, place(new_state(params, tx), like), like,
-            lambda state, _: step(state, sharding.device_put(next(batches), "batch")), steps, c.save_steps,
-            data_iterator=batches,
+            folder, folder.name, place(new_state(params, tx), like), like, trainer.step, trainer.examples, steps,
+            c.save_steps, c.max_skipped_steps, trainer.iterator,
         )  # fmt: skip
+        if not trainer.is_finite(state.params):
+            raise AstroError(
+                f"{folder.name}: the loss of the trained model is not finite, so it is not saved; lower learning_rate"
+            )
     checkpoint.save(folder / "model", config, state.params, tokenizer)
+    return {"examples": len(documents) + counts["dropped"]} | counts | {"steps": steps}
 
 
 def measure_difficulty(run: RunContext, inputs: Inputs) -> dict[str, Any]:
@@ -287,8 +301,9 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 4 * c.save_steps)
         trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding)
         state = loop.run(
-            run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, c.max_steps, c.save_steps
-        )
+            run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, trainer.examples,
+            c.max_steps, c.save_steps, c.max_skipped_steps,
+        )  # fmt: skip
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts
 

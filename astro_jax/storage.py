@@ -43,6 +43,16 @@ def write_text(path: epath.Path, text: str) -> None:
     partial.replace(path)
 
 
+def append_text(path: epath.Path, text: str) -> None:
+    """Append to a text file on a local disk. A kill may leave a part of the text, so the last line may lack its end.
+
+    In a run of several processes only the main process writes.
+    """
+    if distributed.is_main_process():
+        with path.open("a") as file:
+            file.write(text)
+
+
 def require_absent(path: epath.Path) -> None:
     """Check that nothing exists at a path that a user names as an output.
 
@@ -142,7 +152,12 @@ def read_json(path: epath.Path) -> Json:
 
 def write_jsonl(path: epath.Path, records: Iterable[Json]) -> None:
     """Write a JSONL file atomically, one record a line."""
-    write_text(path, "".join(json.dumps(r) + "\n" for r in records))
+    write_text(path, to_lines(records))
+
+
+def to_lines(records: Iterable[Json]) -> str:
+    """Format records as the lines of a JSONL file."""
+    return "".join(json.dumps(r) + "\n" for r in records)
 
 
 def read_jsonl(path: epath.Path, allow_truncated: bool = False) -> Iterator[Json]:

@@ -137,14 +137,14 @@ def fake_results(run, n=1024):
 
 def fake_metrics(run, rng, sft_steps=180, rl_steps=100):
     for family, floor in (("direct", 0.62), ("astro", 0.48)):
-        rows = []
+        rows, times = [], []
         for i in range(sft_steps):
             loss = floor + 1.3 * math.exp(-i / 25) + rng.gauss(0, 0.03)
             learning_rate = 1e-3 * math.cos(i / sft_steps * math.pi / 2)
-            rows.append(
-                {"step": i, "loss": loss, "learning_rate": learning_rate, "tokens_per_s": rng.gauss(21000, 900)}
-            )
+            rows.append({"step": i, "loss": loss, "learning_rate": learning_rate})
+            times.append({"step": i, "seconds": 0.2, "tokens_per_s": rng.gauss(21000, 900)})
         dump_lines(run / f"{family}-sft" / "metrics.jsonl", rows)
+        dump_lines(run / f"{family}-sft" / "timings.jsonl", times)
         rows = []
         for i in range(rl_steps):
             t, astro = i / rl_steps, family == "astro"

@@ -25,6 +25,7 @@ INVALIDATED = {
         "search.max_concurrent_trees traces.shard_size eval.shard_size sft.save_steps sft.remat_policy "
         "pretrain.save_steps pretrain.remat_policy base_sft.save_steps base_sft.remat_policy grpo.save_steps "
         "grpo.remat_policy grpo.micro_batch_size problems.split problems.subset problems.filters problems.dataset "
+        "sft.max_skipped_steps pretrain.max_skipped_steps base_sft.max_skipped_steps grpo.max_skipped_steps "
         "problems.gym problems.sources grpo.reward_timeout_seconds problems.decontaminate problems.overlap_threshold"
     ),
     f"base {SAMPLED} {SFT} report": "seed",
@@ -62,7 +63,8 @@ OTHER_VALUES = {
     "problems.search": 3, "base_sft": {}, "problems.path": "PATH2", "problems.fields": {"answer": "result"},
     "problems.task": "math", "problems.dataset": "", "problems.subset": "a", "problems.split": "test",
     "problems.filters": {"a": ["b"]}, "problems.gym": [], "problems.decontaminate": ["PATH.jsonl"],
-    "problems.rl_pass_rate": [0.25, 0.5], "search.step_end": ";", "search.method": "rounds", "search.rollout_rounds": [2],
+    "problems.rl_pass_rate": [0.25, 0.5], "search.step_end": ";", "search.method": "rounds",
+    "search.rollout_rounds": [2],
     "search.rounds": [2],
     "search.early_stop": {"correct": 2},
     "search.max_tree_tokens": 99, "search.max_total_tokens": 99, "traces.backtrack_weights": [1, 2],
@@ -74,7 +76,8 @@ OTHER_VALUES = {
 }  # fmt: skip
 CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
            "ancestor": "root", "terminal": "inside", "template": "model", "model": "template", "fixed": "none",
-           "trees": "best-of-n", "best-of-n": "trees", "uncertain": "root", "examples": "tokens", "none": "full",
+           "trees": "best-of-n", "best-of-n": "trees", "uncertain": "root", "drop": "truncate",
+           "examples": "tokens", "none": "full",
            "first-fit": "wrapped"}  # fmt: skip
 
 

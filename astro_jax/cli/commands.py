@@ -105,7 +105,7 @@ def traces(args: argparse.Namespace, command: str) -> int:
         export.write(run.folder_of("traces"), epath.Path(args.out))
         print(f"written: {args.out}")
     if args.push:
-        print(f"uploaded: {export.push(run.folder / 'traces', args.push)}")
+        print(f"uploaded: {export.push(run.folder_of('traces'), args.push)}")
     return 0
 
 

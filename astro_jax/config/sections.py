@@ -244,19 +244,32 @@ class Training(Section):
         effect="rounding",
     )
     dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
+    max_skipped_steps: int = key(
+        3,
+        "Steps in a row without a finite loss and gradient after which a run stops. Each of them is skipped.",
+        effect="none",
+        ge=1,
+    )
 
 
 class Sft(Training):
     """Supervised fine-tuning (paper, section 3.1 and appendix B.2)."""
 
-    num_train_epochs: float = key(1.0, "Passes over the data.", "paper, section 3.1", gt=0)
+    num_train_epochs: float = key(
+        1.0, "Times that each example is seen. 2.5: all twice, and half of them a third time.", "paper, section 3.1",
+        gt=0,
+    )  # fmt: skip
     learning_rate: float = key(3e-6, "Peak learning rate.", "paper, appendix B.2", gt=0)
     min_lr_rate: float = key(
         0.0, "Last learning rate of the cosine schedule, as a share of the peak.", "paper, appendix B.2", ge=0, le=1
     )
     weight_decay: float = key(0.1, "Weight decay of AdamW, on matrices only.", ge=0)
     batch_size: int = key(32, "Packed rows of a step.", ge=1)
-    max_length: int = key(8192, "Tokens of a packed row. A longer document is truncated.", "paper, appendix B.2", ge=8)
+    max_length: int = key(8192, "Tokens of a packed row.", "paper, appendix B.2", ge=8)
+    overlong: Literal["drop", "truncate", "error"] = key(
+        "drop", "Examples of more than `max_length` tokens: leave out, cut, or refuse. `wrapped` packing has none.",
+        "ours; a cut example teaches neither the answer nor the end",
+    )  # fmt: skip
     packing_strategy: Literal["first-fit", "wrapped"] = key(
         "first-fit", "Packing: whole documents that cannot see each other, or one stream that is split into rows."
     )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from astro_jax.llama import attention
+from astro_jax.llama import mixed_precision as mp
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Layers, Params
 from astro_jax.mesh import Sharding
@@ -24,11 +25,11 @@ from astro_jax.mesh import Sharding
 UNROLLED_LAYERS = 4
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: jax.Array, weight: mp.Weight, eps: float) -> jax.Array:
     """Normalize the last axis of x [..., D] to a root mean square of 1, times weight [D]."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return y.astype(x.dtype) * jnp.broadcast_to(weight, x.shape)
+    return mp.scale(y.astype(x.dtype), weight)
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
@@ -77,16 +78,16 @@ def _block(
     """
     constrain, gather, scatter = _constraints(sharding, x.shape[1])
     y = gather(rms_norm(x, p.attn_norm, config.norm_eps))
-    q = _rope(jnp.einsum("bsd,dnh->bsnh", y, p.wq), *rope)
-    k = _rope(jnp.einsum("bsd,dnh->bsnh", y, p.wk), *rope)
-    v = jnp.einsum("bsd,dnh->bsnh", y, p.wv)
+    q = _rope(mp.einsum("bsd,dnh->bsnh", y, p.wq), *rope)
+    k = _rope(mp.einsum("bsd,dnh->bsnh", y, p.wk), *rope)
+    v = mp.einsum("bsd,dnh->bsnh", y, p.wv)
     q = constrain(q, "batch", None, "heads", None)
     k = constrain(k, "batch", None, "kv_heads", None)
     v = constrain(v, "batch", None, "kv_heads", None)
-    x = x + scatter(jnp.einsum("bsnh,nhd->bsd", attend(q, k, v), p.wo))
+    x = x + scatter(mp.einsum("bsnh,nhd->bsd", attend(q, k, v), p.wo))
     y = gather(rms_norm(x, p.mlp_norm, config.norm_eps))
-    y = jax.nn.silu(y @ p.w_gate) * (y @ p.w_up)
-    x = x + scatter(constrain(y, "batch", None, "mlp") @ p.w_down)
+    y = jax.nn.silu(mp.einsum("bsd,df->bsf", y, p.w_gate)) * mp.einsum("bsd,df->bsf", y, p.w_up)
+    x = x + scatter(mp.einsum("bsf,fd->bsd", constrain(y, "batch", None, "mlp"), p.w_down))
     return x, (k, v)
 
 
@@ -129,7 +130,7 @@ def hidden_states(
       remat: recompute each block in the backward pass.
 
     Returns:
-      [B, S, D], in the dtype of the parameters.
+      [B, S, D], in the dtype in which the parameters compute.
     """
     chex.assert_rank(tokens, 2)
     b, s = tokens.shape
@@ -190,23 +191,23 @@ def lm_head(params: Params, x: jax.Array) -> jax.Array:
     return logits(*lm_head_weight(params), x)
 
 
-def lm_head_weight(params: Params) -> tuple[jax.Array, tuple[str, str]]:
+def lm_head_weight(params: Params) -> tuple[mp.Weight, tuple[str, str]]:
     """The weight of the LM head and its logical axes: the embedding table [V, D] if tied, otherwise [D, V]."""
     if params.lm_head is None:
         return params.embed, ("vocab", "embed")
     return params.lm_head, ("embed", "vocab")
 
 
-def logits(weight: jax.Array, axes: tuple[str, str], x: jax.Array) -> jax.Array:
+def logits(weight: mp.Weight, axes: tuple[str, str], x: jax.Array) -> jax.Array:
     """Compute the logits float32 [..., V] of x [..., D].
 
     Args:
       weight: of the LM head, or the columns of one shard of the vocabulary.
       axes: the logical axes of `weight`, as `lm_head_weight` returns them.
     """
-    chex.assert_rank(weight, 2)
     letters = "vd" if axes[0] == "vocab" else "dv"
-    return jnp.einsum(f"...d,{letters}->...v", x, weight, preferred_element_type=jnp.float32)
+    rows = "abc"[: x.ndim - 1]
+    return mp.einsum(f"{rows}d,{letters}->{rows}v", x, weight, preferred_element_type=jnp.float32)
 
 
 def forward(params: Params, tokens: jax.Array, config: LlamaConfig) -> jax.Array:
@@ -224,7 +225,7 @@ def _embed(params: Params, tokens: jax.Array, sharding: Sharding | None) -> jax.
     results. `shard_map` fixes this plan: XLA alone would split the gradient's scatter along D and move all activations.
     """
     if sharding is None:
-        return jnp.take(params.embed, tokens, axis=0)
+        return mp.look_up(functools.partial(jnp.take, axis=0), params.embed, tokens)
     (vocab,), (embed,) = sharding.mesh_axes("vocab"), sharding.mesh_axes("embed") or (None,)
 
     def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -236,7 +237,8 @@ def _embed(params: Params, tokens: jax.Array, sharding: Sharding | None) -> jax.
 
     in_specs = (sharding.spec(("vocab", "embed")), sharding.spec(("batch", None)))
     out_specs = sharding.spec(("batch", None, None))
-    x = jax.shard_map(look_up, mesh=sharding.mesh, in_specs=in_specs, out_specs=out_specs)(params.embed, tokens)
+    take = jax.shard_map(look_up, mesh=sharding.mesh, in_specs=in_specs, out_specs=out_specs)
+    x = mp.look_up(take, params.embed, tokens)
     scatter = _constraints(sharding, x.shape[1])[2]
     return scatter(x)
 

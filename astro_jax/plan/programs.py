@@ -195,7 +195,7 @@ class Plan:
 
     def grpo_update(self) -> jax.stages.Lowered:
         """Lower the update of GRPO's parameters."""
-        return _lower(make_apply(self.tx, self.config, self.train), self.state, self.state.params)
+        return _lower(make_apply(self.tx, self.config, self.train), self.state, self.state.params, floats())
 
     def reshard(self) -> jax.stages.Lowered:
         """Lower the copy of the trained parameters into the sampler's sharding and dtype."""

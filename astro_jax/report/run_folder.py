@@ -92,7 +92,7 @@ class RunFolder:
       results: results.json.
       counts: traces/counts.json, of the data made from the trees.
       manifests: by stage, in the order of the pipeline.
-      metrics: metrics.jsonl by training stage, one row a step.
+      metrics: metrics.jsonl and timings.jsonl by training stage, one row a step.
     """
 
     path: epath.Path
@@ -123,7 +123,7 @@ def read(path: epath.PathLike) -> RunFolder:
         results=_read_model(Results, root / "results.json", "run the evaluation again"),
         counts=_read_json(stage_folder.resolve(root, "traces") / "counts.json"),
         manifests=_read_manifests(root),
-        metrics={stage: _read_metrics(stage_folder.resolve(root, stage) / "metrics.jsonl") for stage in trained},
+        metrics={stage: _read_metrics(stage_folder.resolve(root, stage)) for stage in trained},
     )
 
 
@@ -194,7 +194,13 @@ def _read_manifests(root: epath.Path) -> dict[str, Manifest]:
     }
 
 
-def _read_metrics(path: epath.Path) -> list[Json]:
-    """One row a step, in order. Where a step comes twice, the row written last counts."""
-    rows = {row["step"]: row for row in read_lines(path) if is_number(row.get("step"))}
-    return [rows[step] for step in sorted(rows)]
+def _read_metrics(folder: epath.Path) -> list[Json]:
+    """One row a step of metrics.jsonl, in order, with the times of timings.jsonl.
+
+    Where a step comes twice, the row written last counts.
+    """
+    rows, times = (
+        {row["step"]: row for row in read_lines(folder / name) if is_number(row.get("step"))}
+        for name in ("metrics.jsonl", "timings.jsonl")
+    )
+    return [times.get(step, {}) | rows[step] for step in sorted(rows)]

@@ -27,7 +27,15 @@ from astro_jax.sampler import Engine, SamplingParams
 from astro_jax.train import data, losses
 from astro_jax.train.losses import RolloutBatch
 from astro_jax.train.rewards import Rewarder
-from astro_jax.train.state import LossFn, Metrics, TrainState, make_accumulate, make_apply, zero_gradients
+from astro_jax.train.state import (
+    LossFn,
+    Metrics,
+    TrainState,
+    learning_rate,
+    make_accumulate,
+    make_apply,
+    zero_gradients,
+)
 from astro_jax.types import Problem, Verdict
 
 
@@ -98,7 +106,7 @@ def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> LossFn:
 
     def loss(params: Params, rollouts: RolloutBatch) -> tuple[jax.Array, Metrics]:
         batch, remat = rollouts.batch, c.remat_policy == "full"
-        logprobs, entropy = losses.token_logprobs(losses.cast(params, c.dtype), batch, config, sharding, remat)
+        logprobs, entropy = losses.token_logprobs(losses.mixed(params, c.dtype), batch, config, sharding, remat)
         value, clip_fraction = losses.grpo_loss(
             logprobs, rollouts.old_logprobs, rollouts.advantages, batch.loss_weights, c.epsilon
         )
@@ -160,6 +168,8 @@ class GRPOTrainer:
                 f"grpo.max_completion_length={c.max_completion_length}; raise it to "
                 f"{longest + c.max_completion_length} or more"
             )
+        # The longest prompt may come late: caches that grow then would compile all programs of the sampler again.
+        engine.reserve(longest, c.max_completion_length)
         self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
         self.rewarder = rewarder
         self.config, self.sharding = config, train_sharding
@@ -174,16 +184,21 @@ class GRPOTrainer:
         with their group are left out: they have no weight.
 
         Returns:
-          (the new state, metrics: those of the last optimizer step, and `rollout_metrics` of all rollouts).
+          (the new state, metrics: `mean_metrics` of the optimizer steps, and `rollout_metrics` of all rollouts).
         """
         groups = self.generate_rollouts(self._reshard(state.params), i)
         rewards = np.asarray([[r.reward for r in group] for group in groups], np.float64)  # None becomes NaN
         rollouts = [r for group in groups for r in group]
         advantages = group_advantages(rewards, self.c.scale_rewards).reshape(-1)
-        metrics: dict[str, Any] = {}
+        updates = []
         for indices in np.array_split(np.flatnonzero(comparable(rewards)), self.c.steps_per_generation):
             state, metrics = self._update(state, [rollouts[j] for j in indices], advantages[indices])
-        return state, metrics | rollout_metrics(rollouts)
+            updates.append(metrics)
+        return state, mean_metrics(updates) | sampling_metrics(rollouts) | rollout_metrics(rollouts)
+
+    def examples(self, i: int) -> list[str]:
+        """Return the ids of the problems of step i."""
+        return [self.problems[j].id for j in self._prompt_indices(i)]
 
     def generate_rollouts(self, params: Params, i: int) -> list[list[Rollout]]:
         """Sample, judge and reward one group of M completions for each of the G prompts of step i."""
@@ -217,17 +232,27 @@ class GRPOTrainer:
     def _update(
         self, state: TrainState, rollouts: Sequence[Rollout], advantages: np.ndarray
     ) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step on these rollouts, one micro-batch at a time. `advantages` is [number of rollouts]."""
-        grads = zero_gradients(self.config, self.sharding)
-        sums = []
-        for micro_batch in self._micro_batches(rollouts, advantages):
+        """One optimizer step on these rollouts, one micro-batch at a time. `advantages` is [number of rollouts].
+
+        Without any advantage no gradient exists. Then the state stays as it is: AdamW would still move the parameters
+        by its momentum and its weight decay.
+        """
+        micro_batches = self._micro_batches(rollouts, advantages)
+        if not micro_batches:
+            rate = float(learning_rate(state))
+            return state, {
+                "loss": 0.0, "clip_fraction": 0.0, "grad_norm": 0.0, "learning_rate": rate, "skipped_steps": 0.0,
+                "no_gradient_steps": 1.0,
+            }  # fmt: skip
+        grads, sums = zero_gradients(self.config, self.sharding), []
+        for micro_batch in micro_batches:
             grads, metrics = self._accumulate(state.params, grads, self.sharding.device_put(micro_batch, "batch"))
             sums.append(metrics)
-        state, metrics = self._apply(state, grads)
-        total = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in (sums[0] if sums else {})}
-        weight = total.pop("weight", 0.0)
-        means = {k: total[k] / max(weight, 1e-9) for k in ("clip_fraction", "entropy", "logp_gap") if k in total}
-        return state, total | means | metrics
+        total = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in sums[0]}
+        state, metrics = self._apply(state, grads, np.float32(total["loss"]))
+        weight = total.pop("weight")
+        means = {k: total[k] / weight for k in ("entropy", "logp_gap")}
+        return state, total | means | jax.device_get(metrics) | {"no_gradient_steps": 0.0}
 
     def _micro_batches(self, rollouts: Sequence[Rollout], advantages: np.ndarray) -> list[RolloutBatch]:
         """Pack the rollouts of an update into micro-batches of [micro_batch_size, max_length].
@@ -263,6 +288,26 @@ def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
         "old_logprobs": np.concatenate([zeros, r.logprobs]),
     }
     return data.Document(tokens, np.concatenate([zeros, np.full(size, weight, np.float32)]), extras)
+
+
+def mean_metrics(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Average the metrics of the optimizer steps of one step. The steps that were not applied are counted.
+
+    A metric that some steps lack, such as the entropy of learned tokens, is the mean over the others.
+    """
+    values = {k: [float(m[k]) for m in updates if k in m] for k in dict.fromkeys(k for m in updates for k in m)}
+    counts = ("skipped_steps", "no_gradient_steps")
+    return {k: sum(v) if k in counts else sum(v) / len(v) for k, v in values.items()}
+
+
+def sampling_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """What the sampler knows of all completions of a step, also of those without an advantage.
+
+    `sampled_entropy` is minus the mean log-probability of the sampled tokens: an estimate without bias of the entropy
+    of the policy at the tokens of its own completions, with no forward pass.
+    """
+    logprobs = np.concatenate([r.logprobs for r in rollouts])
+    return {"tokens": float(len(logprobs)), "sampled_entropy": -float(logprobs.mean(dtype=np.float64))}
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

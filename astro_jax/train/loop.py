@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from astro_jax import distributed
 from astro_jax.progress import ProgressBar
 from astro_jax.train.metrics_logger import MetricsLogger
+from astro_jax.train.skip_guard import SkipGuard
 from astro_jax.train.state import Metrics, TrainState
 
 StepFn = Callable[[TrainState, int], tuple[TrainState, Metrics | dict[str, Any]]]
+
+# A checkpoint is proven good by the step after it, so the one before is kept too.
+CHECKPOINTS = 2
 
 
 def run(
@@ -23,8 +28,10 @@ def run(
     state: TrainState,
     abstract_state: TrainState,
     step_fn: StepFn,
+    examples: Callable[[int], Sequence[str]],
     max_steps: int,
     save_steps: int,
+    max_skipped_steps: int,
     data_iterator: Any = None,
 ) -> TrainState:
     """Train to step `max_steps`, from the last checkpoint in `folder` if one exists.
@@ -33,34 +40,45 @@ def run(
     holds the state and the position in the data; the metrics of later steps are dropped and written again.
 
     Args:
-      folder: of the stage, for checkpoints/, metrics.jsonl and tensorboard/.
+      folder: of the stage, for checkpoints/, metrics.jsonl, timings.jsonl and tensorboard/.
       stage: label of the progress bar.
-      state: the initial state. It is donated.
+      state: the initial state. It is donated. With a checkpoint it is deleted: a resumed run holds one state too.
       abstract_state: shapes and shardings of the state, for the restore.
       step_fn: (state, i) -> (state, metrics), step i from 0.
-      save_steps: steps between two checkpoints. The last step is saved too.
+      examples: the names of the examples of step i, called after the step.
+      save_steps: steps between two checkpoints. The last step is saved too. A skipped step is not saved.
+      max_skipped_steps: skipped steps in a row that stop the run.
       data_iterator: a grain iterator that `step_fn` draws from. Its position is saved beside the state.
 
     Returns:
       the state at step `max_steps`.
+
+    Raises:
+      AstroError: when `max_skipped_steps` steps in a row have no finite loss and gradient.
     """
-    latest_only = ocp.training.preservation_policies.LatestN(1)
+    latest = ocp.training.preservation_policies.LatestN(CHECKPOINTS)
     with (
-        ocp.training.Checkpointer(folder / "checkpoints", preservation_policy=latest_only) as checkpointer,
+        ocp.training.Checkpointer(folder / "checkpoints", preservation_policy=latest) as checkpointer,
         contextlib.closing(MetricsLogger(folder)) as logger,
     ):
         first = 0
         if checkpointer.latest is not None:
             first = checkpointer.latest.step
+            jax.tree.map(lambda x: x.delete(), state)  # the restored state takes its place on the devices
             state = _restore(checkpointer, first, abstract_state, data_iterator)
         logger.start(first)
+        guard = SkipGuard(stage, max_skipped_steps)
         with ProgressBar(stage, max_steps, "steps", done=first) as bar:
             for i in range(first, max_steps):
                 state, metrics = step_fn(state, i)
-                logger.add(i + 1, metrics)
+                guard.add(i + 1, examples(i))
+                records = logger.add(i + 1, metrics)
                 bar.advance(1, **logger.latest)
-                if (i + 1) % save_steps == 0 or i + 1 == max_steps:
-                    logger.flush()
+                is_saved = (i + 1) % save_steps == 0 or i + 1 == max_steps
+                if is_saved:
+                    records += logger.flush()
+                guard.check(records, [checkpoint.step for checkpoint in checkpointer.checkpoints])
+                if is_saved and not guard.in_a_row:
                     distributed.assert_equal_across_processes(f"{stage}, step {i + 1}", logger.latest)
                     checkpointer.save_checkpointables(i + 1, _checkpointables(state, data_iterator))
     return state

@@ -1,6 +1,6 @@
 """Losses over packed sequences: log-probabilities, cross entropy, and the loss of GRPO.
 
-No array of [B, S, V] is ever live: the LM head runs over chunks of positions.
+The LM head runs over chunks of tokens, whatever the shape of the batch: at most `LIVE_LOGITS` logits are live at once.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from astro_jax.llama import mixed_precision as mp
 from astro_jax.llama import model
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Array, Params
 from astro_jax.mesh import Sharding
 
-# Positions of each row whose logits are live at once.
-LOGITS_CHUNK = 1024
+# Logits that are live at once on a device: 512 MiB in float32. A chunk has as many tokens as fit.
+LIVE_LOGITS = 2**27
 
 
 @struct.dataclass
@@ -80,11 +81,12 @@ def token_logprobs(
         # Gather the LM head and the hidden states once, and write the collectives by hand. XLA alone would gather both
         # in every chunk, and would scatter the gradient of the head in every chunk.
         gathered = [axis if axis == "vocab" else None for axis in axes]
-        matrix = sharding.reshard(matrix, axes, gathered)
+        matrix = mp.map_arrays(lambda x: sharding.reshard(x, axes, gathered), matrix)
         x = sharding.reshard(x, ("batch", "seq", None), ("batch", None, None))
         rows = sharding.spec(("batch", None))
         predict = jax.shard_map(
-            functools.partial(predict, vocab=sharding.mesh_axes("vocab")), mesh=sharding.mesh,
+            functools.partial(predict, batch=sharding.mesh_axes("batch"), vocab=sharding.mesh_axes("vocab")),
+            mesh=sharding.mesh,
             in_specs=(sharding.spec(gathered), sharding.spec(("batch", None, None)), rows), out_specs=rows,
         )  # fmt: skip
     logprobs, entropy = predict(matrix, x, targets)
@@ -92,20 +94,35 @@ def token_logprobs(
 
 
 def _predictions(
-    matrix: jax.Array, x: jax.Array, targets: jax.Array, axes: tuple[str, str], vocab: tuple[str, ...] = ()
+    matrix: mp.Weight,
+    x: jax.Array,
+    targets: jax.Array,
+    axes: tuple[str, str],
+    batch: tuple[str, ...] = (),
+    vocab: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target, and the entropy, from hidden states: one chunk of positions at a time.
+    """Log-probability of each target, and the entropy, from hidden states: one chunk of tokens at a time.
 
     Args:
       matrix: of the LM head, whose logical axes are `axes`.
       x: [B, S, D].
       targets: int32 [B, S], the next tokens.
+      batch: the mesh axes that the rows are split over.
       vocab: the mesh axes that the vocabulary is split over. Sums over the vocabulary are sums over these axes too.
 
     Returns:
       two float32 [B, S].
     """
-    b, s, d = x.shape
+    b, s, _ = x.shape
+    if isinstance(matrix, mp.MixedWeight):
+        n_vocab = matrix.value.shape[axes.index("vocab")]
+        if batch:
+            # Each device sums the gradient over its chunks; one reduction over the devices follows.
+            matrix = mp.MixedWeight(matrix.value, jax.lax.pcast(matrix.master, batch, to="varying"))
+            x = jax.lax.pcast(x, vocab, to="varying")
+    else:
+        n_vocab = matrix.shape[axes.index("vocab")]
+    n_chunks = -(-b * s * n_vocab // LIVE_LOGITS)
 
     def chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, targets = inputs
@@ -125,15 +142,18 @@ def _predictions(
         x = jnp.sum(x, axis=-1)
         return jax.lax.psum(x, vocab) if vocab else x
 
-    if s <= LOGITS_CHUNK or s % LOGITS_CHUNK:
+    if n_chunks == 1:
         return chunk((x, targets))
-    n = s // LOGITS_CHUNK
-    chunks = (
-        jnp.moveaxis(x.reshape(b, n, LOGITS_CHUNK, d), 1, 0),
-        jnp.moveaxis(targets.reshape(b, n, LOGITS_CHUNK), 1, 0),
-    )
-    logprobs, entropy = (jnp.moveaxis(y, 0, 1).reshape(b, s) for y in jax.lax.map(jax.checkpoint(chunk), chunks))
-    return logprobs, entropy
+    rows = -(-b * s // n_chunks)
+
+    def split(x: jax.Array) -> jax.Array:
+        """The tokens [B, S, ...] as chunks [n_chunks, 1, rows, ...]. Zeros fill the last chunk."""
+        x = x.reshape(b * s, *x.shape[2:])
+        padding = [(0, n_chunks * rows - b * s)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding).reshape(n_chunks, 1, rows, *x.shape[1:])
+
+    logprobs, entropy = jax.lax.map(jax.checkpoint(chunk), (split(x), split(targets)))
+    return tuple(y.reshape(-1)[: b * s].reshape(b, s) for y in (logprobs, entropy))
 
 
 def cross_entropy(logprobs: jax.Array, loss_weights: jax.Array) -> jax.Array:
@@ -180,5 +200,10 @@ def grpo_loss(
 
 
 def cast(params: Params, dtype: str) -> Params:
-    """Parameters in the type of the computation. Gradients come back in the type of the parameters (float32)."""
+    """Parameters in the type of the computation."""
     return jax.tree.map(lambda p: p.astype(dtype), params)
+
+
+def mixed(params: Params, dtype: str) -> Params:
+    """Parameters that compute in `dtype`, and whose gradients are float32: all sums that make them are float32 too."""
+    return jax.tree.map(lambda p: mp.mixed(p, dtype), params)

@@ -1,7 +1,10 @@
-"""Metrics of training: metrics.jsonl, one line a step, and the same values as curves for TensorBoard."""
+"""Metrics of training: metrics.jsonl and timings.jsonl, one line a step, and the metrics as curves for TensorBoard."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,10 +15,13 @@ from astro_jax.progress import log
 
 
 class MetricsLogger:
-    """Writes metrics.jsonl and tensorboard/ in the folder of a stage. Only the main process writes.
+    """Writes metrics.jsonl, timings.jsonl and tensorboard/ in the folder of a stage. Only the main process writes.
 
-    Metrics are fetched from the devices a few steps at a time, so that the host does not wait for each step. The file
-    metrics.jsonl is written whole each time, since nothing can be appended to an object in a bucket.
+    The values of metrics.jsonl follow from the config: a repeated or resumed run writes the same bytes. The values of
+    timings.jsonl depend on the clock. A value that is not a finite number is left out.
+
+    Metrics on a device are fetched a few steps at a time, so that the host does not wait for each step. Metrics on the
+    host are written at once.
 
     Attributes:
       latest: the metrics of the last fetched step that the progress bar shows.
@@ -25,20 +31,21 @@ class MetricsLogger:
     SHOWN = ("loss", "solve_rate", "mean_tokens")
 
     def __init__(self, folder: epath.Path):
-        self.folder, self.path = folder, folder / "metrics.jsonl"
+        self.folder = folder
         self.latest: dict[str, float] = {}
-        self._records: list[storage.Json] = []
+        self._metrics, self._timings = StepFile(folder / "metrics.jsonl"), StepFile(folder / "timings.jsonl")
         self._pending: list[tuple[int, Any]] = []
         self._events: Any = None
+        self._clock = 0.0
 
     def start(self, step: int) -> None:
         """Keep the records up to a step; a resumed run writes the later records again.
 
         The event file is made anew from the kept records: it never holds a step twice.
         """
-        lines = storage.read_jsonl(self.path, allow_truncated=True) if self.path.exists() else ()
-        self._records = [record for record in lines if record["step"] <= step]
-        storage.write_jsonl(self.path, self._records)
+        records = self._metrics.start(step)
+        self._timings.start(step)
+        self._clock = time.monotonic()
         if not distributed.is_main_process():
             return
         if storage.is_remote(self.folder):
@@ -47,28 +54,82 @@ class MetricsLogger:
         from astro_jax.train.tensorboard import EventWriter  # slow to import where torch is installed
 
         self._events = EventWriter(self.folder / "tensorboard")
-        self._events.write(self._records)
+        self._events.write(records)
 
-    def add(self, step: int, metrics: Any) -> None:
-        """Add the metrics of a step: scalars, which may still be in computation on the devices."""
+    def add(self, step: int, metrics: Any) -> list[storage.Json]:
+        """Add the metrics of a step: scalars, which may still be in computation on the devices.
+
+        Returns:
+          The records of the steps that were fetched now, none in most calls.
+        """
         self._pending.append((step, metrics))
-        if len(self._pending) >= self.FETCH_STEPS:
-            self.flush()
+        on_device = any(isinstance(value, jax.Array) for value in metrics.values())
+        return [] if on_device and len(self._pending) < self.FETCH_STEPS else self._fetch()
 
-    def flush(self) -> None:
-        """Fetch and write the metrics that were added since the last flush."""
+    def flush(self) -> list[storage.Json]:
+        """Fetch all metrics, and write all records to the files.
+
+        Returns:
+          The records of the steps that were fetched now.
+        """
+        records = self._fetch()
+        self._metrics.flush()
+        self._timings.flush()
+        return records
+
+    def _fetch(self) -> list[storage.Json]:
         fetched = jax.device_get(self._pending)
-        records = [{"step": step} | {k: float(v) for k, v in metrics.items()} for step, metrics in fetched]
         self._pending = []
-        if not records:
-            return
-        self._records += records
-        storage.write_jsonl(self.path, self._records)
+        if not fetched:
+            return []
+        values = [{k: float(v) for k, v in metrics.items() if math.isfinite(v)} for _, metrics in fetched]
+        records = [{"step": step} | v for (step, _), v in zip(fetched, values, strict=True)]
+        self._metrics.append(records)
+        self._timings.append(self._time(records))
         if self._events is not None:
             self._events.write(records)
         self.latest = {k: records[-1][k] for k in self.SHOWN if k in records[-1]}
+        return records
+
+    def _time(self, records: Sequence[storage.Json]) -> list[storage.Json]:
+        """Spread the time since the last fetch evenly over the steps since then."""
+        seconds = time.monotonic() - self._clock
+        self._clock += seconds
+        speed = {"tokens_per_s": round(sum(r.get("tokens", 0) for r in records) / seconds, 1)}
+        return [{"step": r["step"], "seconds": round(seconds / len(records), 4)} | speed for r in records]
 
     def close(self) -> None:
         """Close the event file. Metrics that were added and not flushed are dropped."""
         if self._events is not None:
             self._events.close()
+
+
+class StepFile:
+    """A JSONL file with one record a step. Records are appended on a disk.
+
+    Nothing can be appended to an object in a bucket: there `flush` writes the whole file.
+    """
+
+    def __init__(self, path: epath.Path):
+        self.path, self._remote = path, storage.is_remote(path)
+        self._records: list[storage.Json] = []  # in a bucket: all of them
+
+    def start(self, step: int) -> list[storage.Json]:
+        """Drop the records after a step, and a last line without an end. Return the kept records."""
+        lines = storage.read_jsonl(self.path, allow_truncated=True) if self.path.exists() else ()
+        records = [record for record in lines if record["step"] <= step]
+        storage.write_jsonl(self.path, records)
+        self._records = records if self._remote else []
+        return records
+
+    def append(self, records: Sequence[storage.Json]) -> None:
+        """Add records at the end."""
+        if self._remote:
+            self._records = [*self._records, *records]
+        else:
+            storage.append_text(self.path, storage.to_lines(records))
+
+    def flush(self) -> None:
+        """Write the file of a bucket."""
+        if self._remote:
+            storage.write_jsonl(self.path, self._records)

@@ -106,6 +106,7 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Make the jitted, sharded train step: (state, batch) -> (state, metrics). The state is donated.
 
+    A step whose loss or gradient is not finite changes nothing: see `_update`.
     Every array of the batch is [B, ...], split over the batch axes of the mesh.
     """
     shardings = _shardings(config, tx, sharding)
@@ -117,8 +118,8 @@ def make_step(
         donate_argnums=0,
     )
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        (_, loss_metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
-        state, update_metrics = _update(state, grads, tx)
+        (value, loss_metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+        state, update_metrics = _update(state, grads, value, tx)
         return state, loss_metrics | update_metrics
 
     return step
@@ -149,18 +150,21 @@ def make_accumulate(
 
 def make_apply(
     tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
-) -> Callable[[TrainState, Params], tuple[TrainState, Metrics]]:
-    """Make the jitted update: (state, gradients) -> (state, metrics). The state is donated."""
+) -> Callable[[TrainState, Params, Array], tuple[TrainState, Metrics]]:
+    """Make the jitted update: (state, gradients, loss) -> (state, metrics). The state is donated.
+
+    An update whose loss or gradient is not finite changes nothing: see `_update`.
+    """
     shardings = _shardings(config, tx, sharding)
 
     @functools.partial(
         jax.jit,
-        in_shardings=(shardings, shardings.params),
+        in_shardings=(shardings, shardings.params, sharding.named()),
         out_shardings=(shardings, sharding.named()),
         donate_argnums=0,
     )
-    def apply(state: TrainState, grads: Params) -> tuple[TrainState, Metrics]:
-        return _update(state, grads, tx)
+    def apply(state: TrainState, grads: Params, loss: Array) -> tuple[TrainState, Metrics]:
+        return _update(state, grads, loss, tx)
 
     return apply
 
@@ -175,8 +179,22 @@ def _shardings(config: LlamaConfig, tx: optax.GradientTransformation, sharding: 
     return jax.tree.map(lambda s: s.sharding, abstract_state(config, tx, sharding))
 
 
-def _update(state: TrainState, grads: Params, tx: optax.GradientTransformation) -> tuple[TrainState, Metrics]:
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-    return state, {"grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(state)}
+def _update(
+    state: TrainState, grads: Params, loss: Array, tx: optax.GradientTransformation
+) -> tuple[TrainState, Metrics]:
+    """Apply a gradient. Skip the update when the loss or the norm of the gradient is NaN or infinite.
+
+    A skipped update leaves the whole state as it was: parameters, moments, and the step that the schedule of the
+    learning rate counts. The metric `skipped_steps` is then 1.
+    """
+    norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    def update(state: TrainState) -> TrainState:
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        return TrainState(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+
+    # A branch, not a selection of values: that would hold the old and the new parameters at once.
+    state = jax.lax.cond(is_finite, update, lambda state: state, state)
+    skipped = 1 - is_finite.astype(jnp.int32)
+    return state, {"grad_norm": norm, "learning_rate": learning_rate(state), "skipped_steps": skipped}

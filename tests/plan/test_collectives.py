@@ -27,7 +27,7 @@ CONFIG = tiny_config(n_layers=3, d_model=24, d_ff=40, n_heads=16, n_kv_heads=8, 
 def loops(monkeypatch):
     """Layers in a loop and the LM head in chunks, as in large models."""
     monkeypatch.setattr(model, "UNROLLED_LAYERS", 0)
-    monkeypatch.setattr(losses, "LOGITS_CHUNK", 44)
+    monkeypatch.setattr(losses, "LIVE_LOGITS", 2 * 44 * 28)  # of 2 x 176 tokens with 28 logits each on a device
 
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tp": 2}, {"data": 2, "fsdp": 2, "tp": 2}])

@@ -13,7 +13,7 @@ from astro_jax.plan.planner import model_config
 from astro_jax.plan.programs import Plan, size
 from astro_jax.sampler import Request, SamplingParams
 from astro_jax.sampler import programs as sampler_programs
-from astro_jax.train import grpo
+from astro_jax.train import grpo, sft
 from astro_jax.train.state import make_accumulate
 
 CONFIG = tiny_config(n_layers=6, d_ff=40, vocab_size=48)
@@ -47,7 +47,7 @@ def test_planned_training_programs_equal_those_of_a_run(tmp_path, monkeypatch):
                  "max_length": 128, "micro_batch_size": 4},
     }  # fmt: skip
     c, texts = cfg.parse(raw), {}
-    monkeypatch.setattr(pipeline, "make_step", record_text(pipeline.make_step, texts, "sft"))
+    monkeypatch.setattr(sft, "make_step", record_text(sft.make_step, texts, "sft"))
     monkeypatch.setattr(grpo, "make_accumulate", record_text(make_accumulate, texts, "gradient"))
     monkeypatch.setattr(grpo, "make_apply", record_text(grpo.make_apply, texts, "update"))
     monkeypatch.setattr(grpo, "make_reshard", record_text(grpo.make_reshard, texts, "reshard"))

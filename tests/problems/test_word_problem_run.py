@@ -8,9 +8,10 @@ from helpers import chat_tokenizer, tiny_config, tiny_params
 from jsonl_file import write
 
 from astro_jax import config as cfg
-from astro_jax import llama, pipeline
+from astro_jax import llama, pipeline, run_plan
 from astro_jax.cli import main
 from astro_jax.errors import AstroError
+from astro_jax.run_context import RunContext
 from astro_jax.search.tree import Tree
 from astro_jax.traces.procedure_cloning import clone
 from astro_jax.types import Problem
@@ -109,7 +110,7 @@ def test_evaluation_uses_the_chat_template_and_held_out_problems(run):
     tokenizer = run.load("base", run.decode_sharding)[2]
     assert tokenizer.decode(tokenizer.prompt("1 2?")) == "<system>Read.<user>1 2?<assistant>"  # <end> is an end token
     held_out = {p.id for p in run.problems("eval")}
-    answers = rows(run.folder / "eval" / "astro-rl-00000.jsonl")
+    answers = rows(run.folder / "eval" / "astro-rl" / "answers-00000.jsonl")
     assert {a["problem_id"] for a in answers} == held_out
     assert not held_out & {p.id for use in ("search", "rl") for p in run.problems(use)}
 
@@ -149,14 +150,17 @@ def test_sample_command_uses_the_chat_template(run, capsys):
     assert "add --chat" in capsys.readouterr().err
 
 
-def test_run_is_not_continued_with_other_problems_in_its_file(run):
+def test_other_problems_in_the_file_run_the_stages_that_read_them_again(run):
     path = epath.Path(run.c.problems.sources[0].path)
     text = path.read_text()
-    pipeline.execute(run.c, only=("base",))
+
+    def notes():
+        return {name: plan.note for name, plan in run_plan.plan(RunContext(run.c), ("search", "eval/base")).items()}
+
+    assert set(notes().values()) == {"kept"}
     try:
-        path.write_text(text + json.dumps({"problem": "7 7 7?", "answer": 7}) + "\n")
-        with pytest.raises(AstroError, match="holds other problems"):
-            pipeline.execute(run.c, only=("base",))
+        path.write_text(text.replace("?", " !"))
+        assert notes()["search"] == "runs again, the content of problems.search changed, base changed"
     finally:
         path.write_text(text)
 

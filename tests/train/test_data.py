@@ -1,12 +1,14 @@
 """Packed batches: whole documents, none lost, exact resume."""
 
+import collections
 import itertools
 
 import numpy as np
 import pytest
 
+from astro_jax.errors import AstroError
 from astro_jax.train import data
-from astro_jax.train.data import Document, batches, make_document, pack
+from astro_jax.train.data import Document, make_document, pack
 
 LENGTH = 16
 COLUMNS = ("tokens", "segment_ids", "positions", "loss_weights")
@@ -15,7 +17,7 @@ COLUMNS = ("tokens", "segment_ids", "positions", "loss_weights")
 def make_documents(n=30, seed=0):
     """Documents of 2 to 16 tokens. Each starts with a number of its own, from 100."""
     rng = np.random.default_rng(seed)
-    return [make_document([100 + i, *rng.integers(1, 50, rng.integers(1, LENGTH)).tolist()], LENGTH) for i in range(n)]
+    return [make_document([100 + i, *rng.integers(1, 50, rng.integers(1, LENGTH)).tolist()]) for i in range(n)]
 
 
 DOCUMENTS = make_documents()
@@ -38,6 +40,24 @@ def unpack(batch):
     return documents
 
 
+def batches(*args, epochs=100, **kwargs):
+    """The batches of many epochs, without the indices of their documents."""
+    return IndexedIterator(data.prefetched(data.packed_batches(*args, num_train_epochs=epochs, **kwargs)))
+
+
+class IndexedIterator:
+    """Drops the indices, and passes states on."""
+
+    def __init__(self, iterator):
+        self.iterator, self.get_state, self.set_state = iterator, iterator.get_state, iterator.set_state
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.iterator).batch
+
+
 def as_tuples(documents):
     return sorted(tuple(d.tokens.tolist()) for d in documents)
 
@@ -52,10 +72,34 @@ def assert_batches_equal(a, b):
             np.testing.assert_array_equal(getattr(x, name), getattr(y, name))
 
 
-def test_document_is_truncated_and_all_its_tokens_but_the_first_have_weight():
-    d = make_document(range(20), 8)
-    assert d.tokens.tolist() == list(range(8)) and d.loss_weights.tolist() == [0] + [1] * 7
-    assert make_document([], 8).loss_weights.tolist() == []
+def test_all_tokens_of_a_document_but_the_first_have_weight():
+    d = make_document(range(8), index=3)
+    assert d.tokens.tolist() == list(range(8)) and d.loss_weights.tolist() == [0] + [1] * 7 and d.index == 3
+    assert make_document([]).loss_weights.tolist() == []
+
+
+TEXTS = [range(16), range(17), range(3), range(40)]
+
+
+@pytest.mark.parametrize(
+    "overlong, sizes, indices, counts",
+    [("drop", [16, 3], [0, 2], (2, 0)), ("truncate", [16, 16, 3, 16], [0, 1, 2, 3], (0, 2))],
+)
+def test_too_long_example_is_counted_not_cut_without_a_word(overlong, sizes, indices, counts):
+    documents, counted = data.make_documents(TEXTS, LENGTH, overlong)
+    assert [len(d.tokens) for d in documents] == sizes and [d.index for d in documents] == indices
+    assert (counted["dropped"], counted["truncated"]) == counts
+
+
+def test_too_long_example_is_refused_where_the_config_says_so():
+    with pytest.raises(AstroError, match=r"^example 1 has 17 tokens, more than max_length=16; [^\n]*$"):
+        data.make_documents(TEXTS, LENGTH, "error")
+    assert len(data.make_documents(TEXTS[:1], LENGTH, "error")[0]) == 1
+
+
+def test_no_example_that_fits_is_an_error():
+    with pytest.raises(AstroError, match="all 2 examples have more than max_length=16"):
+        data.make_documents([range(20), range(30)], LENGTH, "drop")
 
 
 def test_pack_holds_each_document_once_and_whole():
@@ -71,12 +115,29 @@ def test_extra_columns_stand_beside_their_tokens():
     np.testing.assert_array_equal(extras["double"], 2.0 * batch.tokens)
 
 
-def test_epoch_of_batches_holds_each_document_whole():
-    unpacked = [d for batch in take(batches(DOCUMENTS, 2, LENGTH, seed=0), 40) for d in unpack(batch)]
-    counts = {d: unpacked.count(d) for d in as_tuples(DOCUMENTS)}
-    assert set(unpacked) == set(counts)  # none is split, none is missing
-    # A packer holds a row back until it is full, so documents of neighbouring epochs may overlap, by a row or two.
-    assert max(counts.values()) - min(counts.values()) <= 2
+@pytest.mark.parametrize("epochs", [1, 2.5, 4, 0.1])
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_each_example_is_seen_exactly_so_many_times(epochs, batch_size):
+    """Steps were tokens / (rows x length): padding made 4 epochs 3.78."""
+    all_batches = list(batches(DOCUMENTS, batch_size, LENGTH, seed=0, epochs=epochs))
+    assert all(batch.tokens.shape == (batch_size, LENGTH) for batch in all_batches)
+    counts = collections.Counter(d for batch in all_batches for d in unpack(batch))
+    assert counts.keys() <= set(as_tuples(DOCUMENTS)) and sum(counts.values()) == round(epochs * len(DOCUMENTS))
+    assert {counts[d] for d in as_tuples(DOCUMENTS)} <= {int(epochs), -int(-epochs // 1)}
+
+
+def test_one_example_gives_one_step():
+    (batch,) = batches(DOCUMENTS[:1], 2, LENGTH, seed=0, epochs=0.01)
+    assert unpack(batch) == as_tuples(DOCUMENTS[:1])
+
+
+def test_wrapped_epochs_hold_each_token_exactly_so_many_times():
+    all_batches = list(batches(DOCUMENTS, 2, LENGTH, seed=0, epochs=3, packing_strategy="wrapped"))
+    tokens = np.concatenate([b.tokens[b.segment_ids > 0] for b in all_batches])
+    expected = np.concatenate([d.tokens for d in DOCUMENTS])
+    np.testing.assert_array_equal(np.sort(tokens), np.sort(np.tile(expected, 3)))
+    padding = all_batches[-1].segment_ids == 0
+    assert not all_batches[-1].loss_weights[padding].any()
 
 
 def first_tokens(seed, n=60, documents=DOCUMENTS):
@@ -131,6 +192,21 @@ def test_wrapped_packing_joins_documents_without_padding():
 
 
 def test_documents_of_full_length_fit():
-    documents = [make_document(range(1, 40), LENGTH)] * 3
+    documents = [make_document(range(1, 17))] * 3
     batch, _ = data.pack(documents, LENGTH)
     assert unpack(batch) == [tuple(range(1, 17))] * 3
+
+
+@pytest.mark.parametrize("packing_strategy", ["first-fit", "wrapped"])
+def test_batch_names_its_documents(packing_strategy):
+    documents = [make_document(d.tokens, index=7 * i) for i, d in enumerate(DOCUMENTS)]
+    for batch, indices in data.packed_batches(documents, 2, LENGTH, 0, 1, packing_strategy):
+        starts = batch.tokens[batch.tokens >= 100] - 100
+        assert set(starts) <= set(indices // 7) and (indices % 7 == 0).all()
+        if packing_strategy == "first-fit":
+            assert (starts == indices // 7).all()
+
+
+def test_wrapped_rows_hold_examples_longer_than_a_row():
+    (batch,) = batches([make_document(range(1, 41))], 3, LENGTH, seed=0, epochs=1, packing_strategy="wrapped")
+    assert batch.tokens.ravel()[:40].tolist() == list(range(1, 41)) and (batch.segment_ids > 0).sum() == 40

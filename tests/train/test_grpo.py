@@ -16,6 +16,7 @@ from etils import epath
 from helpers import (
     assert_trees_close,
     assert_trees_equal,
+    count_compilations,
     countdown_tokenizer,
     one_device,
     one_device_train,
@@ -289,11 +290,15 @@ def test_micro_batches_are_split_over_devices():
     assert {m.batch.tokens.shape for m in micro_batches} == {(3, 64)}  # micro_batch_size is 2
 
 
-def test_step_without_any_advantage_has_no_gradient():
-    all_wrong = make_shared(verifier=FunctionVerifier(lambda _: False))
-    state, metrics = all_wrong.step(fresh(), 0)
+def test_step_without_any_advantage_applies_neither_momentum_nor_weight_decay():
+    state, _ = trainer().step(fresh(), 0)  # fills the moments
+    before = jax.tree.map(np.array, state)
+    all_wrong = make_shared(verifier=FunctionVerifier(lambda _: False), steps_per_generation=3)
+    state, metrics = all_wrong.step(state, 1)
     assert metrics["grad_norm"] == 0 and metrics["reward_mean"] == -1 and metrics["solve_rate"] == 0
-    assert_trees_equal(state.params, tiny_params(CONFIG))
+    assert metrics["no_gradient_steps"] == 3 and metrics["skipped_steps"] == 0
+    assert metrics["learning_rate"] == pytest.approx(float(before.opt_state[1].hyperparams["learning_rate"]))
+    assert_trees_equal(state, before)
 
 
 # ---- A step
@@ -335,6 +340,49 @@ def test_rollouts_of_a_step_are_split_over_optimizer_steps():
         expected, _ = trainer()._update(expected, rollouts[rows], advantages[rows])
     assert state.step == 3 and metrics["logp_gap"] > 1e-4
     assert_trees_equal(state, expected)
+
+
+def test_metrics_are_means_over_all_optimizer_steps():
+    """Three optimizer steps: one without advantage, one with a gradient of NaN, one like any other."""
+    rollouts, _ = random_rollouts()
+    broken = [dataclasses.replace(r, logprobs=np.nan * r.logprobs) for r in rollouts]
+    state = fresh()
+    state, good = trainer()._update(state, rollouts, np.ones(9))
+    state, no_gradient = trainer()._update(state, rollouts, np.zeros(9))
+    kept = jax.tree.map(np.array, state)
+    state, skipped = trainer()._update(state, broken, np.ones(9))
+    assert_trees_equal(state, kept)
+    metrics = grpo.mean_metrics([good, no_gradient, skipped])
+    assert metrics["skipped_steps"] == 1 and metrics["no_gradient_steps"] == 1
+    metrics = grpo.mean_metrics([good, no_gradient])
+    assert metrics["grad_norm"] == pytest.approx(float(good["grad_norm"]) / 2)
+    assert metrics["entropy"] == good["entropy"]  # the step without a gradient has none
+    assert metrics["clip_fraction"] == good["clip_fraction"] / 2 > 0
+
+
+def test_clip_fraction_and_sampled_entropy_include_tokens_without_advantage():
+    params, (rollouts, advantages) = tiny_params(CONFIG), random_rollouts()
+    _, metrics = trainer()._update(fresh(), rollouts, advantages)
+    present = logprobs_without_packing(params, rollouts)
+    ratios = [np.exp(p - r.logprobs) for p, r in zip(present, rollouts, strict=True)]
+    clipped = [(a * q > a * np.clip(q, 0.8, 1.2)).sum() for q, a in zip(ratios, advantages, strict=True)]
+    tokens = sum(len(r.completion_ids) for r in rollouts)
+    assert advantages[2] == 0 and metrics["clip_fraction"] == pytest.approx(sum(clipped) / tokens)
+    sampled = grpo.sampling_metrics(rollouts)
+    assert sampled["tokens"] == tokens
+    assert sampled["sampled_entropy"] == pytest.approx(-sum(float(r.logprobs.sum()) for r in rollouts) / tokens)
+
+
+def test_sampled_entropy_estimates_the_entropy_of_the_policy():
+    """A policy of one distribution: the mean over many sampled tokens is near -sum p log p."""
+    p = np.asarray([0.5, 0.3, 0.2])
+    logprobs = np.log(p)[np.random.default_rng(0).choice(3, 20_000, p=p)]
+    rollout = Rollout((1,), np.zeros(len(logprobs), np.int32), logprobs, Verdict(True, True, None, 0), True, 1.0)
+    assert grpo.sampling_metrics([rollout])["sampled_entropy"] == pytest.approx(-(p * np.log(p)).sum(), abs=0.01)
+
+
+def test_examples_of_a_step_are_its_problems():
+    assert trainer().examples(1) == [PROBLEMS[j].id for j in trainer()._prompt_indices(1)]
 
 
 def test_scale_rewards_divides_by_standard_deviation():
@@ -406,7 +454,7 @@ def train(folder, verifier, kill_at=None):
 
     tx = make_optimizer(GRPO, GRPO.max_steps)
     abstract = abstract_state(CONFIG, tx, one_device_train())
-    state = loop.run(epath.Path(folder), "rl", fresh(), abstract, step, 4, 2)
+    state = loop.run(epath.Path(folder), "rl", fresh(), abstract, step, flaky.examples, 4, 2, 3)
     return state, (folder / "metrics.jsonl").read_text()
 
 
@@ -451,6 +499,9 @@ class FixedEngine:
     def __init__(self, *completions):
         self.completions, self.requests = completions, []
 
+    def reserve(self, prompt, new):
+        pass
+
     def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
         self.requests += requests
         return [list(self.completions) for _ in requests]
@@ -474,6 +525,19 @@ def test_row_that_cannot_hold_a_completion_is_refused():
     make(max_length=15)  # prompts of 3 tokens and completions of 12
     with pytest.raises(AstroError, match=r"grpo\.max_length=14.*raise it to 15"):
         make(max_length=14)
+
+
+def test_longer_prompt_in_a_later_step_compiles_nothing():
+    """The caches of the sampler grew with the longest prompt so far, and its programs compiled again."""
+    problems = [*PROBLEMS[:5], Problem("long", "bcdefghijkbcdefghijk", "")]
+    engine = Engine(CONFIG, one_device(), 3, max_num_seqs=16, num_scheduler_steps=4, block_size=4)
+    reserved = make_shared(problems, engine=engine)
+    params = tiny_params(CONFIG)
+    engine.precompile(params, prompt=3, new=12)  # of the shorter prompts, which leave the reservation as it is
+    late = next(i for i in range(2) if "long" in reserved.examples(i))
+    with count_compilations() as compiled:
+        reserved.generate_rollouts(params, late)
+    assert compiled == []
 
 
 def test_truncated_response_is_wrong():

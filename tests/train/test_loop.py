@@ -12,13 +12,14 @@ from event_file import read_scalars
 from helpers import assert_trees_equal, one_device_train, tiny_config, tiny_params
 
 from astro_jax import config as cfg
+from astro_jax.errors import AstroError
 from astro_jax.train import loop, sft, state
-from astro_jax.train.data import batches, make_document
+from astro_jax.train.data import make_document, packed_batches, prefetched
 
 CONFIG = tiny_config(n_layers=1)
 C = cfg.Sft(learning_rate=0.01, batch_size=2, max_length=16)
 STEPS = 7
-DOCUMENTS = [make_document(np.random.default_rng(i).integers(1, 20, 3 + i % 9).tolist(), 16) for i in range(12)]
+DOCUMENTS = [make_document(np.random.default_rng(i).integers(1, 20, 3 + i % 9).tolist()) for i in range(12)]
 TX = state.make_optimizer(C, STEPS)
 ABSTRACT = state.abstract_state(CONFIG, TX, one_device_train())
 
@@ -32,22 +33,27 @@ def compiled_step():
     return state.make_step(sft.make_loss(C, CONFIG, one_device_train()), TX, CONFIG, one_device_train())
 
 
-def run(folder, max_steps=STEPS, save_steps=3, kill_at=None):
-    """(the final state, the steps that ran, the tokens of each)"""
-    iterator = batches(DOCUMENTS, C.batch_size, C.max_length, seed=5)
+def run(folder, max_steps=STEPS, save_steps=3, kill_at=None, broken=()):
+    """(the final state, the steps that ran, the tokens of each). Step i of `broken` has a loss of NaN."""
+    iterator = prefetched(packed_batches(DOCUMENTS, C.batch_size, C.max_length, seed=5, num_train_epochs=9))
     steps, tokens = [], []
 
     def step_fn(train_state, i):
         if i == kill_at:
             raise Killed
-        batch = next(iterator)
+        batch = next(iterator).batch
         steps.append(i)
         tokens.append(np.array(batch.tokens))
+        if i in broken:
+            batch = batch.replace(loss_weights=np.nan * batch.loss_weights)
         return compiled_step()(train_state, batch)
 
     initial = state.place(state.new_state(jax.tree.map(jnp.array, tiny_params(CONFIG)), TX), ABSTRACT)
     try:
-        final = loop.run(epath.Path(folder), "test", initial, ABSTRACT, step_fn, max_steps, save_steps, iterator)
+        final = loop.run(
+            epath.Path(folder), "test", initial, ABSTRACT, step_fn, lambda i: [f"example-{i}"], max_steps, save_steps,
+            max_skipped_steps=3, data_iterator=iterator,
+        )  # fmt: skip
     finally:
         iterator.close()
     return final, steps, tokens
@@ -70,7 +76,8 @@ def test_metrics_have_one_line_a_step(uninterrupted):
     folder, final, _ = uninterrupted
     records = [json.loads(line) for line in read_metrics(folder).splitlines()]
     assert [r["step"] for r in records] == list(range(1, STEPS + 1)) and final.step == STEPS
-    assert all(r.keys() == {"step", "loss", "grad_norm", "learning_rate"} and np.isfinite(r["loss"]) for r in records)
+    assert all(r.keys() == {"step", "loss", "grad_norm", "learning_rate", "skipped_steps"} for r in records)
+    assert all(np.isfinite(r["loss"]) and r["skipped_steps"] == 0 for r in records)
 
 
 def assert_event_file_equals_metrics(folder):
@@ -126,6 +133,54 @@ def test_torn_line_and_lines_after_checkpoint_are_written_again(uninterrupted, t
     assert_event_file_equals_metrics(epath.Path(tmp_path))
 
 
-def test_only_last_checkpoint_is_kept(uninterrupted):
+def test_last_two_checkpoints_are_kept(uninterrupted):
     folder, _, _ = uninterrupted
-    assert [p.name for p in (folder / "checkpoints").iterdir() if p.is_dir()] == [str(STEPS)]
+    assert saved_steps(folder) == [6, STEPS]
+
+
+# ---- Steps without a finite loss
+
+
+def saved_steps(folder):
+    return sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.is_dir())
+
+
+def test_nan_loss_is_skipped_and_counted_and_training_goes_on(uninterrupted, tmp_path, capsys):
+    final, steps, _ = run(tmp_path, broken={1, 2, 4})
+    assert steps == list(range(STEPS)) and final.step == STEPS - 3
+    records = [json.loads(line) for line in read_metrics(tmp_path).splitlines()]
+    assert [r["skipped_steps"] for r in records] == [0, 1, 1, 0, 1, 0, 0]
+    assert ["loss" in r for r in records] == [not r["skipped_steps"] for r in records]
+    rates = [json.loads(line)["learning_rate"] for line in read_metrics(uninterrupted[0]).splitlines()]
+    # A skipped step has the rate of the last update, and does not move the schedule on.
+    assert [r["learning_rate"] for r in records] == [rates[i] for i in (0, 0, 0, 1, 1, 2, 3)]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(final))
+    assert (
+        "test: step 3 is skipped, its loss or gradient is not finite; its batch: example-2" in capsys.readouterr().err
+    )
+
+
+def test_nan_loss_in_three_steps_in_a_row_stops_and_names_the_batch(tmp_path):
+    message = (
+        r"^test: no finite loss and gradient in steps 5 to 7; the batch of step 7: example-6; the last good "
+        r"checkpoint: step 3; .*learning_rate[^\n]*$"
+    )
+    with pytest.raises(AstroError, match=message):
+        run(tmp_path, broken={4, 5, 6})
+    assert saved_steps(tmp_path) == [3]
+
+
+@pytest.mark.parametrize("kill_at", [3, 4])
+def test_nan_loss_after_a_kill_stops_at_the_same_step(kill_at, tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, save_steps=1, kill_at=kill_at, broken={2, 3, 4})
+    # Steps 1 and 2 are saved, steps 3 and 4 are skipped: the next process runs step 3 (from 1) again.
+    with pytest.raises(AstroError, match="in steps 3 to 5"):
+        run(tmp_path, save_steps=1, broken={2, 3, 4})
+
+
+def test_nan_loss_never_overwrites_the_good_checkpoint(tmp_path):
+    """The state before the first NaN may be damaged by its last update: an older state is kept."""
+    with pytest.raises(AstroError, match="the last good checkpoint: step 2;"):
+        run(tmp_path, save_steps=1, broken={3, 4, 5})
+    assert saved_steps(tmp_path) == [2, 3]

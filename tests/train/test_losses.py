@@ -10,6 +10,7 @@ from helpers import assert_trees_close, one_device_train, tiny_config, tiny_para
 
 from astro_jax import config as cfg
 from astro_jax import llama
+from astro_jax.llama import params as llama_params
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.train import losses, sft
 from astro_jax.train.losses import Batch, cross_entropy, grpo_loss, token_logprobs
@@ -59,11 +60,12 @@ def expected():
     return logprobs, entropy
 
 
-@pytest.mark.parametrize("chunk", [1024, 4], ids=["whole rows", "chunks"])
+@pytest.mark.parametrize("chunk", [24, 8, 7], ids=["one chunk", "even chunks", "a padded chunk"])
 def test_token_logprobs_and_entropy_equal_numpy(chunk, monkeypatch):
-    monkeypatch.setattr(losses, "LOGITS_CHUNK", chunk)
+    monkeypatch.setattr(losses, "LIVE_LOGITS", 20 * chunk)
     compiled = jax.jit(lambda p, b: token_logprobs(p, b, CONFIG)).trace(PARAMS, BATCH)
-    assert ("[2,12,20]" in str(compiled.jaxpr)) == (chunk == 1024)  # with chunks, logits of all positions never live
+    # With chunks, the logits of all 24 tokens are never live.
+    assert ("[2,12,20]" in str(compiled.jaxpr)) == (chunk == 24) and "[1,24,20]" not in str(compiled.jaxpr)
     logprobs, entropy = compiled.lower().compile()(PARAMS, BATCH)
     mask = ~np.isnan(expected()[0])
     assert (mask == (np.asarray(BATCH.positions) > 0) & (np.asarray(BATCH.segment_ids) > 0)).all()
@@ -101,9 +103,39 @@ def test_sft_loss_is_weighted_mean_over_documents():
 
 def test_chunks_remat_and_mesh_change_neither_loss_nor_gradient(monkeypatch):
     one_device = sft_gradient()(PARAMS, BATCH)
-    monkeypatch.setattr(losses, "LOGITS_CHUNK", 4)
+    monkeypatch.setattr(losses, "LIVE_LOGITS", 4 * 20)
     on_mesh = make_sft_gradient(train_sharding(make_mesh(data=2, tp=2)), remat_policy="full")(PARAMS, BATCH)
     assert_trees_close(on_mesh, one_device, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 12), (3, 1000)], ids=["short rows", "rows that no chunk divides"])
+def test_short_or_odd_rows_are_chunked_too(shape, monkeypatch):
+    """The LM head was not chunked for S <= 1024 or S % 1024 != 0. Loss and gradients equal those without chunks."""
+    tokens = np.random.default_rng(0).integers(0, 20, shape)
+    positions = np.broadcast_to(np.arange(shape[1]), shape)
+    batch = Batch(tokens, np.ones_like(tokens), positions, (positions > 0).astype(np.float32))
+    whole, whole_gradient = make_sft_gradient()(PARAMS, batch)
+    monkeypatch.setattr(losses, "LIVE_LOGITS", tokens.size * 20 // 4 - 1)  # five chunks
+    value, gradient = make_sft_gradient()(PARAMS, batch)
+    assert value == pytest.approx(float(whole), rel=1e-5)
+    for chunked, unchunked in zip(jax.tree.leaves(gradient), jax.tree.leaves(whole_gradient), strict=True):
+        np.testing.assert_allclose(chunked, unchunked, rtol=1e-5, atol=1e-5 * np.abs(unchunked).max())
+
+
+def test_chunks_take_a_quarter_of_the_memory_at_a_vocabulary_of_128k(monkeypatch):
+    config = tiny_config(n_layers=1, vocab_size=128_256)
+    loss = sft.make_loss(cfg.Sft(), config, one_device_train())
+    ints, floats = (jax.ShapeDtypeStruct((8, 1024), dtype) for dtype in (jnp.int32, jnp.float32))
+
+    def peak_bytes():
+        gradient = jax.jit(jax.grad(lambda p, b: loss(p, b)[0]))
+        compiled = gradient.lower(llama_params.abstract(config), Batch(ints, ints, ints, floats)).compile()
+        memory = compiled.memory_analysis()
+        return memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+
+    chunked = peak_bytes()
+    monkeypatch.setattr(losses, "LIVE_LOGITS", 2**40)
+    assert chunked < 0.25 * peak_bytes()
 
 
 def test_bfloat16_changes_computation_but_gradients_stay_float32():
@@ -111,6 +143,26 @@ def test_bfloat16_changes_computation_but_gradients_stay_float32():
     float32_value = sft_gradient()(PARAMS, BATCH)[0]
     assert 0 < abs(value - float32_value) < 0.05 * float32_value
     assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("sizes, chunk", [({}, 4096), ({"data": 2, "tp": 2}, 256)], ids=["one device", "mesh, chunks"])
+def test_gradient_in_bfloat16_is_near_the_one_in_float32(sizes, chunk, monkeypatch):
+    """Half of the tokens are equal. Their rows of the embedding's gradient, summed in bfloat16, were off by 31%."""
+    rng = np.random.default_rng(0)
+    tokens = np.where(rng.random((4, 1024)) < 0.5, 7, rng.integers(0, 20, (4, 1024)))
+    positions = np.broadcast_to(np.arange(1024) % 128, tokens.shape)
+    segment_ids = np.broadcast_to(1 + np.arange(1024) // 128, tokens.shape)
+    batch = Batch(tokens, segment_ids, positions, (positions > 0).astype(np.float32))
+    _, expected = make_sft_gradient()(PARAMS, batch)
+    monkeypatch.setattr(losses, "LIVE_LOGITS", 20 * chunk)
+    _, gradient = make_sft_gradient(train_sharding(make_mesh(**sizes)), dtype="bfloat16")(PARAMS, batch)
+
+    def relative_error(x, y):
+        return float(np.linalg.norm(x - y) / np.linalg.norm(y))
+
+    gradient, expected = jax.device_get((gradient, expected))
+    errors = jax.tree_util.tree_leaves_with_path(jax.tree.map(relative_error, gradient, expected))
+    assert {jax.tree_util.keystr(path): error for path, error in errors if error > 0.02} == {}
 
 
 def test_token_of_weight_zero_does_not_matter():

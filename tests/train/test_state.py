@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import assert_trees_close, assert_trees_equal, one_device_train, tiny_config, tiny_params
 from jax.sharding import PartitionSpec as P
@@ -161,9 +162,41 @@ def test_accumulated_halves_of_batch_equal_whole_batch():
     total, halves = state.zero_gradients(CONFIG, sharding), fresh()
     for rows in (slice(0, 2), slice(2, 4)):
         total, _ = accumulate(halves.params, total, jax.tree.map(lambda x: x[rows], batch))  # noqa: B023
-    halves, update_metrics = state.make_apply(tx, CONFIG, sharding)(halves, total)
+    halves, update_metrics = state.make_apply(tx, CONFIG, sharding)(halves, total, np.float32(1.0))
     assert_trees_close(halves, whole, rtol=1e-4, atol=2e-5)
     assert update_metrics["grad_norm"] == pytest.approx(float(metrics["grad_norm"]), rel=1e-4)
+
+
+def test_finite_update_is_bitwise_equal_to_an_update_without_a_guard():
+    tx = state.make_optimizer(SFT, STEPS)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def alone(train_state, gradients):
+        updates, opt_state = tx.update(gradients, train_state.opt_state, train_state.params)
+        params = optax.apply_updates(train_state.params, updates)
+        return state.TrainState(train_state.step + 1, params, opt_state), optax.tree.norm(gradients)
+
+    apply = state.make_apply(tx, CONFIG, one_device_train())
+    guarded, unguarded = fresh(), fresh()
+    for seed, scale in ((1, 5.0), (2, 1e-3), (3, 0.5)):
+        gradients = jax.tree.map(jnp.asarray, gradient_tree(seed, scale))
+        guarded, metrics = apply(guarded, gradients, np.float32(0.5))
+        unguarded, norm = alone(unguarded, gradients)
+        assert metrics["grad_norm"] == norm
+    assert_trees_equal(guarded, unguarded)
+
+
+@pytest.mark.parametrize("loss, value", [(np.nan, 1.0), (np.inf, 1.0), (0.5, np.nan), (0.5, -np.inf), (0.5, 1e38)])
+def test_nan_or_infinity_changes_nothing(loss, value):
+    """A loss or a gradient, or a gradient whose norm overflows."""
+    apply = state.make_apply(state.make_optimizer(SFT, STEPS), CONFIG, one_device_train())
+    before, _ = apply(fresh(), jax.tree.map(jnp.asarray, gradient_tree(1, 0.5)), np.float32(0.5))
+    kept = jax.tree.map(np.array, before)
+    gradients = jax.tree.map(jnp.asarray, gradient_tree(2, 0.5))
+    gradients = gradients.replace(final_norm=gradients.final_norm.at[0].set(value))
+    after, metrics = apply(before, gradients, np.float32(loss))
+    assert_trees_equal(after, kept)
+    assert metrics["skipped_steps"] == 1 and after.step == 1
 
 
 def test_training_overfits_one_batch():

@@ -1,0 +1,65 @@
+"""The guard that stops a run of steps without a finite loss and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from astro_jax.errors import AstroError
+from astro_jax.progress import log
+from astro_jax.storage import Json
+
+SHOWN_IDS = 20  # ids of one batch in a message
+
+
+class SkipGuard:
+    """Counts skipped steps in a row, and stops the run after too many.
+
+    One skipped step is a batch that does harm. Many in a row are damaged parameters: the update before the first of
+    them was too large.
+
+    Args:
+      stage: label of the messages.
+      max_skipped_steps: skipped steps in a row that stop the run.
+
+    Attributes:
+      in_a_row: skipped steps since the last step that was not skipped. A checkpoint is only saved while this is 0, so a
+        resumed run starts at 0.
+    """
+
+    def __init__(self, stage: str, max_skipped_steps: int):
+        self.stage, self.max_skipped_steps, self.in_a_row = stage, max_skipped_steps, 0
+        self._examples: dict[int, Sequence[str]] = {}
+
+    def add(self, step: int, examples: Sequence[str]) -> None:
+        """Name the examples of a step whose metrics are not fetched yet."""
+        self._examples[step] = examples
+
+    def check(self, records: Iterable[Json], checkpoints: Sequence[int]) -> None:
+        """Look at the fetched metrics of some steps, in order.
+
+        Args:
+          records: lines of metrics.jsonl.
+          checkpoints: the steps of the checkpoints.
+
+        Raises:
+          AstroError: after `max_skipped_steps` skipped steps in a row.
+        """
+        for record in records:
+            examples = self._examples.pop(record["step"])
+            self.in_a_row = self.in_a_row + 1 if record["skipped_steps"] else 0
+            if not self.in_a_row:
+                continue
+            first, last = record["step"] - self.in_a_row + 1, record["step"]
+            names = " ".join(examples[:SHOWN_IDS])
+            if (more := len(examples) - SHOWN_IDS) > 0:
+                names += f" and {more} more"
+            if self.in_a_row < self.max_skipped_steps:
+                log(f"{self.stage}: step {last} is skipped, its loss or gradient is not finite; its batch: {names}")
+                continue
+            # The state before the first of these steps is not proven: the update that made it may have damaged it.
+            proven = max((step for step in checkpoints if step < first - 1), default=None)
+            raise AstroError(
+                f"{self.stage}: no finite loss and gradient in steps {first} to {last}; the batch of step {last}: "
+                f"{names}; the last good checkpoint: {'none' if proven is None else f'step {proven}'}; lower "
+                "learning_rate, or remove these examples"
+            )
