@@ -50,6 +50,31 @@ def _config(args: argparse.Namespace) -> tuple[cfg.Config, tuple[str, ...]]:
     return c, args.stages
 
 
+def sweep(args: argparse.Namespace, command: str) -> int:
+    """Run variants of a config, and compare each with the default."""
+    from etils import epath
+
+    from astro_jax import storage
+    from astro_jax.sweep import page, variants
+    from astro_jax.sweep import run as sweeping
+
+    seeds = args.seeds.split(",")
+    if not all(seed.strip().isdecimal() for seed in seeds):
+        raise AstroError(f"--seeds {args.seeds}: write numbers with commas, as in 0,1,2")
+    named = next((text.partition("=")[2] for text in reversed(args.overrides) if text.startswith("out=")), None)
+    out = storage.absolute(named or f"runs/sweep-{epath.Path(args.config).stem}")
+    runs = variants.make_runs(out, variants.parse(args.config, args.vary), list(map(int, seeds)), args.overrides)
+    counts = sweeping.plan(runs)
+    print("{runs} runs, {stages} stages, {different} of them different".format(**counts), file=sys.stderr)
+    if args.dry_run:
+        return 0
+    rows = sweeping.execute(out, runs, command)
+    if distributed.is_main_process():
+        print(page.markdown_tables(rows))
+        print(f"page: {out / 'sweep.html'}")
+    return 0
+
+
 def show(args: argparse.Namespace, command: str) -> int:
     """Print the stages of a run as a tree."""
     from rich.console import Console

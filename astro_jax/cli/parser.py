@@ -145,6 +145,14 @@ def _problems(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _sweep(parser: Parser) -> None:
+    _config(parser, "out=runs/my-sweep or scale=0.5, for all runs")
+    parser.add_argument("--vary", action="append", required=True, metavar="KEY=a,b,c|FILE",
+                        help="a variant for each value of a key, or one by a file or recipe")  # fmt: skip
+    parser.add_argument("--seeds", default="0", metavar="0,1,2", help="seeds of each variant (default 0)")
+    parser.add_argument("--dry-run", action="store_true", help="check all configs, count the stages, and run nothing")
+
+
 def _check(parser: Parser) -> None:
     _config(parser, "problems.path=problems.jsonl")
     parser.add_argument("--topology", metavar="NAME", help="check for a TPU slice, as in v5e:4x4, not this machine")
@@ -264,6 +272,7 @@ def _stage_commands() -> list[Command]:
 
 COMMANDS: tuple[Command, ...] = (
     Command("run", "Run a recipe", "run all stages in order, and skip finished ones", _stage, commands.run, ()),
+    Command("sweep", "Run a recipe", "compare variants of a config with it, over seeds", _sweep, commands.sweep),
     Command("check", "Run a recipe", "list what would stop a run, before it starts", _check, commands.check),
     Command("show", "Run a recipe", "show the stages of a run: origin, size, time and figures", _show, commands.show),
     *_stage_commands(),

@@ -95,7 +95,7 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch):
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.num_train_epochs=2"]) == 0
         assert calls.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.num_train_epochs=2", stages)
-    others = {"run", "check", "show", "report", "import", "export", "sample", "plan", "problems", "verify"}
+    others = {"run", "sweep", "check", "show", "report", "import", "export", "sample", "plan", "problems", "verify"}
     others |= {"bench sampler", "bench search"}
     assert {c.name for c in COMMANDS} == {*expected, *others}
     assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES)

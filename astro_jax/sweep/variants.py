@@ -1,0 +1,112 @@
+"""The variants of a sweep: the default, and changes of it, one at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from etils import epath
+
+from astro_jax import config as cfg
+from astro_jax.errors import AstroError
+
+DEFAULT = "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One variant.
+
+    Attributes:
+      name: as tables show it: "default", "search.c_puct=1" or the name of a file.
+      config: a recipe or a YAML file.
+      overrides: key=value each, after those of the whole sweep.
+    """
+
+    name: str
+    config: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return re.sub(r"[^\w.=-]+", "_", self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep: a variant with a seed.
+
+    Attributes:
+      variant: the variant.
+      seed: the seed.
+      c: its config. `out` is its folder inside the sweep's.
+    """
+
+    variant: Variant
+    seed: int
+    c: cfg.Config
+
+
+def parse(config: str, vary: Sequence[str]) -> list[Variant]:
+    """Read the `--vary` options.
+
+    Args:
+      config: the default, a recipe or a YAML file.
+      vary: "KEY=a,b,c" for a variant of each value, or a YAML file or recipe for one variant.
+
+    Returns:
+      the default, then the variants in order.
+
+    Raises:
+      AstroError: for an option without a key or a value, and for two variants of one name.
+    """
+    variants = [Variant(DEFAULT, config)]
+    for text in vary:
+        key, equals, values = text.partition("=")
+        if not equals:
+            name = epath.Path(text).stem if text.endswith(".yaml") else text
+            variants.append(Variant(name, text))
+            continue
+        if not key or not all(parts := _split(values)):
+            raise AstroError(f"--vary {text}: write KEY=a,b,c, or the name of a YAML file or recipe")
+        variants += [Variant(f"{key}={value}", config, (f"{key}={value}",)) for value in parts]
+    names = [variant.name for variant in variants]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise AstroError(f"--vary: {repeated} comes twice; give each variant once")
+    return variants
+
+
+def _split(values: str) -> list[str]:
+    """Split at the commas outside of brackets: "1,[2, 3]" has two values."""
+    parts, depth = [""], 0
+    for character in values:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def make_runs(
+    out: epath.Path, variants: Sequence[Variant], seeds: Sequence[int], overrides: Sequence[str]
+) -> list[Run]:
+    """Make the runs of a sweep, the default's first. A run keeps stages of all runs before it (`from`).
+
+    Args:
+      out: the sweep's folder.
+      seeds: the seeds of each variant.
+      overrides: "key=value" for all runs.
+
+    Raises:
+      AstroError: for a config that cannot be read.
+    """
+    runs: list[Run] = []
+    for variant in variants:
+        for seed in seeds:
+            changes = [*overrides, *variant.overrides, f"seed={seed}", f"out={out / variant.folder / f'seed-{seed}'}"]
+            earlier = [run.c.out for run in runs if run.seed == seed or run.variant == variant]
+            runs.append(Run(variant, seed, cfg.load(variant.config, [*changes, f"from={earlier}"])))
+    return runs
