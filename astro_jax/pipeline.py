@@ -34,6 +34,7 @@ from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
+from astro_jax.policy import Policy
 from astro_jax.problems import lengths, solutions
 from astro_jax.progress import log
 from astro_jax.run_context import RunContext
@@ -326,16 +327,24 @@ def _rl_prompts(
 def evaluate(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     """Evaluate one model on the held-out problems: the stage "eval/MODEL"."""
     name = inputs.stage.removeprefix("eval/")
-    folder, problems = run.folder / inputs.stage, run.problems("eval")
-    return {"results": evaluation.run(folder, name, problems, run.c.eval, run.policy(name), run.verifier)}
+    policy, folder = run.policy(name), run.folder / inputs.stage
+    problems, counts = _eval_prompts(run, policy)
+    return {"results": evaluation.run(folder, name, problems, run.c.eval, policy, run.verifier)} | counts
 
 
 def vote(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     """Take Direct's majority vote at ASTRO's number of tokens: the stage "eval/MODEL-vote"."""
     name = inputs.stage.removeprefix("eval/").removesuffix("-vote")
     direct, astro = (_results(run, parent)["mean_tokens"] for parent in inputs.parents)
-    k, problems = max(1, round(astro / direct)), run.problems("eval")
-    return {"results": evaluation.majority_vote(name, problems, run.c.eval, run.policy(name), run.verifier, k)}
+    policy, k = run.policy(name), max(1, round(astro / direct))
+    problems, counts = _eval_prompts(run, policy)
+    return {"results": evaluation.majority_vote(name, problems, run.c.eval, policy, run.verifier, k)} | counts
+
+
+def _eval_prompts(run: RunContext, policy: Policy) -> tuple[list[Problem], dict[str, int]]:
+    """Return the held-out problems with their counts. Prompts that leave no room for an answer are left out."""
+    limit = policy.engine.config.max_positions - run.c.eval.max_tokens
+    return lengths.drop_too_long(run.problems("eval"), policy.tokenizer, limit, "eval")
 
 
 def _results(run: RunContext, stage: str) -> dict[str, Any]:

@@ -46,7 +46,10 @@ def hold(run: epath.Path, command: str, shared: bool = False) -> Iterator[None]:
         "host": socket.gethostname(), "pid": os.getpid(), "command": command,
         "start": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
     }  # fmt: skip
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise AstroError(f"{run}: cannot be made ({e.strerror or e}); choose another folder with out=DIR") from e
     if not storage.is_remote(run):
         with _disk_lock(run, holder, shared):
             yield

@@ -17,7 +17,7 @@ from astro_jax.run_context import RunContext
 from astro_jax.stage_folder import Inputs
 from astro_jax.train import rewards
 
-State = Literal["kept", "put aside", "other run", "begun", "new"]
+State = Literal["kept", "put aside", "other run", "begun", "begun aside", "new"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class StagePlan:
     Attributes:
       inputs: what its results depend on.
       state: where its results are. "kept": in the run. "put aside": in RUN/previous. "other run": in `other`. "begun":
-        in the run, not finished. "new": nowhere.
+        in the run, not finished. "begun aside": in RUN/previous, not finished. "new": nowhere.
       note: the state in words, as in "runs again, grpo.learning_rate was 2e-07".
       other: the run that has the results.
     """
@@ -39,8 +39,8 @@ class StagePlan:
 
     @property
     def runs(self) -> bool:
-        """Whether the stage has work to do, unless only its begun results were put aside."""
-        return self.state in ("begun", "new")
+        """Whether the stage has work to do."""
+        return self.state in ("begun", "begun aside", "new")
 
 
 def plan(run: RunContext, names: Sequence[str]) -> dict[str, StagePlan]:
@@ -58,7 +58,7 @@ def plan(run: RunContext, names: Sequence[str]) -> dict[str, StagePlan]:
 def adopt(run: epath.Path, stage: StagePlan) -> None:
     """Make results that can be kept stand at RUN/STAGE. Put aside results of other inputs before the stage runs."""
     name, digest = stage.inputs.stage, stage.inputs.digest
-    if stage.state == "put aside":
+    if stage.state in ("put aside", "begun aside"):
         stage_folder.restore(run, name, digest)
     elif stage.state in ("other run", "new"):
         old = stage_folder.read_inputs(run / name)
@@ -74,16 +74,25 @@ def _plan_stage(run: epath.Path, name: str, inputs: Inputs, others: Sequence[epa
         return StagePlan(inputs, "kept", "kept" + _rounding(folder, inputs))
     if name == "report":  # its files lie in the folder of the run, and belong to this run alone
         return StagePlan(inputs, "new", _reason(folder, inputs))
-    if stage_folder.has_previous(run, name, digest):
-        return StagePlan(inputs, "put aside", "kept, made before" + _rounding(folder, inputs))
+    previous = stage_folder.previous(run, name, digest)
+    if stage_folder.digest_of(previous) == digest:
+        return StagePlan(inputs, "put aside", "kept, made before" + _rounding(previous, inputs))
+    lost = None
+    try:
+        if (found := stage_folder.locate(run, name, digest)) is not None:
+            return StagePlan(inputs, "kept", f"kept from {found}" + _rounding(found, inputs))
+    except AstroError as e:
+        lost = e
     for other in others:
         if (found := stage_folder.locate(other, name, digest)) is not None:
             return StagePlan(inputs, "other run", f"kept from {other}" + _rounding(found, inputs), other)
-    if (found := stage_folder.locate(run, name, digest)) is not None:
-        return StagePlan(inputs, "kept", f"kept from {found}" + _rounding(found, inputs))
+    if lost is not None:
+        raise lost
     old = stage_folder.read_inputs(folder)
     if old is not None and old.digest == digest:
         return StagePlan(inputs, "begun", "goes on")
+    if previous.exists():
+        return StagePlan(inputs, "begun aside", "goes on, begun before")
     if old is not None and stage_folder.digest_of(folder) is None and _differs_in_reward(old, inputs):
         return StagePlan(inputs, "begun", "goes on, with a changed reward function")
     return StagePlan(inputs, "new", _reason(folder, inputs))

@@ -107,7 +107,7 @@ def put_aside(run: epath.Path, stage: str) -> None:
     if inputs is None:
         folder.rmtree()
         return
-    target = _previous(run, stage, inputs.digest)
+    target = previous(run, stage, inputs.digest)
     if target.exists():
         target.rmtree()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ def restore(run: epath.Path, stage: str, digest: str) -> None:
     if distributed.is_main_process():
         put_aside(run, stage)
         (run / stage).parent.mkdir(parents=True, exist_ok=True)
-        _previous(run, stage, digest).rename(run / stage)
+        previous(run, stage, digest).rename(run / stage)
 
 
 # ---- Reading
@@ -136,9 +136,9 @@ def digest_of(folder: epath.Path) -> str | None:
     return storage.read_json(path).get("digest") if path.exists() else None
 
 
-def has_previous(run: epath.Path, stage: str, digest: str) -> bool:
-    """Whether results with this digest were put aside, finished or not."""
-    return _previous(run, stage, digest).exists()
+def previous(run: epath.Path, stage: str, digest: str) -> epath.Path:
+    """Return the folder for results with this digest that were put aside. It need not exist."""
+    return run / PREVIOUS / f"{stage.replace('/', '-')}-{digest}"
 
 
 def locate(run: epath.Path, stage: str, digest: str) -> epath.Path | None:
@@ -150,7 +150,7 @@ def locate(run: epath.Path, stage: str, digest: str) -> epath.Path | None:
     reference = _reference(run / stage)
     if reference is not None and reference["digest"] == digest:
         return _follow(run / stage, reference)
-    for folder in (run / stage, _previous(run, stage, digest)):
+    for folder in (run / stage, previous(run, stage, digest)):
         if digest_of(folder) == digest:
             return folder
     return None
@@ -181,10 +181,6 @@ def follow(path: epath.Path) -> epath.Path:
         if (reference := _reference(folder)) is not None:
             return _follow(folder, reference) / path.relative_to(folder)
     return path
-
-
-def _previous(run: epath.Path, stage: str, digest: str) -> epath.Path:
-    return run / PREVIOUS / f"{stage.replace('/', '-')}-{digest}"
 
 
 def _reference(folder: epath.Path) -> Json | None:

@@ -68,3 +68,10 @@ def test_in_a_bucket_a_lock_without_renewals_holds_nobody_up(bucket):
     (bucket / ".lock").write_text('{"host": "gone", "pid": 1, "start": "", "command": ""}')
     with run_lock.hold(bucket, "second"):
         assert json.loads((bucket / ".lock").read_text())["command"] == "second"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(AstroError, match=r"file/run: cannot be made .*out=DIR"):
+        with run_lock.hold(epath.Path(tmp_path / "file" / "run"), "astro run"):
+            pass

@@ -68,6 +68,16 @@ def test_results_of_an_old_value_come_back_with_it(copy):
     assert kept == original
 
 
+def test_a_stopped_stage_goes_on_after_another_value_was_tried(copy):
+    original = products(copy)
+    (copy / "astro-rl" / "manifest.json").unlink()  # as if it had been killed before its end
+    pipeline.execute(small(copy, grpo=dict(epsilon=0.1)))
+    assert notes(small(copy))["astro-rl"] == "goes on, begun before"
+    pipeline.execute(small(copy))
+    kept = {name: x for name, x in products(copy).items() if not name.startswith("previous")}
+    assert kept == original
+
+
 def test_the_note_names_what_changed(copy):
     changed = notes(small(copy, grpo=dict(epsilon=0.1, max_steps=3), eval=dict(max_tokens=12)))
     assert changed["astro-rl"] == "runs again, grpo.max_steps was 2, grpo.epsilon was 0.2"

@@ -1,8 +1,9 @@
-"""Prompts that are too long for RL."""
+"""Prompts that are too long for RL or for evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
@@ -22,8 +23,14 @@ def max_prompt_tokens(c: cfg.Config, model: LlamaConfig) -> int:
     return min(limit, model.max_positions - c.eval.max_tokens) if c.problems.difficulty_samples else limit
 
 
+_ADVICE = {
+    "grpo": "raise grpo.max_length or lower grpo.max_completion_length",
+    "eval": "lower eval.max_tokens",
+}
+
+
 def drop_too_long(
-    problems: Sequence[Problem], tokenizer: Tokenizer, limit: int
+    problems: Sequence[Problem], tokenizer: Tokenizer, limit: int, stage: Literal["grpo", "eval"] = "grpo"
 ) -> tuple[list[Problem], dict[str, int]]:
     """Drop the prompts of more than `limit` tokens.
 
@@ -37,10 +44,9 @@ def drop_too_long(
     kept = [p for p, length in zip(problems, lengths, strict=True) if length <= limit]
     if not kept:
         raise AstroError(
-            f"grpo: none of {len(problems)} prompts fits: the shortest has {min(lengths)} tokens, and grpo.max_length "
-            f"and the model's context leave {limit} beside grpo.max_completion_length; raise grpo.max_length or lower "
-            "grpo.max_completion_length"
+            f"{stage}: none of {len(problems)} prompts fits: the shortest has {min(lengths)} tokens, and the limits "
+            f"leave {limit} beside an answer; {_ADVICE[stage]}"
         )
     if too_long := len(problems) - len(kept):
-        log(f"grpo: {too_long} of {len(problems)} prompts have more than {limit} tokens and are left out")
+        log(f"{stage}: {too_long} of {len(problems)} prompts have more than {limit} tokens and are left out")
     return kept, {"prompts": len(kept), "too long": too_long}

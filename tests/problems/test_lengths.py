@@ -34,6 +34,14 @@ def test_a_prompt_that_is_too_long_is_dropped_and_counted(capsys):
     assert drop_too_long(problems, tokenizer, max(lengths)) == (problems, {"prompts": 4, "too long": 0})
 
 
+def test_one_held_out_prompt_that_is_too_long_does_not_stop_the_evaluation():
+    problems = [Problem("short", "1 2 3", ""), Problem("long", "1 " * 60, "")]
+    run = types.SimpleNamespace(c=cfg.parse({"eval": {"max_tokens": 20}}), problems={"eval": problems}.get)
+    engine = types.SimpleNamespace(config=tiny_config(max_positions=64))
+    policy = types.SimpleNamespace(engine=engine, tokenizer=countdown_tokenizer(60))
+    assert pipeline._eval_prompts(run, policy) == (problems[:1], {"prompts": 1, "too long": 1})
+
+
 def test_no_prompt_that_fits_is_one_line():
     with pytest.raises(AstroError, match=r"grpo: none of 1 prompts fits: .* leave -5 beside") as e:
         drop_too_long([Problem("a", "1 2 3", "")], countdown_tokenizer(60), -5)

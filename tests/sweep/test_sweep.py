@@ -76,7 +76,7 @@ def test_a_sweep_runs_each_stage_once_and_goes_on_after_a_kill(tmp_path, monkeyp
     command = ["sweep", recipe, "--vary", "sft.learning_rate=0.001", "--vary", few, f"out={out}"]
     assert cli.main([*command, "--dry-run"]) == 0 and not out.exists()
     # Three runs of six stages and parts: base, search, traces, SFT, two evaluations and the report.
-    assert "3 runs, 21 stages, 13 of them different" in capsys.readouterr().err
+    assert "3 runs, 21 stages, 14 of them different" in capsys.readouterr().err
 
     ran, run_stage, limit = [], pipeline.run_stage, 9
 
@@ -90,7 +90,7 @@ def test_a_sweep_runs_each_stage_once_and_goes_on_after_a_kill(tmp_path, monkeyp
     assert cli.main(command) == 130
     limit = 99
     assert cli.main(command) == 0
-    assert len(ran) == len(set(ran)) == 13
+    assert len(ran) == len(set(ran)) == 14
     rows = json.loads((out / "sweep.json").read_text())["rows"]
     assert [(r["variant"], r["model"]) for r in rows if r["metric"] == "greedy"] == [
         (v, m) for v in ("default", "sft.learning_rate=0.001", "few") for m in ("base", "astro-sft")
