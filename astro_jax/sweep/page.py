@@ -80,7 +80,7 @@ def _plot(rows: Sequence[Row]) -> dict[str, Any]:
         "ticks": [{"x": x(t), "label": points(t, sign=bool(t))} for t in ticks],
         "bars": [
             {"name": row["variant"], "y": step * i + 16, "x": x(row["difference"]), "low": x(row["low"]),
-             "high": x(row["high"]), "clear": row["low"] > 0 or row["high"] < 0, "text": cells(row)[2]}
+             "high": x(row["high"]), "excludes_zero": row["low"] > 0 or row["high"] < 0, "text": cells(row)[2]}
             for i, row in enumerate(rows)
         ],
     }  # fmt: skip

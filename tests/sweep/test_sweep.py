@@ -60,6 +60,7 @@ def test_the_page_shows_each_variant_and_escapes_its_name():
         {"variant": name, "model": "astro-sft", "metric": "pass@1", "mean": 0.5, "seeds": [0.4, 0.6], **change}
         for name, change in (
             ("default", {}), ("<b>x</b>", {"difference": 0.1, "low": 0.05, "high": 0.2, "n": 9}),
+            ("y", {"difference": 0.1, "low": -0.05, "high": 0.2, "n": 9}),
         )
     ]  # fmt: skip
     text = page.html("s", "astro sweep", rows)
