@@ -110,8 +110,8 @@ def run_stage(run: RunContext, plan: StagePlan) -> None:
     folder = run.folder / inputs.stage
     run_plan.adopt(run.folder, plan)
     distributed.assert_equal_across_processes(f"{inputs.stage}: the folder")
-    run = _with_shard_size(run, folder)
-    stage_folder.begin(folder, inputs)
+    run, sizes = _with_shard_size(run, folder)
+    stage_folder.begin(folder, inputs.model_copy(update={"settings": inputs.settings | sizes}))
     start = time.monotonic()
     run.verifier.counts = VerdictCounts(folder / "verdicts-{}-of-{}.json".format(*run.shard))
     counts = FUNCTIONS[inputs.stage](run, inputs) or {}
@@ -122,20 +122,22 @@ def run_stage(run: RunContext, plan: StagePlan) -> None:
     stage_folder.finish(folder, inputs, time.monotonic() - start, **counts)
 
 
-def _with_shard_size(run: RunContext, folder: epath.Path) -> RunContext:
-    """A stage that goes on keeps the shard size with which it began."""
+def _with_shard_size(run: RunContext, folder: epath.Path) -> tuple[RunContext, dict[str, int]]:
+    """Let a stage that goes on keep the shard sizes with which it began.
+
+    Returns:
+      (the run with these sizes in its config, the sizes by key).
+    """
     begun = stage_folder.read_inputs(folder)
     sizes = {k: v for k, v in (begun.settings if begun else {}).items() if k.endswith(".shard_size")}
-    changed = {k: v for k, v in sizes.items() if stage_inputs.flatten(run.c)[k] != v}
-    if not changed:
-        return run
-    run = copy.copy(run)
-    for key, size in changed.items():
-        log(f"{folder.name}: goes on with {key}={size}, with which it began")
-        section = key.partition(".")[0]
-        part = getattr(run.c, section).model_copy(update={"shard_size": size})
-        run.c = run.c.model_copy(update={section: part})
-    return run
+    run, current = copy.copy(run), stage_inputs.flatten(run.c)
+    for key, size in sizes.items():
+        if current[key] != size:
+            log(f"{folder.name}: goes on with {key}={size}, with which it began")
+            section = key.partition(".")[0]
+            part = getattr(run.c, section).model_copy(update={"shard_size": size})
+            run.c = run.c.model_copy(update={section: part})
+    return run, sizes
 
 
 def base(run: RunContext, inputs: Inputs) -> dict[str, int]:

@@ -130,10 +130,17 @@ def _previous(folder, stage):
     return name
 
 
+def _interrupt(run, inputs):
+    raise KeyboardInterrupt
+
+
 def test_a_begun_stage_keeps_its_shard_size(copy, monkeypatch):
     before = (copy / "eval" / "base" / "answers-00000.jsonl").read_bytes()
     for name in ("manifest.json", "answers-00001.jsonl"):
         (copy / "eval" / "base" / name).unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # it is killed again, and then goes on
+        patch.setitem(pipeline.FUNCTIONS, "eval/base", _interrupt)
+        pipeline.execute(small(copy, eval=dict(shard_size=3)))
     pipeline.execute(small(copy, eval=dict(shard_size=3)))
     assert (copy / "eval" / "base" / "answers-00000.jsonl").read_bytes() == before
     rows = [len(p.read_text().splitlines()) for p in sorted((copy / "eval" / "base").glob("answers-*"))]
