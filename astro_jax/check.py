@@ -22,7 +22,7 @@ from astro_jax import mesh as meshes
 from astro_jax import prompts as prompt_files
 from astro_jax import stages as registry
 from astro_jax.errors import AstroError
-from astro_jax.llama import checkpoint, params, paths
+from astro_jax.llama import attention, checkpoint, params, paths
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.tokenizer import Tokenizer
@@ -229,6 +229,10 @@ def _mesh(s: Subject) -> Iterator[str]:
     sharding = _abstract_sharding(m)
     if s.model is not None:
         programs.check(c, s.model, sharding)
+    if c.attention == "splash" and not s.topology:
+        here = meshes.train_sharding(meshes.make_mesh(), c.attention)
+        for length in (c.sft.max_length, c.grpo.max_length, c.sampler.block_size):
+            attention.choose_kernel(here, length)
     for name in ("pretrain", "sft") if c.model == "scratch" else ("sft",):
         if (batch := getattr(c, name).batch_size) % sharding.batch_size:
             yield (
