@@ -3,8 +3,9 @@
 import pytest
 
 from astro_jax import config as cfg
-from astro_jax import pipeline, prompts
+from astro_jax import pipeline, prompts, run_plan
 from astro_jax.errors import AstroError
+from astro_jax.run_context import RunContext
 
 VALUES = {
     "problem": "PROBLEM {{ x }} {% y %}", "solution": "SO FAR", "step": "THE STEP", "correct": True,
@@ -56,14 +57,19 @@ def test_a_bad_template_is_refused_in_one_line_before_the_run_starts(tmp_path, n
     assert "\n" not in str(e.value) and not (tmp_path / "run").exists()
 
 
-def test_a_run_is_refused_when_the_file_of_a_prompt_has_changed(tmp_path):
+def test_a_changed_file_of_a_prompt_changes_the_inputs_of_the_traces_alone(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_text("{{ solution }} {{ problem }}")
-    c = cfg.parse({"out": str(tmp_path / "run"), "prompts": {"evaluate": str(path)}})
-    pipeline.execute(c, only=("base",))
-    path.write_text("{{ solution }} of {{ problem }}")
-    with pytest.raises(AstroError, match=r"holds other problems or a file of `prompts` another prompt"):
-        pipeline.execute(c, only=("base",))
+    c = cfg.parse({
+        "out": str(tmp_path / "run"), "prompts": {"evaluate": str(path)}, "traces": {"clone": "model", "replay": 0},
+    })  # fmt: skip
+
+    def contents(text):
+        path.write_text(text)
+        plans = run_plan.plan(RunContext(c), ("traces",))
+        return {name: plan.inputs.contents for name, plan in plans.items()}
+
+    before, after = contents("{{ solution }} {{ problem }}"), contents("{{ solution }} of {{ problem }}")
+    assert {name for name in before if before[name] != after[name]} == {"traces"}
 
 
 def test_copies_of_a_template_are_recognised():

@@ -14,6 +14,7 @@ from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.plan.topology import Chip
 from astro_jax.sampler.kv_cache import CacheLayout, bytes_per_sequence
+from astro_jax.train import losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,9 @@ def train(
 ) -> RooflineCost:
     """Return the cost of a gradient, and of AdamW's update when the same program makes the update.
 
-    FLOPs: F for the forward pass, 2 F for the backward pass, F again with remat. The backward pass also computes the LM
-    head and the attention scores (half of attention) again, because their results are not kept.
+    FLOPs: F for the forward pass, 2 F for the backward pass, F again with remat. The backward pass also computes the
+    attention scores (half of attention) again, and the LM head where it runs in chunks, because their results are not
+    kept.
     Bytes: the gathered bfloat16 weights, once a pass; the input of each block, written and read; the float32 gradients;
     with the update the float32 parameters and moments.
 
@@ -66,7 +68,8 @@ def train(
     scores = score_share * (config.flops_per_token(length) - config.flops_per_token())
     model_flops = 3 * tokens * config.flops_per_token(length // 2)
     last = 2 * config.n_layers * config.d_ff * config.d_model  # each block's last matmul, which remat does not repeat
-    executed_flops = tokens * ((3 + remat) * matmuls - remat * last + (3.5 + remat) * scores + 4 * head(config))
+    heads = 4 if losses.num_chunks(tokens * tp // chips, config.vocab_size // tp) > 1 else 3
+    executed_flops = tokens * ((3 + remat) * matmuls - remat * last + (3.5 + remat) * scores + heads * head(config))
     n = llama_params.count(config)
     passes = 2 + remat
     activations = 2 * 2 * config.n_layers * tokens * config.d_model / chips

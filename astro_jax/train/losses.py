@@ -93,6 +93,14 @@ def token_logprobs(
     return jnp.roll(logprobs, 1, axis=1), jnp.roll(entropy, 1, axis=1)
 
 
+def num_chunks(tokens: int, n_vocab: int) -> int:
+    """Return the number of chunks of the LM head, for the tokens and the part of the vocabulary of one device.
+
+    With more than one chunk the backward pass computes the logits again.
+    """
+    return -(-tokens * n_vocab // LIVE_LOGITS)
+
+
 def _predictions(
     matrix: mp.Weight,
     x: jax.Array,
@@ -122,7 +130,7 @@ def _predictions(
             x = jax.lax.pcast(x, vocab, to="varying")
     else:
         n_vocab = matrix.shape[axes.index("vocab")]
-    n_chunks = -(-b * s * n_vocab // LIVE_LOGITS)
+    n_chunks = num_chunks(b * s, n_vocab)
 
     def chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, targets = inputs
