@@ -1,18 +1,27 @@
 """GRPO against plain formulas on logits without packing or caches, and on a bandit that it must learn."""
 
 import dataclasses
-import functools
-import json
-import shutil
-import statistics
-import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from etils import epath
+from grpo_fixtures import (
+    CONFIG,
+    GRPO,
+    PROBLEMS,
+    FunctionVerifier,
+    first_rollouts,
+    fresh,
+    logprobs_without_packing,
+    make,
+    make_shared,
+    pad,
+    padded_logprobs,
+    plain_loss,
+    random_rollouts,
+    trainer,
+)
 from helpers import (
     assert_trees_close,
     assert_trees_equal,
@@ -20,211 +29,18 @@ from helpers import (
     countdown_tokenizer,
     one_device,
     one_device_train,
-    tiny_config,
     tiny_params,
 )
 
-from astro_jax import config as cfg
-from astro_jax import countdown, llama
+from astro_jax import countdown
 from astro_jax.countdown import Game
 from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.sampler import Completion, Engine
-from astro_jax.train import grpo, loop
-from astro_jax.train.grpo import GRPOTrainer, Rollout, group_advantages
-from astro_jax.train.rewards import Rewarder
-from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
+from astro_jax.train import grpo
+from astro_jax.train.grpo import Rollout
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
-from astro_jax.verify.verdict_counts import VerdictCounts
-
-EOS = 0
-
-
-class Letters:
-    """A tokenizer of 20 tokens, one letter each."""
-
-    eos_token_id, stop_token_ids = EOS, (EOS,)
-
-    def prompt(self, text):
-        return [ord(c) - 97 for c in text]
-
-    def decode(self, ids):
-        return "".join(chr(97 + i) for i in ids if i != EOS)
-
-
-class FunctionVerifier:
-    """Judges each response by a function of it."""
-
-    def __init__(self, is_correct):
-        self.is_correct = is_correct
-
-    def judge(self, responses):
-        return [Verdict(self.is_correct(r), True, None, 0) for r in responses]
-
-
-HASH_VERIFIER = FunctionVerifier(lambda r: r.stopped and zlib.crc32(r.text.encode()) % 2 == 0)
-CONFIG = tiny_config(n_layers=1)
-GRPO = cfg.Grpo(
-    prompts_per_step=3,
-    num_generations=4,
-    max_completion_length=12,
-    learning_rate=2e-2,
-    max_length=32,
-    warmup_ratio=0,
-    max_steps=10,
-    micro_batch_size=2,
-)
-PROBLEMS = [Problem(f"p{i}", "bcdefghijk"[i : i + 3], "") for i in range(7)]
-
-
-def make(problems=PROBLEMS, *, engine=None, tokenizer=None, verifier=HASH_VERIFIER, sharding=None, **settings):
-    """A trainer with its own compiled functions (compiled when they are first called)."""
-    c = GRPO.model_copy(update=settings)
-    engine = engine or shared_engine()
-    sharding = sharding or one_device_train()
-    tx = make_optimizer(c, c.max_steps)
-    return GRPOTrainer(c, "rl", problems, engine, tokenizer or Letters(), Rewarder(verifier), tx, CONFIG, sharding)
-
-
-def make_shared(*args, **kwargs):
-    """A trainer with the compiled functions of `trainer()`: they depend on no setting that such a test changes."""
-    new = make(*args, **kwargs)
-    new._accumulate, new._apply, new._reshard = trainer()._accumulate, trainer()._apply, trainer()._reshard
-    return new
-
-
-@functools.cache
-def shared_engine():
-    return Engine(CONFIG, one_device(), 3, max_num_seqs=16, num_scheduler_steps=4)
-
-
-@functools.cache
-def trainer():
-    return make()
-
-
-def fresh(params=None):
-    tx = make_optimizer(GRPO, GRPO.max_steps)
-    params = jax.tree.map(jnp.copy, params if params is not None else tiny_params(CONFIG))
-    return place(new_state(params, tx), abstract_state(CONFIG, tx, one_device_train()))
-
-
-@jax.jit
-def padded_logprobs(params, tokens):
-    """Log-probabilities [B, 32, 20] after each token, from logits of each sequence on its own."""
-    return jax.nn.log_softmax(llama.forward(params, tokens, CONFIG))
-
-
-def pad(rollouts):
-    """Tokens [B, 32], and a mask of the completions."""
-    tokens, mask = np.zeros((len(rollouts), 32), np.int32), np.zeros((len(rollouts), 32), bool)
-    for row, r in enumerate(rollouts):
-        n, end = len(r.prompt_ids), len(r.prompt_ids) + len(r.completion_ids)
-        tokens[row, :end] = [*r.prompt_ids, *r.completion_ids.tolist()]
-        mask[row, n:end] = True
-    return tokens, mask
-
-
-def logprobs_without_packing(params, rollouts):
-    """For each rollout the log-probabilities of its completion."""
-    tokens, mask = pad(rollouts)
-    logprobs = np.asarray(padded_logprobs(params, tokens))
-    return [logprobs[row, np.nonzero(m)[0] - 1, tokens[row, m]] for row, m in enumerate(mask)]
-
-
-def plain_loss(params, rollouts, advantages, epsilon):
-    """GRPO, eq. 3 of arXiv 2402.03300 without KL, averaged over all completion tokens."""
-    tokens, mask = pad(rollouts)
-    old = np.zeros(tokens.shape, np.float32)
-    old[mask] = np.concatenate([r.logprobs for r in rollouts])
-    logprobs = jnp.take_along_axis(padded_logprobs(params, tokens)[:, :-1], tokens[:, 1:, None], -1)[..., 0]
-    ratio, a = jnp.exp(logprobs - old[:, 1:]), np.asarray(advantages, np.float32)[:, None]
-    surrogate = jnp.minimum(ratio * a, jnp.clip(ratio, 1 - epsilon, 1 + epsilon) * a)
-    return -jnp.sum(jnp.where(mask[:, 1:], surrogate, 0.0)) / mask.sum()
-
-
-@functools.cache
-def random_rollouts(seed=0, n=9):
-    """Rollouts of many lengths, whose old log-probabilities differ from the present policy's; and advantages."""
-    rng = np.random.default_rng(seed)
-    rollouts = []
-    for size in rng.integers(1, 16, n):
-        prompt, tokens = tuple(rng.integers(1, 20, rng.integers(1, 9)).tolist()), rng.integers(1, 20, size)
-        verdict = Verdict(True, True, None, 0)
-        rollouts.append(Rollout(prompt, tokens.astype(np.int32), np.zeros(size), verdict, True, 1.0))
-    present = logprobs_without_packing(tiny_params(CONFIG), rollouts)
-    noisy = [np.float32(p + 0.5 * rng.standard_normal(len(p))) for p in present]
-    advantages = rng.standard_normal(n)
-    advantages[2] = 0.0
-    return [dataclasses.replace(r, logprobs=old) for r, old in zip(rollouts, noisy, strict=True)], advantages
-
-
-@functools.cache
-def first_rollouts():
-    """The rollouts of step 0 and their advantages."""
-    rollouts = [r for group in trainer().generate_rollouts(tiny_params(CONFIG), 0) for r in group]
-    advantages = group_advantages(np.asarray([r.reward for r in rollouts]).reshape(3, 4), True).reshape(-1)
-    assert advantages.any()
-    return rollouts, advantages
-
-
-# ---- Advantages
-
-
-def test_group_advantages_by_hand():
-    rewards = np.array([[1, -1, -1, -1], [1, 1, -1, -1], [1, 1, 1, 1], [-1, -1, -1, -1.0]])
-    # Row 1: mean -0.5, deviations 1.5 and -0.5, standard deviation sqrt((2.25 + 3 * 0.25) / 4) = 0.866.
-    centered = np.array([[1.5, -0.5, -0.5, -0.5], [1, 1, -1, -1], [0, 0, 0, 0], [0, 0, 0, 0]])
-    scaled = centered / np.array([[np.sqrt(0.75)], [1], [1], [1]])
-    np.testing.assert_array_equal(group_advantages(rewards, False), centered)
-    np.testing.assert_allclose(group_advantages(rewards, True), scaled, rtol=2e-6)
-    assert not group_advantages(rewards, True)[2:].any()
-
-
-def reference_advantages(rewards, scale):
-    """One group by the formulas of the statistics module, over the rewards that are no NaN."""
-    judged = [r for r in rewards if r == r]
-    if len(judged) < 2 or len(set(judged)) == 1:
-        return [0.0] * len(rewards)
-    mean, deviation = statistics.fmean(judged), statistics.pstdev(judged) + 1e-6 if scale else 1.0
-    return [0.0 if r != r else (r - mean) / deviation for r in rewards]
-
-
-@pytest.mark.parametrize("scale", [True, False])
-def test_completions_without_a_reward_are_left_out_of_their_group(scale):
-    rng = np.random.default_rng(0)
-    rewards = rng.normal(3, 10, (200, 5))
-    rewards[rng.random(rewards.shape) < np.linspace(0, 1, 200)[:, None]] = np.nan
-    rewards[:3] = [np.nan] * 5, [np.nan, 2, np.nan, np.nan, np.nan], [np.nan, 4, 4, np.nan, 4]
-    expected = [reference_advantages(group, scale) for group in rewards.tolist()]
-    np.testing.assert_allclose(group_advantages(rewards, scale), expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_array_equal(
-        grpo.comparable(rewards), [[r == r and sum(x == x for x in group) >= 2 for r in group] for group in rewards]
-    )
-
-
-def test_advantages_without_masks_keep_every_bit():
-    """The formula over whole arrays, as before rewards could be missing."""
-    rng = np.random.default_rng(0)
-    for m in (2, 3, 4, 8, 9, 16, 129):
-        for rewards in (rng.normal(size=(64, m)), rng.choice([1.0, -1.0], (64, m))):
-            centered = rewards - rewards.mean(axis=1, keepdims=True)
-            scaled = centered / (rewards.std(axis=1, keepdims=True) + 1e-6)
-            np.testing.assert_array_equal(group_advantages(rewards, False), centered, strict=True)
-            np.testing.assert_array_equal(group_advantages(rewards, True), scaled, strict=True)
-
-
-def test_equal_rewards_of_any_value_have_no_advantage():
-    """The mean of three times 0.1 is rounded to another number."""
-    assert np.mean([0.1] * 3) != 0.1
-    assert not group_advantages(np.full((2, 3), 0.1), True).any()
-
-
-def test_group_advantages_refuse_rewards_without_groups():
-    with pytest.raises(AssertionError, match="rank"):
-        group_advantages(np.ones(4), True)
-
 
 # ---- The loss
 
@@ -389,92 +205,6 @@ def test_scale_rewards_divides_by_standard_deviation():
     scaled, unscaled = (make_shared(scale_rewards=scale).step(fresh(), 0)[1] for scale in (True, False))
     assert scaled["reward_mean"] == unscaled["reward_mean"]
     assert abs(scaled["loss"]) > abs(unscaled["loss"]) > 0  # rewards of +1 and -1 have a deviation below 1
-
-
-class FlakyVerifier:
-    """Times out on a third of the responses that it has not seen, and judges them like HASH_VERIFIER when asked again.
-
-    Attributes:
-      seen: the texts of all responses so far.
-    """
-
-    def __init__(self):
-        self.seen, self.counts = set(), VerdictCounts()
-
-    def judge(self, responses):
-        verdicts = []
-        for r, verdict in zip(responses, HASH_VERIFIER.judge(responses), strict=True):
-            late = zlib.crc32(r.text.encode()) % 3 == 0 and r.text not in self.seen
-            verdicts.append(dataclasses.replace(verdict, correct=False, failure="timeout") if late else verdict)
-        self.seen.update(r.text for r in responses)
-        return verdicts
-
-
-def test_completions_without_a_verdict_have_no_weight():
-    flaky = make_shared(verifier=FlakyVerifier())
-    rollouts = [
-        r for group in make_shared(verifier=FlakyVerifier()).generate_rollouts(tiny_params(CONFIG), 0) for r in group
-    ]
-    rewards = np.asarray([1.0 if r.verdict.correct else -1.0 for r in rollouts])
-    rewards[[r.verdict.failure is not None for r in rollouts]] = np.nan
-    advantages = np.concatenate([reference_advantages(group, True) for group in rewards.reshape(3, 4).tolist()])
-    kept = np.repeat((~np.isnan(rewards)).reshape(3, 4).sum(1) > 1, 4) & ~np.isnan(rewards)
-    assert 0 < kept.sum() < 12 and advantages.any()
-    expected, _ = trainer()._update(fresh(), [r for r, k in zip(rollouts, kept, strict=True) if k], advantages[kept])
-    state, metrics = flaky.step(fresh(), 0)
-    assert_trees_close(state.params, expected.params, atol=1e-6)
-    assert metrics["unjudged_rate"] == pytest.approx(np.isnan(rewards).mean())
-    assert metrics["reward_mean"] == pytest.approx(np.nanmean(rewards))
-    assert metrics["solve_rate"] == pytest.approx((rewards == 1).mean())
-
-
-def test_step_without_any_reward_changes_nothing():
-    failed = Verdict(False, False, None, 0, failure="error")
-    verifier = FunctionVerifier(None)
-    verifier.judge = lambda responses: [failed for _ in responses]
-    state, metrics = make_shared(verifier=verifier, steps_per_generation=2).step(fresh(), 0)
-    assert metrics["unjudged_rate"] == 1 and "reward_mean" not in metrics
-    assert_trees_equal(state.params, tiny_params(CONFIG))
-
-
-class Killed(Exception):
-    pass
-
-
-def train(folder, verifier, kill_at=None):
-    """Train four steps with a checkpoint after every second step; killed after the judgement of step `kill_at`."""
-    flaky = make_shared(verifier=verifier)
-    flaky.rewarder = Rewarder(verifier, folder=epath.Path(folder), keep_steps=4)
-
-    def step(state, i):
-        if i != kill_at:
-            return flaky.step(state, i)
-        flaky.generate_rollouts(flaky._reshard(state.params), i)
-        raise Killed
-
-    tx = make_optimizer(GRPO, GRPO.max_steps)
-    abstract = abstract_state(CONFIG, tx, one_device_train())
-    state = loop.run(epath.Path(folder), "rl", fresh(), abstract, step, flaky.examples, 4, 2, 3)
-    return state, (folder / "metrics.jsonl").read_text()
-
-
-def test_resume_is_bitwise_equal_where_a_verifier_timed_out_before_the_kill(tmp_path):
-    folders = {name: tmp_path / name for name in ("whole", "killed", "judged again")}
-    expected, metrics = train(folders["whole"], FlakyVerifier())
-    assert all(json.loads(line)["unjudged_rate"] > 0 for line in metrics.splitlines())
-    ends = {}
-    for name in ("killed", "judged again"):
-        verifier = FlakyVerifier()
-        with pytest.raises(Killed):
-            train(folders[name], verifier, kill_at=3)
-        if name == "judged again":
-            shutil.rmtree(folders[name] / "rewards")
-        ends[name] = train(folders[name], verifier)
-    assert ends["killed"][1] == metrics
-    assert_trees_equal(ends["killed"][0], expected)
-    # Without the records the verifier is asked again, and answers.
-    assert ends["judged again"][1] != metrics
-    assert not np.array_equal(ends["judged again"][0].params.embed, expected.params.embed)
 
 
 # ---- Prompts and samples
