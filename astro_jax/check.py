@@ -17,12 +17,12 @@ from typing import Any
 import jax
 
 from astro_jax import config as cfg
-from astro_jax import countdown, stage_folder, stage_inputs, storage
 from astro_jax import mesh as meshes
 from astro_jax import prompts as prompt_files
+from astro_jax import stage_folder, stage_inputs, storage
 from astro_jax import stages as registry
 from astro_jax.errors import AstroError
-from astro_jax.llama import attention, checkpoint, params, paths
+from astro_jax.llama import checkpoint, params, paths
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.tokenizer import Tokenizer
@@ -39,18 +39,6 @@ SAMPLED_ANSWERS = 20  # gold answers that the verifier must read
 _TRAINING_BYTES, _CHECKPOINT_BYTES, _MODEL_BYTES = 16, 12, 4
 
 
-class CheckError(AstroError):
-    """A config that cannot run.
-
-    Attributes:
-      problems: what is wrong, a line each.
-    """
-
-    def __init__(self, problems: Sequence[str]):
-        super().__init__("; ".join(problems))
-        self.problems = tuple(problems)
-
-
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """What the checks look at. A part that cannot be had is None, and its problem is listed once.
@@ -59,17 +47,18 @@ class Subject:
       c: the config.
       names: the stages that are to run.
       topology: the TPU slice that the run is for, as "v5e:4x4"; None for this machine.
+      known_draws: draws of the run whose sources may have been read; None if there are none.
     """
 
     c: cfg.Config
     names: Sequence[str]
     topology: str | None = None
+    known_draws: Draws | None = None
 
     @functools.cached_property
     def draws(self) -> Draws:
         """Draws the problems of the run."""
-        p = self.c.problems
-        return Draws(p, self.c.seed, countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out))
+        return self.known_draws or Draws.of(self.c.problems, self.c.seed)
 
     @functools.cached_property
     def model_folder(self) -> Any:
@@ -122,15 +111,18 @@ class Subject:
         return [use for use in cfg.USES if use in read]
 
 
-def find(c: cfg.Config, names: Sequence[str] = (), topology_name: str | None = None) -> list[str]:
+def find(
+    c: cfg.Config, names: Sequence[str] = (), topology_name: str | None = None, draws: Draws | None = None
+) -> list[str]:
     """Return what would stop a run, a line each; empty if nothing would.
 
     Args:
       c: the config.
       names: the stages that are to run; empty for all.
       topology_name: a TPU slice to check for in place of this machine.
+      draws: of the run, so that its sources are not read again.
     """
-    subject = Subject(c, names or stage_inputs.planned(c), topology_name)
+    subject = Subject(c, names or stage_inputs.planned(c), topology_name, draws)
     lines: dict[str, None] = {}
     for check in _CHECKS:
         try:
@@ -140,14 +132,14 @@ def find(c: cfg.Config, names: Sequence[str] = (), topology_name: str | None = N
     return list(lines)
 
 
-def require(c: cfg.Config, names: Sequence[str]) -> None:
-    """Check a run before it starts.
+def require(c: cfg.Config, names: Sequence[str], draws: Draws | None = None) -> None:
+    """Check a run before it starts. The arguments are those of `find`.
 
     Raises:
-      CheckError: with all lines of `find`.
+      AstroError: with all lines of `find`.
     """
-    if lines := find(c, names):
-        raise CheckError(lines)
+    if lines := find(c, names, draws=draws):
+        raise AstroError("; ".join(lines))
 
 
 # ---- The checks
@@ -187,7 +179,7 @@ def _prompts(s: Subject) -> Iterator[str]:
     limits = {
         "search": (s.model.max_positions - c.search.max_rollout_tokens, "search.max_rollout_tokens"),
         "rl": (lengths.max_prompt_tokens(c, s.model), "grpo.max_completion_length, or raise grpo.max_length"),
-        "eval": (s.model.max_positions - c.eval.max_tokens, "eval.max_tokens"),
+        "eval": (lengths.max_prompt_tokens(c, s.model, "eval"), "eval.max_tokens"),
     }
     for use, prompt_sizes in sizes.items():
         limit, key = limits[use]
@@ -226,18 +218,12 @@ def _mesh(s: Subject) -> Iterator[str]:
     need, devices = m.data * m.fsdp * m.tp, _device_count(s)
     if need > devices or (s.topology and need != devices):
         yield f"the mesh {m.data}x{m.fsdp}x{m.tp} needs {need} devices, but {devices} exist; set mesh.*"
-    sharding = _abstract_sharding(m)
-    if s.model is not None:
-        programs.check(c, s.model, sharding)
-    if c.attention == "splash" and not s.topology:
-        here = meshes.train_sharding(meshes.make_mesh(), c.attention)
-        for length in (c.sft.max_length, c.grpo.max_length, c.sampler.block_size):
-            attention.choose_kernel(here, length)
-    for name in ("pretrain", "sft") if c.model == "scratch" else ("sft",):
-        if (batch := getattr(c, name).batch_size) % sharding.batch_size:
-            yield (
-                f"{name}.batch_size={batch} cannot be split over mesh.data x mesh.fsdp = {sharding.batch_size} devices"
-            )
+    if s.topology or need > devices:  # the devices need not exist
+        mesh: Any = jax.sharding.AbstractMesh((m.data, m.fsdp, m.tp), meshes.AXES)
+        sharding = meshes.train_sharding(mesh, "xla")
+    else:
+        sharding = meshes.train_sharding(meshes.make_mesh(m.data, m.fsdp, m.tp), c.attention)
+    programs.check(c, s.model, sharding)
 
 
 def _memory(s: Subject) -> Iterator[str]:
@@ -273,12 +259,6 @@ def _disk(s: Subject) -> Iterator[str]:
 _CHECKS: tuple[Callable[[Subject], Iterator[str]], ...] = (
     _settings, _problems, _prompts, _answer_format, _mesh, _memory, _disk,
 )  # fmt: skip
-
-
-def _abstract_sharding(m: cfg.Mesh) -> meshes.Sharding:
-    """The sharding of training over a mesh whose devices need not exist."""
-    mesh: Any = jax.sharding.AbstractMesh((m.data, m.fsdp, m.tp), meshes.AXES)
-    return meshes.train_sharding(mesh, "xla")
 
 
 def _device_count(s: Subject) -> int:

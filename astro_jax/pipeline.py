@@ -68,10 +68,15 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
         if name not in STAGES:
             raise AstroError(f"stages: no stage {name!r}; there are {', '.join(STAGES)}")
     names = registry.expand(only, c.stages) if only else stage_inputs.planned(c)
-    check.require(c, names)
-    run = RunContext(c, command, shard)
-    plans = run_plan.plan(run, names)
+    try:
+        run = RunContext(c, command, shard)
+        plans = run_plan.plan(run, names)
+    except AstroError:
+        check.require(c, names)  # lists all that is wrong, not the first thing
+        raise
     _require_parents(run, plans, names)
+    if running := [name for name in names if plans[name].runs]:
+        check.require(c, running, run.draws)
     states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
     distributed.assert_equal_across_processes("the run's configuration", states)
     if any(p.note != "runs" for p in plans.values()):
@@ -130,7 +135,7 @@ def _with_shard_size(run: RunContext, folder: epath.Path) -> tuple[RunContext, d
     """
     begun = stage_folder.read_inputs(folder)
     sizes = {k: v for k, v in (begun.settings if begun else {}).items() if k.endswith(".shard_size")}
-    run, current = copy.copy(run), stage_inputs.flatten(run.c)
+    run, current = copy.copy(run), cfg.flatten(run.c)
     for key, size in sizes.items():
         if current[key] != size:
             log(f"{folder.name}: goes on with {key}={size}, with which it began")
@@ -225,8 +230,6 @@ def fine_tune(run: RunContext, inputs: Inputs) -> dict[str, int]:
 
 def fine_tune_on_file(run: RunContext, inputs: Inputs) -> dict[str, int]:
     """Fine-tune the base model on the examples of a file: the stage "sft"."""
-    if not run.c.examples:
-        raise AstroError("sft: no examples; set examples=FILE, or write `astro sft --data FILE`")
     config, params, tokenizer = run.load("base", run.train_sharding)
     documents = [prompt + response for prompt, response in examples.read(run.c.examples, tokenizer)]
     folder = run.folder / inputs.stage
@@ -279,8 +282,6 @@ def measure_difficulty(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     The model is the base, or each SFT model that RL starts from (problems.difficulty_model).
     """
     p, counts = run.c.problems, {}
-    if not p.difficulty_samples:
-        raise AstroError("difficulty: set problems.difficulty_samples, the answers to each prompt")
     candidates = run.draws.rl_candidates()
     for model in registry.difficulty_models(run.c.stages, p.difficulty_model):
         policy, store = run.policy(model), Shards(run.folder / "difficulty", model)
@@ -297,10 +298,8 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
     like = abstract_state(config, tx, sharding)
     problems, counts = _rl_prompts(run, name, config, tokenizer)
-    with contextlib.ExitStack() as stack:
-        user_reward = None
-        if c.reward:
-            user_reward = stack.enter_context(contextlib.closing(rewards.user_reward(run.c, c.reward, problems)))
+    opened = contextlib.closing(rewards.user_reward(run.c, c.reward, problems)) if c.reward else None
+    with opened or contextlib.nullcontext() as user_reward:
         rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 4 * c.save_steps)
         trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding)
         state = loop.run(
@@ -345,7 +344,7 @@ def vote(run: RunContext, inputs: Inputs) -> dict[str, Any]:
 
 def _eval_prompts(run: RunContext, policy: Policy) -> tuple[list[Problem], dict[str, int]]:
     """Return the held-out problems with their counts. Prompts that leave no room for an answer are left out."""
-    limit = policy.engine.config.max_positions - run.c.eval.max_tokens
+    limit = lengths.max_prompt_tokens(run.c, policy.engine.config, "eval")
     return lengths.drop_too_long(run.problems("eval"), policy.tokenizer, limit, "eval")
 
 

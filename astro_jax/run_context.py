@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import countdown, distributed, prompts, stage_folder, storage
+from astro_jax import distributed, prompts, stage_folder, storage
 from astro_jax import mesh as meshes
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint
@@ -39,7 +39,8 @@ class RunContext:
       game: the rules of Countdown.
 
     Raises:
-      AstroError: for settings that exclude each other, and for a folder that holds something else.
+      AstroError: for a prompt file that cannot be used, a mesh of too many devices, impossible rules of Countdown,
+        and a folder that holds something else.
     """
 
     def __init__(self, c: cfg.Config, command: str = "", shard: tuple[int, int] = (0, 1)):
@@ -109,10 +110,9 @@ class RunContext:
     @functools.cached_property
     def draws(self) -> Draws:
         """Draws the problems of the run. Logs how many problems the sources left out."""
-        p = self.c.problems
-        draws = Draws(p, self.c.seed, countdown.Game(p.count, p.max_number, p.max_value, p.ops, p.held_out))
-        if source.has_source(p):
-            source.log_counts(p, draws.problem_set.counts)
+        draws = Draws.of(self.c.problems, self.c.seed)
+        if source.has_source(draws.c):
+            source.log_counts(draws.c, draws.problem_set.counts)
         return draws
 
     @property

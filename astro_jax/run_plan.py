@@ -62,7 +62,8 @@ def adopt(run: epath.Path, stage: StagePlan) -> None:
         stage_folder.restore(run, name, digest)
     elif stage.state in ("other run", "new"):
         old = stage_folder.read_inputs(run / name)
-        if old is None or old.digest != digest:  # another shard of the search may have begun since the plan was made
+        # Another shard of the search may have begun this stage since the plan was made.
+        if stage.other is not None or old is None or old.digest != digest:
             stage_folder.put_aside(run, name)
         if stage.other is not None:
             stage_folder.refer(run, name, stage.other, digest)
@@ -70,19 +71,20 @@ def adopt(run: epath.Path, stage: StagePlan) -> None:
 
 def _plan_stage(run: epath.Path, name: str, inputs: Inputs, others: Sequence[epath.Path]) -> StagePlan:
     digest, folder = inputs.digest, run / name
-    if stage_folder.digest_of(folder) == digest:
+    previous = stage_folder.previous(run, name, digest)
+    found = lost = None
+    try:
+        found = stage_folder.locate(run, name, digest)
+    except AstroError as e:
+        lost = e
+    if found == folder:
         return StagePlan(inputs, "kept", "kept" + _rounding(folder, inputs))
     if name == "report":  # its files lie in the folder of the run, and belong to this run alone
         return StagePlan(inputs, "new", _reason(folder, inputs))
-    previous = stage_folder.previous(run, name, digest)
-    if stage_folder.digest_of(previous) == digest:
+    if found == previous:
         return StagePlan(inputs, "put aside", "kept, made before" + _rounding(previous, inputs))
-    lost = None
-    try:
-        if (found := stage_folder.locate(run, name, digest)) is not None:
-            return StagePlan(inputs, "kept", f"kept from {found}" + _rounding(found, inputs))
-    except AstroError as e:
-        lost = e
+    if found is not None:
+        return StagePlan(inputs, "kept", f"kept from {found}" + _rounding(found, inputs))
     for other in others:
         if (found := stage_folder.locate(other, name, digest)) is not None:
             return StagePlan(inputs, "other run", f"kept from {other}" + _rounding(found, inputs), other)
@@ -116,12 +118,8 @@ def _rounding(folder: epath.Path, inputs: Inputs) -> str:
     """Name the keys in which kept results may differ by rounding from results of this config."""
     old = stage_folder.read_inputs(folder)
     before = {} if old is None else old.settings
-    keys = [
-        key for key, value in inputs.settings.items()
-        if stage_inputs.effect(key) == "rounding" and before.get(key, value) != value
-    ]  # fmt: skip
-    changed = ", ".join(f"{key} was {before[key]}" for key in keys)
-    return f" (by rounding it may differ: {changed})" if keys else ""
+    changed = ", ".join(f"{key} was {before[key]}" for key in inputs.rounding_changes(before))
+    return f" (by rounding it may differ: {changed})" if changed else ""
 
 
 def _other_run(run: RunContext, name: str) -> epath.Path:

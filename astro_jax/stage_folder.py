@@ -14,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import pydantic
 from etils import epath
 
+from astro_jax import config as cfg
 from astro_jax import distributed, storage
 from astro_jax.errors import AstroError
 from astro_jax.storage import Json
@@ -48,6 +50,11 @@ class Inputs(pydantic.BaseModel, frozen=True):
     def digest(self) -> str:
         """A hash of all but `settings`. 16 hexadecimal digits."""
         return content_hash([self.stage, self.keys, self.contents, self.parents])
+
+    def rounding_changes(self, values: Mapping[str, Any]) -> list[str]:
+        """Return the keys that change only the rounding, and whose value here differs from `values`."""
+        settings = self.settings.items()
+        return [k for k, v in settings if cfg.effect(k) == "rounding" and values.get(k, v) != v]
 
     def changes_from(self, old: Inputs) -> str:
         """Say in which inputs this stage differs from an older one, as in "grpo.learning_rate was 2e-07".

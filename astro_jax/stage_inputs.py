@@ -5,6 +5,7 @@ The registry (`astro_jax.stages`) says which keys a stage reads, and `config.sec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,42 +19,22 @@ from astro_jax.traces import dataset
 _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[str, ...]], ...] = (
     (("base",), lambda c: c.model == "scratch" or c.base_sft is not None, ("seed",)),
     (("base",), lambda c: c.base_sft is not None, ("chat",)),
-    (("base",), lambda c: c.model == "scratch", ("architecture", "pretrain")),
+    (("base",), lambda c: c.model == "scratch", ("architecture", "pretrain", "corpus", "problems")),
     (("direct-sft", "astro-sft"), lambda c: bool(c.traces.replay), ("corpus", "problems")),
-    (("base",), lambda c: c.model == "scratch", ("corpus", "problems")),
     (("search",), lambda c: c.search.method == "best-of-n", ("search.num_samples",)),
     (("search",), lambda c: c.search.method == "rounds", ("search.rounds", "search.focus")),
     (("search",), lambda c: c.search.method != "best-of-n", (
         "search.num_proposals", "search.num_rollouts", "search.num_simulations", "search.c_puct", "search.prior",
         "search.num_parallel_leaves", "search.max_step_tokens")),
-    (("traces",), lambda c: dataset.needs_model(c.traces), ("sampler", "verify", "prompts")),
+    (("traces",), lambda c: dataset.needs_model(c.traces), (
+        "sampler", "verify", "prompts", "traces.clone_retries", "traces.clone_tokens", "traces.clone_temperature")),
     (("traces",), lambda c: c.traces.self_evaluation > 0, (
         "traces.self_evaluation_pass", "traces.self_evaluation_tokens")),
     (("traces",), lambda c: c.traces.direct == "best-of-n", ("traces.direct_samples", "traces.direct_tokens")),
-    (("traces",), lambda c: dataset.needs_model(c.traces), (
-        "traces.clone_retries", "traces.clone_tokens", "traces.clone_temperature")),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
     (("direct-rl", "astro-rl", "grpo"), lambda c: bool(c.problems.difficulty_samples), (
         "problems.rl_pass_rate", "problems.max_difficulty_prompts", "problems.difficulty_model", "eval.max_tokens")),
 )  # fmt: skip
-
-
-def flatten(section: cfg.Section, prefix: str = "") -> dict[str, Any]:
-    """Return all keys of a section by dotted name, with JSON values: {"search.num_rollouts": 16, ...}."""
-    values = section.model_dump(mode="json")
-    flat: dict[str, Any] = {}
-    for name, info in cfg.key_names(type(section)).items():
-        part = None if info.alias else vars(section)[name]
-        flat |= flatten(part, f"{prefix}{name}.") if isinstance(part, cfg.Section) else {prefix + name: values[name]}
-    return flat
-
-
-def effect(key: str) -> cfg.Effect:
-    """What a change of a key does, by its dotted name."""
-    section, _, name = key.rpartition(".")
-    info = cfg.key_names(cfg.sections()[section])[name]
-    assert isinstance(info.json_schema_extra, dict)
-    return info.json_schema_extra["effect"]  # type: ignore[return-value]
 
 
 def keys_of(c: cfg.Config, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,19 +42,19 @@ def keys_of(c: cfg.Config, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     The base model's path and the keys of `problems` are among the others where the digest has their content.
     """
-    reads = stages.get(stage).reads
+    reads, contents = stages.get(stage).reads, contents_of(c, stage)
     unused = [
         prefix for names, holds, prefixes in _CONDITIONS if stage in names and not holds(c) for prefix in prefixes
     ]
     results: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    for key, value in flatten(c).items():
+    for key, value in cfg.flatten(c).items():
         if not _within(key, reads) or _within(key, unused):
             continue
-        by_content = key in contents_of(c, stage)
-        (settings if by_content or effect(key) != "results" else results)[key] = value
+        by_content = key in contents
+        (settings if by_content or cfg.effect(key) != "results" else results)[key] = value
     if problem_uses(c, stage):
-        settings |= {key: value for key, value in flatten(c.problems, "problems.").items() if key not in results}
+        settings |= {key: value for key, value in cfg.flatten(c.problems, "problems.").items() if key not in results}
     return results, settings
 
 
@@ -87,9 +68,12 @@ def problem_uses(c: cfg.Config, stage: str) -> tuple[str, ...]:
 
 
 def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
-    """The inputs of a stage that are no keys: "problems.USE", "model" (the files of the base model), "prompts",
-    "reward" (the file of
-    `grpo.reward`), "examples" and "trees" (files of the user)."""
+    """Name the inputs of a stage that are no keys.
+
+    Returns:
+      "problems.USE", "model" (the files of the base model), "prompts", "reward" (the file of `grpo.reward`), "examples"
+      and "trees" (files of the user).
+    """
     names = [f"problems.{use}" for use in problem_uses(c, stage)]
     names += ["model"] * (stage == "base" and c.model != "scratch")
     names += ["reward"] * (stages.get(stage).command == "grpo" and c.grpo.reward is not None)
@@ -129,15 +113,18 @@ def of_run(c: cfg.Config, names: Sequence[str], content: Callable[[str], str]) -
       content: hashes an input that is no key (`contents_of`).
     """
     inputs: dict[str, Inputs] = {}
+    content = functools.cache(content)  # several stages have the same problems
 
     def add(stage: str) -> None:
-        for parent in parents(c, stage):
+        if stage in inputs:
+            return
+        above = parents(c, stage)
+        for parent in above:
             add(parent)
-        if stage not in inputs:
-            keys, settings = keys_of(c, stage)
-            contents = {name: content(name) for name in contents_of(c, stage)}
-            digests = {name: inputs[name].digest for name in parents(c, stage)}
-            inputs[stage] = Inputs(stage=stage, keys=keys, settings=settings, contents=contents, parents=digests)
+        keys, settings = keys_of(c, stage)
+        contents = {name: content(name) for name in contents_of(c, stage)}
+        digests = {name: inputs[name].digest for name in above}
+        inputs[stage] = Inputs(stage=stage, keys=keys, settings=settings, contents=contents, parents=digests)
 
     for name in names:
         add(name)

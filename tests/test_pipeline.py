@@ -163,7 +163,7 @@ def test_a_stage_reads_only_keys_that_the_registry_names(finished):
     assert set(read) == {"", *stage_inputs.planned(c)}
     for stage in stage_inputs.planned(c):
         keys = {key for keys in stage_inputs.keys_of(c, stage) for key in keys}
-        keys |= {key for key in stage_inputs.flatten(c) if stage_inputs.effect(key) == "none"}
+        keys |= {key for key in cfg.flatten(c) if cfg.effect(key) == "none"}
         declared = {(by_section[key.rpartition(".")[0]], key.rpartition(".")[2]) for key in keys}
         containers = {("Config", name) for name in cfg.Config.model_fields if name in by_section}
         assert (read[stage] & fields) - declared - containers - elsewhere == set(), stage

@@ -43,6 +43,11 @@ def times(folder):
     return {name: p.stat().st_mtime_ns for name, p in files(folder).items() if "/" in name}
 
 
+def current_products(folder):
+    """The products of a run without the results that were put aside."""
+    return {name: x for name, x in products(folder).items() if not name.startswith("previous/")}
+
+
 def notes(c):
     plans = run_plan.plan(RunContext(c), stage_inputs.planned(c))
     return {name: p.note for name, p in plans.items()}
@@ -64,8 +69,7 @@ def test_results_of_an_old_value_come_back_with_it(copy):
     pipeline.execute(small(copy, grpo=dict(epsilon=0.1)))
     assert notes(small(copy))["astro-rl"] == "kept, made before"
     pipeline.execute(small(copy))
-    kept = {name: x for name, x in products(copy).items() if not name.startswith("previous")}
-    assert kept == original
+    assert current_products(copy) == original
 
 
 def test_a_stopped_stage_goes_on_after_another_value_was_tried(copy):
@@ -74,8 +78,7 @@ def test_a_stopped_stage_goes_on_after_another_value_was_tried(copy):
     pipeline.execute(small(copy, grpo=dict(epsilon=0.1)))
     assert notes(small(copy))["astro-rl"] == "goes on, begun before"
     pipeline.execute(small(copy))
-    kept = {name: x for name, x in products(copy).items() if not name.startswith("previous")}
-    assert kept == original
+    assert current_products(copy) == original
 
 
 def test_the_note_names_what_changed(copy):
@@ -206,8 +209,7 @@ def test_what_is_reused_equals_a_fresh_run(copy, tmp_path):
         changes = random_edit(random.Random(i))
         pipeline.execute(small(copy, **changes))
         pipeline.execute(small(tmp_path / "fresh", **changes))
-        kept = {name: x for name, x in products(copy).items() if not name.startswith("previous/")}
-        fresh = products(tmp_path / "fresh")
+        kept, fresh = current_products(copy), products(tmp_path / "fresh")
         assert kept.pop("results") == fresh.pop("results"), (i, changes)
         assert _contents(kept) == _contents(fresh), (i, changes)
         shutil.rmtree(tmp_path / "fresh")

@@ -165,7 +165,7 @@ ROUNDS_ALONE = {"search.rounds", "search.focus", "search.lines_per_step"}
 
 def test_each_key_invalidates_the_stages_that_the_table_names(configs):
     (countdown, words, rounds), with_paths = configs
-    every = set(stage_inputs.flatten(countdown)) | set(stage_inputs.flatten(words))
+    every = set(cfg.flatten(countdown)) | set(cfg.flatten(words))
     uses = (
         (countdown, every - WORDS_ALONE - ROUNDS_ALONE), (words, every - COUNTDOWN_ALONE - ROUNDS_ALONE),
         (rounds, ROUNDS_ALONE),
@@ -173,7 +173,7 @@ def test_each_key_invalidates_the_stages_that_the_table_names(configs):
     changed_stages = defaultdict(set)
     for c, keys in uses:
         raw, before = c.model_dump(mode="json"), own_inputs(c)
-        for key, value in stage_inputs.flatten(c).items():
+        for key, value in cfg.flatten(c).items():
             if key in keys:
                 new = cfg.Config.model_validate(changed(raw, key, with_paths(other_value(key, value))))
                 after = own_inputs(new)

@@ -24,6 +24,8 @@ from astro_jax.config.sections import (
     Traces,
     Training,
     Verify,
+    effect,
+    flatten,
     sections,
 )
 
@@ -52,6 +54,8 @@ __all__ = [
     "Training",
     "Use",
     "Verify",
+    "effect",
+    "flatten",
     "key_names",
     "load",
     "parse",

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from astro_jax.config.keys import Section, key
+from astro_jax.config.keys import Effect, Section, key, key_names
 from astro_jax.config.problems import Problems
 from astro_jax.stages import DEFAULT_STAGES
 
@@ -388,3 +388,23 @@ def sections() -> dict[str, type[Section]]:
 def _types(annotation: Any) -> list[Any]:
     """Return a type and the types inside: `tuple[Gym, ...] | None` holds Gym."""
     return [annotation, *(part for inner in typing.get_args(annotation) for part in _types(inner))]
+
+
+def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Return all keys of a section by dotted name, with JSON values: {"search.num_rollouts": 16, ...}."""
+    values = section.model_dump(mode="json")
+    flat: dict[str, Any] = {}
+    for name, info in key_names(type(section)).items():
+        part = None if info.alias else vars(section)[name]
+        flat |= flatten(part, f"{prefix}{name}.") if isinstance(part, Section) else {prefix + name: values[name]}
+    return flat
+
+
+def effect(key: str) -> Effect:
+    """What a change of a key does, by its dotted name: "none" for a key of another version, which this one lacks."""
+    section, _, name = key.rpartition(".")
+    info = key_names(sections()[section]).get(name) if section in sections() else None
+    if info is None:
+        return "none"
+    assert isinstance(info.json_schema_extra, dict)
+    return info.json_schema_extra["effect"]  # type: ignore[return-value]

@@ -229,25 +229,32 @@ class Plan:
         return _lower(program, self.weights(dtype), cache.prefix, cache.completion, inputs, sampling, stop_tokens)
 
 
-def check(c: cfg.Config, config: LlamaConfig, sharding: Sharding) -> None:
+def check(c: cfg.Config, config: LlamaConfig | None, sharding: Sharding) -> None:
     """Check that a mesh divides the parameters and the batches, and that the attention kernel supports the lengths.
+
+    Args:
+      config: of the model; None for a model that is trained from scratch, whose parameters are not checked.
 
     Raises:
       AstroError: when it does not. The message names the parameter or the config key.
     """
-    for path, spec in jax.tree_util.tree_leaves_with_path(llama_params.param_specs(config)):
+    specs = jax.tree_util.tree_leaves_with_path(llama_params.param_specs(config)) if config is not None else []
+    for path, spec in specs:
         for n, axis in zip(spec.shape, spec.axes, strict=True):
             mesh_axes = dict(sharding.rules).get(axis, ())
             shards = math.prod(sharding.mesh.shape[name] for name in mesh_axes)
             if n % shards:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(mesh_axes)}={shards} does not divide")
-    for length in (c.sft.max_length, c.grpo.max_length, c.sampler.block_size):
-        attention.choose_kernel(sharding, length, config.head_dim)
-    if c.sft.batch_size % sharding.batch_size:
-        raise AstroError(
-            f"sft.batch_size={c.sft.batch_size} cannot be split over data x fsdp = {sharding.batch_size} devices"
-        )
+    names = ("pretrain", "sft") if config is None else ("sft",)
+    head_dim = attention.HEAD_DIM_MULTIPLE if config is None else config.head_dim
+    for length in (*(getattr(c, name).max_length for name in (*names, "grpo")), c.sampler.block_size):
+        attention.choose_kernel(sharding, length, head_dim)
+    for name in names:
+        if (batch := getattr(c, name).batch_size) % sharding.batch_size:
+            raise AstroError(
+                f"{name}.batch_size={batch} cannot be split over data x fsdp = {sharding.batch_size} devices"
+            )
 
 
 def _lower(function: Any, *args: Any) -> jax.stages.Lowered:

@@ -7,7 +7,6 @@ from collections import Counter
 from typing import Any
 
 from astro_jax import config as cfg
-from astro_jax import countdown
 from astro_jax.errors import AstroError
 from astro_jax.problems import source
 from astro_jax.problems.draws import Draws
@@ -28,7 +27,7 @@ def describe(c: cfg.Config) -> dict[str, Any]:
         raise AstroError(
             "problems: Countdown's are made by its rules; set problems.path, dataset, gym or sources to see a source"
         )
-    draws = Draws(c.problems, c.seed, countdown.Game())
+    draws = Draws.of(c.problems, c.seed)
     searched, rl, _ = map(draws.draw, cfg.USES)
     problems = draws.problem_set.problems
     tasks = Counter(p.meta["task"] for p in problems if p.task == "gym")

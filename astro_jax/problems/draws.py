@@ -62,6 +62,11 @@ class Draws:
     seed: int
     game: countdown.Game
 
+    @classmethod
+    def of(cls, c: cfg.Problems, seed: int) -> Draws:
+        """Make the draws of a config, with its rules of Countdown."""
+        return cls(c, seed, countdown.Game(c.count, c.max_number, c.max_value, c.ops, c.held_out))
+
     @functools.cached_property
     def problem_set(self) -> ProblemSet:
         """The problems of the sources and of the evaluation sets. Countdown's problems are not among them."""

@@ -13,14 +13,16 @@ from astro_jax.progress import log
 from astro_jax.types import Problem
 
 
-def max_prompt_tokens(c: cfg.Config, model: LlamaConfig) -> int:
-    """Return the length of the longest prompt that RL can take.
+def max_prompt_tokens(c: cfg.Config, model: LlamaConfig, stage: Literal["grpo", "eval"] = "grpo") -> int:
+    """Return the length of the longest prompt that RL or the evaluation can take.
 
-    A prompt and a completion must fit a row (grpo.max_length) and the model's context.
-    Where difficulty is measured, an answer of `eval.max_tokens` must fit the model's context too.
+    A prompt and a completion of RL must fit a row (grpo.max_length) and the model's context. In the evaluation, and
+    where difficulty is measured, an answer of `eval.max_tokens` must fit the model's context too.
     """
+    if stage == "eval":
+        return model.max_positions - c.eval.max_tokens
     limit = min(c.grpo.max_length, model.max_positions) - c.grpo.max_completion_length
-    return min(limit, model.max_positions - c.eval.max_tokens) if c.problems.difficulty_samples else limit
+    return min(limit, max_prompt_tokens(c, model, "eval")) if c.problems.difficulty_samples else limit
 
 
 _ADVICE = {

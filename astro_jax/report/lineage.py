@@ -94,10 +94,9 @@ def _changed_parents(run: RunFolder, inputs: Inputs | None) -> list[str]:
 
 def _rounding(run: RunFolder, inputs: Inputs | None) -> list[str]:
     """The settings with an effect on the rounding that differ from the run's config, as "mesh.data=1"."""
-    config = dict(_flat(run.config.config)) if run.config else {}
-    settings = inputs.settings if inputs else {}
-    return [f"{key}={v}" for key, v in settings.items()
-            if key.startswith(("mesh.", "sampler.")) and config.get(key, v) != v]  # fmt: skip
+    if inputs is None or run.config is None:
+        return []
+    return [f"{key}={inputs.settings[key]}" for key in inputs.rounding_changes(dict(_flat(run.config.config)))]
 
 
 def _flat(config: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:

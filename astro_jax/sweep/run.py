@@ -10,7 +10,6 @@ import jax
 from etils import epath
 
 from astro_jax import check, pipeline, run_lock, run_plan, stage_inputs, storage
-from astro_jax.check import CheckError
 from astro_jax.errors import AstroError
 from astro_jax.progress import log
 from astro_jax.run_context import RunContext
@@ -25,11 +24,11 @@ def plan(runs: Sequence[Run]) -> dict[str, Any]:
       `runs`, `stages` of all of them, and `different`: the stages with different inputs, each of which runs once.
 
     Raises:
-      CheckError: with all that would stop a run of the sweep.
+      AstroError: with all that would stop a run of the sweep.
     """
     lines = {f"{run.variant.name}: {line}": None for run in runs for line in check.find(run.c)}
     if lines:
-        raise CheckError(list(lines))
+        raise AstroError("; ".join(lines))
     digests = []
     for run in runs:
         names = stage_inputs.planned(run.c)

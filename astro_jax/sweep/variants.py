@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+import yaml
 from etils import epath
 
 from astro_jax import config as cfg
@@ -69,7 +70,7 @@ def parse(config: str, vary: Sequence[str]) -> list[Variant]:
             name = epath.Path(text).stem if text.endswith(".yaml") else text
             variants.append(Variant(name, text))
             continue
-        if not key or not all(parts := _split(values)):
+        if not key or not (parts := _split(values)):
             raise AstroError(f"--vary {text}: write KEY=a,b,c, or the name of a YAML file or recipe")
         variants += [Variant(f"{key}={value}", config, (f"{key}={value}",)) for value in parts]
     names = [variant.name for variant in variants]
@@ -79,15 +80,16 @@ def parse(config: str, vary: Sequence[str]) -> list[Variant]:
 
 
 def _split(values: str) -> list[str]:
-    """Split at the commas outside of brackets: "1,[2, 3]" has two values."""
-    parts, depth = [""], 0
-    for character in values:
-        depth += (character in "[{") - (character in "]}")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts]
+    """Split a YAML list that stands without its brackets: "1,[2, 3]" has two values. Empty for no list."""
+    text = f"[{values}]"
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError:
+        return []
+    assert isinstance(node, yaml.SequenceNode)
+    if values.rstrip().endswith(","):  # YAML allows it; here a value is missing
+        return []
+    return [text[item.start_mark.index : item.end_mark.index] for item in node.value]
 
 
 def make_runs(
