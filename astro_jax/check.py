@@ -1,7 +1,7 @@
 """What would stop a run, found before its first token and listed at once (`astro check`).
 
-`astro run` checks the stages that it is about to run. Each function of `_CHECKS` looks at one subject, and yields a line
-for each problem: what is wrong, where, and what to do. Nothing is written, and no weights are read.
+`astro run` checks the stages that it is about to run. Each function of `_CHECKS` looks at one subject, and yields a
+line for each problem: what is wrong, where, and what to do. Nothing is written, and no weights are read.
 """
 
 from __future__ import annotations
