@@ -49,8 +49,7 @@ def execute(out: epath.Path, runs: Sequence[Run], command: str) -> list[dict[str
         _write(out, runs, command, [])
         for i, run in enumerate(runs, 1):
             log(f"--- {i}/{len(runs)}: {run.variant.name}, seed {run.seed}")
-            existing = tuple(name for name in run.c.from_runs if (epath.Path(name) / "config.json").exists())
-            pipeline.execute(run.c.model_copy(update={"from_runs": existing}), command)
+            pipeline.execute(run.c, command)
             jax.clear_caches()  # a process may hold only so many compiled programs
         rows = compare.table(runs)
         _write(out, runs, command, rows)

@@ -95,7 +95,7 @@ def _split(values: str) -> list[str]:
 def make_runs(
     out: epath.Path, variants: Sequence[Variant], seeds: Sequence[int], overrides: Sequence[str]
 ) -> list[Run]:
-    """Make the runs of a sweep, the default's first. A run keeps stages of all runs before it (`from`).
+    """Make the runs of a sweep, the default's first. A run keeps stages of its own `from` and of all runs before it.
 
     Args:
       out: the sweep's folder.
@@ -110,5 +110,6 @@ def make_runs(
         for seed in seeds:
             changes = [*overrides, *variant.overrides, f"seed={seed}", f"out={out / variant.folder / f'seed-{seed}'}"]
             earlier = [run.c.out for run in runs if run.seed == seed or run.variant == variant]
-            runs.append(Run(variant, seed, cfg.load(variant.config, [*changes, f"from={earlier}"])))
+            c = cfg.load(variant.config, changes)
+            runs.append(Run(variant, seed, c.model_copy(update={"from_runs": (*c.from_runs, *earlier)})))
     return runs

@@ -22,11 +22,12 @@ def test_a_key_gives_a_variant_of_each_value_and_a_file_gives_one():
     assert [v.name for v in parsed] == [
         "default", "traces.max_backtracks=1", "traces.max_backtracks=2", "sft.betas=[0.8, 0.9]", "ablations/merge-root",
     ]  # fmt: skip
-    runs = variants.make_runs(epath.Path("runs/s"), parsed, [0, 1], ["scale=0.5"])
+    runs = variants.make_runs(epath.Path("runs/s"), parsed, [0, 1], ["scale=0.5", "from=runs/a"])
     assert len(runs) == 10 and all(run.c.scale == 0.5 for run in runs)
     assert runs[3].c.traces.max_backtracks == 1 and (runs[3].seed, runs[3].c.seed) == (1, 1)
     assert runs[6].c.sft.betas == (0.8, 0.9) and runs[8].c.traces.merge_at == "root"
     assert len({run.c.out for run in runs}) == 10
+    assert runs[0].c.from_runs == ("runs/a",) and runs[3].c.from_runs == ("runs/a", runs[1].c.out, runs[2].c.out)
 
 
 @pytest.mark.parametrize("vary", [["=1"], ["a.b="], ["a.b=1,"], ["search.c_puct=1,1"]])
