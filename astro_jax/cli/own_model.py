@@ -51,4 +51,16 @@ def config(args: argparse.Namespace, stage: str) -> cfg.Config | None:
     if not data or not (args.init or recipe):
         raise AstroError(f"{stage}: give both --init MODEL and --{name} {metavar}; a config may name the model instead")
     model = [f"model={args.init}"] if args.init else []
-    return cfg.load(recipe, [f"stages=[base, {stage}]", *model, f"{key}={data}", *overrides])
+    c = cfg.load(recipe, [f"stages=[base, {stage}]", *model, f"{key}={data}", *overrides])
+    if stage == "grpo" and recipe is None and not any(text.startswith("problems.rl=") for text in overrides):
+        c = _with_all_prompts(c)
+    return c
+
+
+def _with_all_prompts(c: cfg.Config) -> cfg.Config:
+    """Let RL take all training problems, where there are fewer than `problems.rl`."""
+    from astro_jax.problems.draws import Draws
+
+    available = len(Draws.of(c.problems, c.seed).problem_set.training)
+    problems = c.problems.model_copy(update={"rl": max(1, min(available, c.problems.rl))})
+    return c.model_copy(update={"problems": problems})

@@ -48,6 +48,21 @@ def test_sft_on_a_file_needs_no_config(model, tmp_path, monkeypatch, capsys):
     assert cli.main(["show", "runs/own"]) == 0 and "sft" in capsys.readouterr().out
 
 
+def test_rl_on_a_short_file_of_problems_takes_all_of_them(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problems = [
+        {"problem": f"Let us make {a + b} from {a} {b}.\n", "answer": a + b} for a in (1, 2) for b in range(3, 9)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
+    budget = ("max_steps=1", "prompts_per_step=4", "num_generations=2", "max_completion_length=4", "max_length=64")
+    options = ("problems.held_out=0.1", "mesh={data: 1}", *(f"grpo.{setting}" for setting in budget))
+    command = ["grpo", "--init", str(model), "--problems", "p.jsonl", "out=runs/own", *options]
+    assert cli.main(command) == 0
+    config = json.loads((tmp_path / "runs/own/config.json").read_text())
+    assert 4 <= config["config"]["problems"]["rl"] <= len(problems)
+    assert cli.main([*command, "problems.rl=99"]) == 2
+
+
 def test_traces_of_a_folder_of_trees_need_no_search(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trees = Shards(epath.Path(tmp_path) / "trees", "trees")
