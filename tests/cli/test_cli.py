@@ -2,6 +2,9 @@
 
 import errno
 import json
+import platform
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -322,3 +325,30 @@ def test_an_error_is_one_line_whatever_its_text(monkeypatch, recipe, capsys):
 
     monkeypatch.setattr(pipeline, "run_stage", fail)
     assert fails(capsys, "run", recipe) == "first second third"
+
+
+FAULTS = """
+import resource, jax, jax.numpy as jnp
+if {keep}:
+    from astro_jax.cli import keep_freed_memory
+    keep_freed_memory()
+x = jnp.ones((4096, 4096))
+program = jax.jit(lambda x: jax.lax.fori_loop(0, 2, lambda i, y: y + i, x).sum())
+for _ in range(16):  # until the heap has grown to its size
+    program(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    program(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_programs_on_a_cpu_do_not_get_new_pages_for_their_temporaries_at_each_call():
+    def faults(keep):
+        run = subprocess.run(
+            [sys.executable, "-c", FAULTS.format(keep=keep)], capture_output=True, text=True, check=True
+        )
+        return int(run.stdout)
+
+    assert faults(keep=True) < faults(keep=False) / 2
