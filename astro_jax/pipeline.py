@@ -46,6 +46,7 @@ from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
 from astro_jax.train import data, examples, grpo, loop, rewards, sft
+from astro_jax.train.rollouts import RolloutLog
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
 from astro_jax.types import Problem
 from astro_jax.verify import verdict_counts
@@ -300,14 +301,24 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     problems, counts = _rl_prompts(run, name, config, tokenizer)
     opened = contextlib.closing(rewards.user_reward(run.c, c.reward, problems)) if c.reward else None
     with opened or contextlib.nullcontext() as user_reward:
-        rewarder = rewards.Rewarder(run.verifier, user_reward, run.folder / name, 4 * c.save_steps)
-        trainer = grpo.GRPOTrainer(c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding)
+        rewarder = rewards.Rewarder(
+            run.verifier, user_reward, run.folder / name, 4 * c.save_steps, c.max_num_gen_batches
+        )
+        trainer = grpo.GRPOTrainer(
+            c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding,
+            reference=_reference(run, name) if c.beta else None, log=RolloutLog(run.folder / name),
+        )  # fmt: skip
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, trainer.examples,
             c.max_steps, c.save_steps, c.max_skipped_steps,
         )  # fmt: skip
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts
+
+
+def _reference(run: RunContext, name: str) -> Params:
+    """The reference model of the KL term: the model from which RL starts, sharded like the policy."""
+    return run.load(STAGES[name].initial_model or "base", run.train_sharding, run.c.grpo.dtype)[1]
 
 
 def _rl_prompts(

@@ -38,8 +38,8 @@ thing](change-one-thing.md). The last column says what a change affects: the res
 Recipes: RECIPES.
 
 Each default names its source: a section of the [ASTRO paper](https://arxiv.org/abs/2507.00417), another paper, or
-"ours". The keys are declared in `astro_jax/config/sections.py` and `astro_jax/config/problems.py`, and files are read
-in `astro_jax/config/files.py`.
+"ours". The keys are declared in `astro_jax/config/sections.py`, `problems.py` and `grpo.py`, and files are read in
+`astro_jax/config/files.py`.
 """
 
 COMMAND_LINE = """# Command line

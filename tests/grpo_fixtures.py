@@ -18,8 +18,10 @@ from helpers import (
 from astro_jax import config as cfg
 from astro_jax import llama
 from astro_jax.sampler import Engine
-from astro_jax.train.grpo import GRPOTrainer, Rollout, group_advantages
+from astro_jax.train.advantages import group_advantages
+from astro_jax.train.grpo import GRPOTrainer
 from astro_jax.train.rewards import Rewarder
+from astro_jax.train.rollouts import Rollout
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
 from astro_jax.types import Problem, Verdict
 
@@ -63,13 +65,18 @@ GRPO = cfg.Grpo(
 PROBLEMS = [Problem(f"p{i}", "bcdefghijk"[i : i + 3], "") for i in range(7)]
 
 
-def make(problems=PROBLEMS, *, engine=None, tokenizer=None, verifier=HASH_VERIFIER, sharding=None, **settings):
+def make(
+    problems=PROBLEMS, *, engine=None, tokenizer=None, verifier=HASH_VERIFIER, sharding=None, reference=None, log=None,
+    **settings,
+):  # fmt: skip
     """A trainer with its own compiled functions (compiled when they are first called)."""
     c = GRPO.model_copy(update=settings)
     engine = engine or shared_engine()
     sharding = sharding or one_device_train()
     tx = make_optimizer(c, c.max_steps)
-    return GRPOTrainer(c, "rl", problems, engine, tokenizer or Letters(), Rewarder(verifier), tx, CONFIG, sharding)
+    rewarder = Rewarder(verifier, max_batches=c.max_num_gen_batches)
+    tokenizer = tokenizer or Letters()
+    return GRPOTrainer(c, "rl", problems, engine, tokenizer, rewarder, tx, CONFIG, sharding, reference, log)
 
 
 def make_shared(*args, **kwargs):
@@ -77,6 +84,11 @@ def make_shared(*args, **kwargs):
     new = make(*args, **kwargs)
     new._accumulate, new._apply, new._reshard = trainer()._accumulate, trainer()._apply, trainer()._reshard
     return new
+
+
+def update(state, rollouts, advantages):
+    """One optimizer step of `trainer()`."""
+    return trainer()._update(state, trainer()._pack(rollouts, advantages))
 
 
 @functools.cache

@@ -7,6 +7,7 @@
 """
 
 from astro_jax.config.files import RECIPES, load, parse, recipes
+from astro_jax.config.grpo import Grpo
 from astro_jax.config.keys import Effect, Section, key_names
 from astro_jax.config.problems import SOURCE_KINDS, USES, Gym, ListedSource, Problems, Source, Use
 from astro_jax.config.sections import (
@@ -16,18 +17,17 @@ from astro_jax.config.sections import (
     Corpus,
     EarlyStop,
     Eval,
-    Grpo,
     Mesh,
     Sampler,
     Search,
     Sft,
     Traces,
-    Training,
     Verify,
     effect,
     flatten,
     sections,
 )
+from astro_jax.config.training import Training
 
 __all__ = [
     "RECIPES",

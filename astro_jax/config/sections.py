@@ -1,6 +1,6 @@
 """The sections of a run's configuration. Each key has a type, a default, a description and the default's source.
 
-The section `problems` stands in config/problems.py.
+The section `problems` stands in config/problems.py, `grpo` in config/grpo.py.
 
 A source is a section of the ASTRO paper ("paper, section 2.2"), another paper, or "ours". "Recalled" marks a value of
 the paper that was not checked against its text.
@@ -9,14 +9,15 @@ the paper that was not checked against its text.
 from __future__ import annotations
 
 import functools
-import re
 import typing
 from typing import Annotated, Any, Literal
 
 import pydantic
 
+from astro_jax.config.grpo import Grpo
 from astro_jax.config.keys import Effect, Section, key, key_names
 from astro_jax.config.problems import Problems
+from astro_jax.config.training import Training
 from astro_jax.stages import DEFAULT_STAGES
 
 
@@ -232,26 +233,6 @@ class Traces(Section):
     replay: float = key(0.0, "Countdown corpus documents that SFT adds, as a share of the examples.", ge=0)
 
 
-class Training(Section):
-    """The keys that SFT and RL have in common."""
-
-    warmup_ratio: float = key(0.05, "Share of the steps with a rising learning rate.", ge=0, lt=1)
-    betas: tuple[float, float] = key((0.9, 0.95), "Moment decay rates of AdamW.")
-    max_grad_norm: float = key(1.0, "Largest global gradient norm; a larger one is scaled down.", gt=0)
-    remat_policy: Literal["none", "full"] = key(
-        "none",
-        "Rematerialization: keep all activations, or recompute each layer in the backward pass.",
-        effect="rounding",
-    )
-    dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
-    max_skipped_steps: int = key(
-        3,
-        "Steps in a row without a finite loss and gradient after which a run stops. Each of them is skipped.",
-        effect="none",
-        ge=1,
-    )
-
-
 class Sft(Training):
     """Supervised fine-tuning (paper, section 3.1 and appendix B.2)."""
 
@@ -274,44 +255,6 @@ class Sft(Training):
         "first-fit", "Packing: whole documents that cannot see each other, or one stream that is split into rows."
     )
     save_steps: int = key(200, "Steps between checkpoints.", ge=1, effect="none")
-
-
-class Grpo(Training):
-    """Group relative policy optimization (paper, section 3.2)."""
-
-    max_steps: int = key(100, "Rollout batches.", ge=1)
-    prompts_per_step: int = key(64, "Prompts of a rollout batch.", ge=1)
-    num_generations: int = key(4, "Responses to each prompt (the group size).", "paper, section 3.2", ge=2)
-    max_completion_length: int = key(
-        256, "Most tokens of a response.", "ours; the paper has 15,360 (section 3.2)", ge=1
-    )
-    learning_rate: float = key(2e-7, "Peak learning rate.", "paper, section 3.2 (recalled)", gt=0)
-    min_lr_rate: float = key(1.0, "Last learning rate, as a share of the peak. 1: constant after warmup.", ge=0, le=1)
-    weight_decay: float = key(0.0, "Weight decay of AdamW, on matrices only.", ge=0)
-    epsilon: float = key(0.2, "Clip range of the probability ratio.", "GRPO, arXiv 2402.03300", gt=0)
-    steps_per_generation: int = key(
-        1, "Optimizer steps per generation: each takes an equal share of the completions.", ge=1
-    )
-    reward: str | None = key(
-        None,
-        "Reward function, `module:function` or `path/to/file.py:function`: code of yours that the run executes. "
-        "Null: +1 for a correct response, -1 for any other.",
-        "paper, section 3.2",
-    )
-    reward_timeout_seconds: float = key(60.0, "Deadline of one call of `reward`, in seconds.", gt=0, effect="none")
-    scale_rewards: bool = key(
-        True, "Divide the advantages by the group's standard deviation.", "GRPO, arXiv 2402.03300"
-    )
-    max_length: int = key(512, "Tokens of a packed row: at least a prompt with its response.", ge=8)
-    micro_batch_size: int = key(32, "Packed rows of one gradient computation.", ge=1, effect="rounding")
-    save_steps: int = key(10, "Steps between checkpoints.", ge=1, effect="none")
-
-    @pydantic.field_validator("reward")
-    @classmethod
-    def _is_entry_point(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"(.+\.py|\w+(\.\w+)*):\w+(\.\w+)*", value):
-            raise ValueError("name the function as module:function or path/to/file.py:function")
-        return value
 
 
 class Eval(Section):

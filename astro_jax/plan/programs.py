@@ -30,7 +30,8 @@ from astro_jax.sampler.kv_cache import CacheLayout, KVCache
 from astro_jax.sampler.programs import DecodeInputs
 from astro_jax.sampler.sample import SamplingInputs
 from astro_jax.train import grpo, sft
-from astro_jax.train.losses import Batch, RolloutBatch
+from astro_jax.train.losses import Batch
+from astro_jax.train.policy_loss import RolloutBatch
 from astro_jax.train.state import abstract_state, make_accumulate, make_apply, make_optimizer, make_step
 
 ArrayTree = Any  # a pytree of jax.Array or jax.ShapeDtypeStruct, with shardings
@@ -109,11 +110,13 @@ class Plan:
             return self._sampling("search", layout, c.sampler.dtype, ())
         layout = self.layout(c.grpo.num_generations, self.prompt, c.grpo.max_completion_length, c.grpo.dtype)
         cost = self._train_cost(c.grpo, grpo.micro_batch_size(c.grpo, self.train), update=False)
+        # The reference model of the KL term stays on the devices.
+        reference = llama_params.abstract(self.config, self.train, jnp.dtype(c.grpo.dtype)) if c.grpo.beta else ()
         return [
-            Program("grpo", "reshard", self.reshard, self.state.opt_state),
-            *self._sampling("grpo", layout, c.grpo.dtype, self.state),
-            Program("grpo", "gradient", self.grpo_gradient, self.state.opt_state, cost),
-            Program("grpo", "update", self.grpo_update),
+            Program("grpo", "reshard", self.reshard, (self.state.opt_state, reference)),
+            *self._sampling("grpo", layout, c.grpo.dtype, (self.state, reference)),
+            Program("grpo", "gradient", self.grpo_gradient, (self.state.opt_state, reference), cost),
+            Program("grpo", "update", self.grpo_update, reference),
         ]
 
     def _train_cost(self, c: cfg.Sft | cfg.Grpo, rows: int, update: bool) -> RooflineCost:
@@ -189,7 +192,11 @@ class Plan:
         """Lower the gradient of one micro-batch of GRPO."""
         shape = (grpo.micro_batch_size(self.c.grpo, self.train), self.c.grpo.max_length)
         loss = grpo.make_loss(self.c.grpo, self.config, self.train)
-        rollouts = RolloutBatch(batch(*shape), advantages=floats(*shape), old_logprobs=floats(*shape))
+        c, scores = self.c.grpo, floats(*shape)
+        rollouts = RolloutBatch(
+            batch(*shape), advantages=scores, sampler_logprobs=scores,
+            old_logprobs=None if c.importance_sampling_cap is None else scores, ref_logprobs=scores if c.beta else None,
+        )  # fmt: skip
         accumulate = make_accumulate(loss, self.tx, self.config, self.train)
         return _lower(accumulate, self.state.params, self.state.params, rollouts)
 

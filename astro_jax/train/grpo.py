@@ -1,17 +1,19 @@
 """GRPO with a verifiable reward (paper, section 3.2; arXiv 2402.03300).
 
 One step of `GRPOTrainer`: sample a group of M completions for each of G prompts, reward each (`rewards.Rewarder`),
-compare each with its group (`group_advantages`), and update the policy by the gradient of `losses.grpo_loss`.
+compare each with its group (`advantages`), and update the policy by the gradient of `policy_loss.policy_loss`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,9 +26,12 @@ from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import Sharding
 from astro_jax.policy import Policy
 from astro_jax.sampler import Engine, SamplingParams
-from astro_jax.train import data, losses
-from astro_jax.train.losses import RolloutBatch
+from astro_jax.train import data, losses, policy_loss, rollouts
+from astro_jax.train.advantages import comparable, group_advantages, has_variance, length_penalty
+from astro_jax.train.losses import Batch
+from astro_jax.train.policy_loss import RolloutBatch
 from astro_jax.train.rewards import Rewarder
+from astro_jax.train.rollouts import Rollout, RolloutLog
 from astro_jax.train.state import (
     LossFn,
     Metrics,
@@ -36,66 +41,21 @@ from astro_jax.train.state import (
     make_apply,
     zero_gradients,
 )
-from astro_jax.types import Problem, Verdict
+from astro_jax.types import Problem
+
+Groups = list[list[Rollout]]  # G groups of M rollouts
 
 
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """One sampled completion, its verdict and its reward.
+class Update(NamedTuple):
+    """The rollouts of one optimizer step.
 
     Attributes:
-      prompt_ids: the tokens of the prompt.
-      completion_ids: int32 [T].
-      logprobs: float32 [T], of the completion's tokens under the policy that sampled them.
-      verdict: the verifier's judgement.
-      stopped: whether an end token ended the completion. False: it was truncated.
-      reward: +1 or -1 by the verdict, or of `grpo.reward`. None: no reward.
+      micro_batches: RolloutBatches of NumPy arrays [micro_batch_size, max_length]. None if nothing can be learned.
+      tokens: of all completions of the update, also of those without an advantage.
     """
 
-    prompt_ids: tuple[int, ...]
-    completion_ids: np.ndarray
-    logprobs: np.ndarray
-    verdict: Verdict
-    stopped: bool
-    reward: float | None
-
-
-def comparable(rewards: np.ndarray) -> np.ndarray:
-    """Return which completions can be compared with their group: those with a reward, if the group has two of them.
-
-    Args:
-      rewards: float [G, M]. NaN: no reward.
-
-    Returns:
-      bool [G, M].
-    """
-    rewarded = ~np.isnan(rewards)
-    return rewarded & (rewarded.sum(axis=1, keepdims=True) >= 2)
-
-
-def group_advantages(rewards: np.ndarray, scale_rewards: bool) -> np.ndarray:
-    """Advantages A_i = (r_i - mean(r)) / std(r) over each group (arXiv 2402.03300, section 4.1.2).
-
-    A group whose rewards are all equal has advantages of 0. Example: rewards `[1, -1, -1, -1]` give
-    `[1.73, -0.58, -0.58, -0.58]` scaled, and `[1.5, -0.5, -0.5, -0.5]` unscaled. A completion without a reward is left
-    out of its group (ours): `[1, -1, NaN]` gives `[1, -1, 0]`.
-
-    Args:
-      rewards: float [G, M]. NaN: no reward.
-      scale_rewards: divide by the standard deviation of the group.
-
-    Returns:
-      float [G, M]. 0 for completions that cannot be compared.
-    """
-    chex.assert_rank(rewards, 2)
-    advantages = np.zeros_like(rewards)
-    for group, mask, out in zip(rewards, comparable(rewards), advantages, strict=True):
-        r = group[mask]
-        if len(r) == 0 or r.min() == r.max():  # their mean may be rounded, and differ from them
-            continue
-        centered = r - r.mean()
-        out[mask] = centered / (r.std() + 1e-6) if scale_rewards else centered
-    return advantages
+    micro_batches: list[RolloutBatch]
+    tokens: int
 
 
 def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> LossFn:
@@ -106,17 +66,24 @@ def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> LossFn:
 
     def loss(params: Params, rollouts: RolloutBatch) -> tuple[jax.Array, Metrics]:
         batch, remat = rollouts.batch, c.remat_policy == "full"
-        logprobs, entropy = losses.token_logprobs(losses.mixed(params, c.dtype), batch, config, sharding, remat)
-        value, clip_fraction = losses.grpo_loss(
-            logprobs, rollouts.old_logprobs, rollouts.advantages, batch.loss_weights, c.epsilon
+        logprobs, entropy = losses.token_logprobs(
+            losses.mixed(params, c.dtype), batch, config, sharding, remat, c.temperature
         )
-        logp_gap = jax.numpy.abs(logprobs - rollouts.old_logprobs)
-        weight = batch.loss_weights.sum()
-        sums = {"loss": value, "weight": weight, "clip_fraction": clip_fraction * weight}
-        sums |= {"entropy": (entropy * batch.loss_weights).sum(), "logp_gap": (logp_gap * batch.loss_weights).sum()}
-        return value, sums
+        value, metrics = policy_loss.policy_loss(logprobs, rollouts, c)
+        return value, metrics | {"entropy": jnp.sum(jnp.where(batch.loss_weights > 0, entropy, 0.0))}
 
     return loss
+
+
+def make_score(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Callable[[Params, Batch], jax.Array]:
+    """Make the jitted forward pass: (parameters, Batch) -> log-probabilities of its tokens, float32 [B, S]."""
+
+    def score(params: Params, batch: Batch) -> jax.Array:
+        params = losses.cast(params, c.dtype)
+        return losses.token_logprobs(params, batch, config, sharding, temperature=c.temperature)[0]
+
+    in_shardings = (llama_params.shardings(config, sharding), sharding.named("batch"))
+    return jax.jit(score, in_shardings=in_shardings, out_shardings=sharding.named("batch"))
 
 
 def make_reshard(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Callable[[Params], Params]:
@@ -144,6 +111,8 @@ class GRPOTrainer:
       tx: the optimizer.
       config: of the model.
       train_sharding: of training.
+      reference: the parameters of the reference model, on `train_sharding`. None where `beta` is 0.
+      log: of the texts of some rollouts. None: none are written.
 
     Raises:
       AstroError: when a row of `max_length` tokens cannot hold a prompt and a completion.
@@ -160,6 +129,8 @@ class GRPOTrainer:
         tx: optax.GradientTransformation,
         config: LlamaConfig,
         train_sharding: Sharding,
+        reference: Params | None = None,
+        log: RolloutLog | None = None,
     ):
         longest = max(len(tokenizer.prompt(p.prompt)) for p in problems)
         if longest + c.max_completion_length > c.max_length:
@@ -168,14 +139,18 @@ class GRPOTrainer:
                 f"grpo.max_completion_length={c.max_completion_length}; raise it to "
                 f"{longest + c.max_completion_length} or more"
             )
+        assert (reference is not None) == (c.beta > 0)
         # The longest prompt may come late: caches that grow then would compile all programs of the sampler again.
         engine.reserve(longest, c.max_completion_length)
         self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
-        self.rewarder = rewarder
+        self.rewarder, self.reference, self.log = rewarder, reference, log
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
         self._apply = make_apply(tx, config, train_sharding)
         self._reshard = make_reshard(c, config, engine.sharding)
+        self._score = make_score(c, config, train_sharding)
+        self._batches = 1  # batches of prompts of the last step
+        self._seconds: Counter[str] = Counter()
 
     def step(self, state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
         """Sample, score and update: step i, from 0. The state is donated.
@@ -184,93 +159,184 @@ class GRPOTrainer:
         with their group are left out: they have no weight.
 
         Returns:
-          (the new state, metrics: `mean_metrics` of the optimizer steps, and `rollout_metrics` of all rollouts).
+          (the new state, metrics: `mean_metrics` of the optimizer steps, and metrics of all rollouts).
         """
-        groups = self.generate_rollouts(self._reshard(state.params), i)
-        rewards = np.asarray([[r.reward for r in group] for group in groups], np.float64)  # None becomes NaN
-        rollouts = [r for group in groups for r in group]
-        advantages = group_advantages(rewards, self.c.scale_rewards).reshape(-1)
-        updates = []
-        for indices in np.array_split(np.flatnonzero(comparable(rewards)), self.c.steps_per_generation):
-            state, metrics = self._update(state, [rollouts[j] for j in indices], advantages[indices])
-            updates.append(metrics)
-        return state, mean_metrics(updates) | sampling_metrics(rollouts) | rollout_metrics(rollouts)
+        self._seconds.clear()
+        groups = self._generate(self._timed_reshard(state.params), i)
+        rewards = rollouts.reward_array(groups)
+        advantages, is_learned = self._advantages(groups, rewards)
+        everything = [r for group in groups for r in group]
+        metrics = rollouts.sampling_metrics(everything) | rollouts.rollout_metrics(everything)
+        metrics |= rollouts.group_metrics(rewards)
+        if self.c.max_num_gen_batches > 1:
+            metrics["gen_batches"] = float(self._batches)
+        with self._timed("update"):
+            updates = [
+                self._pack([everything[j] for j in indices], advantages[indices])
+                for indices in np.array_split(np.flatnonzero(is_learned), self.c.steps_per_generation)
+            ]
+            if self.c.importance_sampling_cap is not None:
+                updates = [self._with_old_logprobs(state.params, update) for update in updates]
+            update_metrics = []
+            for update in updates:
+                state, values = self._update(state, update)
+                update_metrics.append(values)
+        self._write_texts(i, groups, advantages)
+        seconds = {f"seconds_{name}": round(value, 4) for name, value in self._seconds.items()}
+        return state, mean_metrics(update_metrics) | metrics | seconds
 
     def examples(self, i: int) -> list[str]:
-        """Return the ids of the problems of step i."""
-        return [self.problems[j].id for j in self._prompt_indices(i)]
+        """Return the ids of the problems of step i, the last step."""
+        return [self.problems[j].id for batch in range(self._batches) for j in self._prompt_indices(i, batch)]
 
-    def generate_rollouts(self, params: Params, i: int) -> list[list[Rollout]]:
-        """Sample, judge and reward one group of M completions for each of the G prompts of step i."""
+    def generate_rollouts(self, params: Params, i: int, batch: int = 0) -> Groups:
+        """Sample, judge and reward one group of M completions for each of the G prompts of step i.
+
+        Args:
+          batch: the number of the batch of prompts in the step. Above 0: of the dynamic sampling.
+        """
         c, policy = self.c, Policy(self.engine, params, self.tokenizer)
-        problems = [self.problems[j] for j in self._prompt_indices(i)]
+        problems = [self.problems[j] for j in self._prompt_indices(i, batch)]
         # The place is part of the request's id: where few problems make many prompts, a problem may come twice in a
         # step, and its groups must differ.
         requests = [
             policy.request(p.prompt, c.num_generations, "grpo", self.name, i, place, p.id)
-            for place, p in enumerate(problems)
+            for place, p in enumerate(problems, batch * c.prompts_per_step)
         ]
-        # Temperature 1 without top-k, top-p or min-p: the log-probabilities of the samples are those of the policy.
-        groups = policy.generate(requests, SamplingParams(c.max_completion_length))
+        with self._timed("sampling"):
+            # No top-k, top-p or min-p: the log-probabilities of the samples are those of the policy.
+            groups = policy.generate(requests, SamplingParams(c.max_completion_length, c.temperature))
         answered = [[(policy.response(p, s), s) for s in group] for p, group in zip(problems, groups, strict=True)]
-        judgements = self.rewarder.judge(i, answered)
+        with self._timed("verification"):
+            judgements = self.rewarder.judge(i, answered, batch)
         return [
             [
-                Rollout(request.prompt_token_ids, s.token_ids, s.logprobs, j.verdict, s.stopped, j.reward)
+                Rollout(
+                    request.prompt_token_ids, s.token_ids, s.logprobs if c.temperature == 1 else s.sampling_logprobs,
+                    j.verdict, s.stopped, j.reward,
+                )
                 for s, j in zip(group, judged, strict=True)
             ]
             for request, group, judged in zip(requests, groups, judgements, strict=True)
+        ]  # fmt: skip
+
+    def _generate(self, params: Params, i: int) -> Groups:
+        """Sample the groups of step i, and go on until enough of them have different rewards (DAPO, equation 11)."""
+        groups, self._batches = self.generate_rollouts(params, i), 1
+        while (
+            self._batches < self.c.max_num_gen_batches
+            and has_variance(rollouts.reward_array(groups)).sum() < self.c.prompts_per_step
+        ):
+            groups += self.generate_rollouts(params, i, self._batches)
+            self._batches += 1
+        return groups
+
+    def _advantages(self, groups: Groups, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Compare the rollouts with their groups.
+
+        Returns:
+          (advantages, float64 [G * M]; which rollouts are learned, bool [G * M]).
+        """
+        c, lengths = self.c, np.asarray([[len(r.completion_ids) for r in group] for group in groups])
+        rewards_of_lengths = rewards + length_penalty(lengths, c.max_completion_length, c.soft_punish_cache)
+        is_learned = comparable(rewards)
+        if c.mask_truncated_completions:
+            is_learned &= np.asarray([[r.stopped for r in group] for group in groups])
+        if c.max_num_gen_batches > 1:
+            chosen = np.flatnonzero(has_variance(rewards))[: c.prompts_per_step]
+            is_learned &= np.isin(np.arange(len(groups)), chosen)[:, None]
+        return group_advantages(rewards_of_lengths, c.scale_rewards).reshape(-1), is_learned.reshape(-1)
+
+    def _prompt_indices(self, i: int, batch: int = 0) -> list[int]:
+        """The problems of a batch of prompts of step i.
+
+        Batch 0: all problems come once, in a random order, before any problem comes again. Further batches: the other
+        problems in an order of the step, so that a step depends on no step before it.
+        """
+        n, size = len(self.problems), self.c.prompts_per_step
+        if batch == 0:
+            places = range(i * size, (i + 1) * size)
+            orders = {p // n: np.random.default_rng((self.engine.seed, p // n)).permutation(n) for p in places}
+            return [int(orders[place // n][place % n]) for place in places]
+        others = sorted(set(range(n)) - set(self._prompt_indices(i))) or range(n)
+        order = np.random.default_rng((self.engine.seed, i, 1)).permutation(others)
+        return [int(order[place % len(order)]) for place in range((batch - 1) * size, batch * size)]
+
+    def _pack(self, members: Sequence[Rollout], advantages: np.ndarray) -> Update:
+        """Pack the rollouts of an update into micro-batches of [micro_batch_size, max_length].
+
+        A rollout with advantage 0 has no gradient, unless `beta` is above 0: it is left out, but its tokens count in
+        the weights (`policy_loss.completion_weight`).
+
+        Args:
+          advantages: [number of rollouts].
+        """
+        c, sizes = self.c, [len(r.completion_ids) for r in members]
+        weights = [policy_loss.completion_weight(c, size, sum(sizes), len(sizes)) for size in sizes]
+        documents = [_document(r, a, w) for r, a, w in zip(members, advantages, weights, strict=True) if a or c.beta]
+        if not documents:
+            return Update([], sum(sizes))
+        batch, extras = data.pack(documents, c.max_length)
+        size = micro_batch_size(c, self.sharding)
+        rows = -(-len(batch.tokens) // size) * size
+        packed = RolloutBatch(batch, extras["advantages"], extras["sampler_logprobs"])
+        packed = jax.tree.map(lambda x: np.pad(x, [(0, rows - len(x)), (0, 0)]), packed)
+        micro_batches = [jax.tree.map(lambda x, j=j: x[j : j + size], packed) for j in range(0, rows, size)]
+        return Update(micro_batches, sum(sizes))
+
+    def _with_old_logprobs(self, params: Params, update: Update) -> Update:
+        """Add the log-probabilities that the trainer computes for the policy which has sampled."""
+        scored = [
+            m.replace(old_logprobs=self._score(params, self.sharding.device_put(m.batch, "batch")))
+            for m in update.micro_batches
         ]
+        return update._replace(micro_batches=scored)
 
-    def _prompt_indices(self, i: int) -> list[int]:
-        """The problems of step i. All problems come once, in a random order, before any problem comes again."""
-        n = len(self.problems)
-        places = range(i * self.c.prompts_per_step, (i + 1) * self.c.prompts_per_step)
-        orders = {place // n: np.random.default_rng((self.engine.seed, place // n)).permutation(n) for place in places}
-        return [int(orders[place // n][place % n]) for place in places]
-
-    def _update(
-        self, state: TrainState, rollouts: Sequence[Rollout], advantages: np.ndarray
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """One optimizer step on these rollouts, one micro-batch at a time. `advantages` is [number of rollouts].
+    def _update(self, state: TrainState, update: Update) -> tuple[TrainState, dict[str, Any]]:
+        """One optimizer step, one micro-batch at a time.
 
         Without any advantage no gradient exists. Then the state stays as it is: AdamW would still move the parameters
         by its momentum and its weight decay.
         """
-        micro_batches = self._micro_batches(rollouts, advantages)
-        if not micro_batches:
+        if not update.micro_batches:
             rate = float(learning_rate(state))
             return state, {
-                "loss": 0.0, "clip_fraction": 0.0, "grad_norm": 0.0, "learning_rate": rate, "skipped_steps": 0.0,
-                "no_gradient_steps": 1.0,
+                "loss": 0.0, "clip_fraction": 0.0, "clip_low": 0.0, "clip_high": 0.0, "grad_norm": 0.0,
+                "learning_rate": rate, "skipped_steps": 0.0, "no_gradient_steps": 1.0,
             }  # fmt: skip
-        grads, sums = zero_gradients(self.config, self.sharding), []
-        for micro_batch in micro_batches:
-            grads, metrics = self._accumulate(state.params, grads, self.sharding.device_put(micro_batch, "batch"))
-            sums.append(metrics)
-        total = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in sums[0]}
-        state, metrics = self._apply(state, grads, np.float32(total["loss"]))
-        weight = total.pop("weight")
-        means = {k: total[k] / weight for k in ("entropy", "logp_gap")}
-        return state, total | means | jax.device_get(metrics) | {"no_gradient_steps": 0.0}
+        grads, parts = zero_gradients(self.config, self.sharding), []
+        for rows in update.micro_batches:
+            micro_batch = self.sharding.device_put(rows, "batch")
+            if self.reference is not None:
+                micro_batch = micro_batch.replace(ref_logprobs=self._score(self.reference, micro_batch.batch))
+            grads, metrics = self._accumulate(state.params, grads, micro_batch)
+            parts.append(metrics)
+        means = token_metrics(jax.device_get(parts), update.tokens) | {"padding_rate": padding_rate(update)}
+        state, metrics = self._apply(state, grads, np.float32(means["loss"]))
+        return state, means | jax.device_get(metrics) | {"no_gradient_steps": 0.0}
 
-    def _micro_batches(self, rollouts: Sequence[Rollout], advantages: np.ndarray) -> list[RolloutBatch]:
-        """Pack the rollouts of an update into micro-batches of [micro_batch_size, max_length].
+    def _write_texts(self, i: int, groups: Groups, advantages: np.ndarray) -> None:
+        """Write the texts of the first groups of step i."""
+        if self.log is None or not self.c.logged_groups:
+            return
+        problems = [self.problems[j] for j in self._prompt_indices(i)[: self.c.logged_groups]]
+        by_group = advantages.reshape(len(groups), -1)
+        records = [
+            rollouts.record(p, group, a, self.tokenizer)
+            for p, group, a in zip(problems, groups, by_group, strict=False)
+        ]
+        is_saved = (i + 1) % self.c.save_steps == 0 or i + 1 == self.c.max_steps
+        self.log.write(i + 1, records, flush=is_saved)
 
-        Each completion token weighs 1 / (all completion tokens of the update), so a long completion is neither
-        favoured nor spared (ours; the choice of DAPO, arXiv 2503.14476). A rollout with advantage 0 has no gradient: it
-        is left out, but its tokens count in the total.
-        """
-        total = sum(len(r.completion_ids) for r in rollouts)
-        documents = [_document(r, a, 1.0 / total) for r, a in zip(rollouts, advantages, strict=True) if a != 0]
-        if not documents:
-            return []
-        batch, extras = data.pack(documents, self.c.max_length)
-        size = micro_batch_size(self.c, self.sharding)
-        rows = -(-len(batch.tokens) // size) * size
-        packed = RolloutBatch(batch, extras["advantages"], extras["old_logprobs"])
-        packed = jax.tree.map(lambda x: np.pad(x, [(0, rows - len(x)), (0, 0)]), packed)
-        return [jax.tree.map(lambda x, j=j: x[j : j + size], packed) for j in range(0, rows, size)]
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self._seconds[name] += time.monotonic() - start
+
+    def _timed_reshard(self, params: Params) -> Params:
+        with self._timed("reshard"):
+            return jax.block_until_ready(self._reshard(params))
 
 
 def micro_batch_size(c: cfg.Grpo, sharding: Sharding) -> int:
@@ -285,43 +351,40 @@ def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
     tokens = np.concatenate([np.asarray(r.prompt_ids, np.int32), r.completion_ids])
     extras = {
         "advantages": np.concatenate([zeros, np.full(size, advantage, np.float32)]),
-        "old_logprobs": np.concatenate([zeros, r.logprobs]),
+        "sampler_logprobs": np.concatenate([zeros, r.logprobs]),
     }
     return data.Document(tokens, np.concatenate([zeros, np.full(size, weight, np.float32)]), extras)
+
+
+def padding_rate(update: Update) -> float:
+    """Return the share of the tokens of an update's micro-batches that are padding."""
+    return 1 - float(np.mean([m.batch.segment_ids > 0 for m in update.micro_batches]))
+
+
+def token_metrics(parts: Sequence[dict[str, Any]], tokens: int) -> dict[str, float]:
+    """Join the metrics of the micro-batches of an update: means over tokens, and maxima.
+
+    Args:
+      parts: of `make_loss`, one a micro-batch.
+      tokens: of all completions of the update. The clipped shares are shares of these; the other means are over the
+        tokens that are learned.
+    """
+    joined = {k: max(float(m[k]) for m in parts) for k in policy_loss.MAXIMA}
+    sums = {k: float(sum(m[k] for m in parts)) for k in parts[0] if k not in joined}
+    learned = sums.pop("learned_tokens")
+    for name, value in sums.items():
+        joined[name] = value if name == "loss" else value / (tokens if name.startswith("clip_") else learned)
+    return joined | {"clip_fraction": joined["clip_low"] + joined["clip_high"]}
 
 
 def mean_metrics(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Average the metrics of the optimizer steps of one step. The steps that were not applied are counted.
 
-    A metric that some steps lack, such as the entropy of learned tokens, is the mean over the others.
+    A metric that some steps lack, such as the entropy of learned tokens, is the mean over the others. A maximum stays
+    one.
     """
     values = {k: [float(m[k]) for m in updates if k in m] for k in dict.fromkeys(k for m in updates for k in m)}
     counts = ("skipped_steps", "no_gradient_steps")
-    return {k: sum(v) if k in counts else sum(v) / len(v) for k, v in values.items()}
-
-
-def sampling_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """What the sampler knows of all completions of a step, also of those without an advantage.
-
-    `sampled_entropy` is minus the mean log-probability of the sampled tokens: an estimate without bias of the entropy
-    of the policy at the tokens of its own completions, with no forward pass.
-    """
-    logprobs = np.concatenate([r.logprobs for r in rollouts])
-    return {"tokens": float(len(logprobs)), "sampled_entropy": -float(logprobs.mean(dtype=np.float64))}
-
-
-def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over all rollouts of a step, truncated rollouts included (see docs/metrics.md).
-
-    The mean reward is over the rollouts with a reward, and missing if there are none.
-    """
-    mean = lambda values: float(np.mean(list(values)))  # noqa: E731
-    rewards = [r.reward for r in rollouts if r.reward is not None]
-    return ({"reward_mean": mean(rewards)} if rewards else {}) | {
-        "unjudged_rate": mean(r.reward is None for r in rollouts),
-        "solve_rate": mean(r.verdict.correct for r in rollouts),
-        "mean_tokens": mean(len(r.completion_ids) for r in rollouts),
-        "mean_backtracks": mean(r.verdict.backtracks for r in rollouts),
-        "valid_rate": mean(r.verdict.valid for r in rollouts),
-        "truncated_rate": mean(not r.stopped for r in rollouts),
+    return {
+        k: sum(v) if k in counts else max(v) if k in policy_loss.MAXIMA else sum(v) / len(v) for k, v in values.items()
     }

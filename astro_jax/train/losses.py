@@ -1,4 +1,4 @@
-"""Losses over packed sequences: log-probabilities, cross entropy, and the loss of GRPO.
+"""Log-probabilities over packed sequences, and the cross entropy of SFT. The losses of RL: `policy_loss`.
 
 The LM head runs over chunks of tokens, whatever the shape of the batch: at most `LIVE_LOGITS` logits are live at once.
 """
@@ -43,26 +43,18 @@ class Batch:
     loss_weights: Array
 
 
-@struct.dataclass
-class RolloutBatch:
-    """Packed rollouts.
-
-    Attributes:
-      batch: prompts and completions. Only tokens of completions have a weight; the weights sum to 1 over all
-        micro-batches of an update.
-      advantages: float32 [B, S], the advantage of the completion at each of its tokens.
-      old_logprobs: float32 [B, S], log-probabilities of the tokens under the policy that sampled them.
-    """
-
-    batch: Batch
-    advantages: Array
-    old_logprobs: Array
-
-
 def token_logprobs(
-    params: Params, batch: Batch, config: LlamaConfig, sharding: Sharding | None = None, remat: bool = False
+    params: Params,
+    batch: Batch,
+    config: LlamaConfig,
+    sharding: Sharding | None = None,
+    remat: bool = False,
+    temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each token given the tokens before it, and the entropy of the distribution at that place.
+
+    Args:
+      temperature: divides the logits, as in sampling.
 
     Returns:
       two float32 [B, S], in nats. Column 0 and the first token of each document hold values without meaning; their
@@ -76,7 +68,7 @@ def token_logprobs(
     )  # fmt: skip
     targets = jnp.roll(batch.tokens, -1, axis=1)
     matrix, axes = model.lm_head_weight(params)
-    predict = functools.partial(_predictions, axes=axes)
+    predict = functools.partial(_predictions, axes=axes, temperature=temperature)
     if sharding is not None:
         # Gather the LM head and the hidden states once, and write the collectives by hand. XLA alone would gather both
         # in every chunk, and would scatter the gradient of the head in every chunk.
@@ -108,6 +100,7 @@ def _predictions(
     axes: tuple[str, str],
     batch: tuple[str, ...] = (),
     vocab: tuple[str, ...] = (),
+    temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target, and the entropy, from hidden states: one chunk of tokens at a time.
 
@@ -117,6 +110,7 @@ def _predictions(
       targets: int32 [B, S], the next tokens.
       batch: the mesh axes that the rows are split over.
       vocab: the mesh axes that the vocabulary is split over. Sums over the vocabulary are sums over these axes too.
+      temperature: divides the logits.
 
     Returns:
       two float32 [B, S].
@@ -135,6 +129,8 @@ def _predictions(
     def chunk(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         x, targets = inputs
         logits = model.logits(matrix, axes, x)
+        if temperature != 1:
+            logits = logits / temperature
         top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
         logits = logits - (jax.lax.pmax(top, vocab) if vocab else top)
         ids = jnp.arange(logits.shape[-1])
@@ -174,37 +170,6 @@ def cross_entropy(logprobs: jax.Array, loss_weights: jax.Array) -> jax.Array:
     chex.assert_rank(logprobs, 2)
     chex.assert_equal_shape([logprobs, loss_weights])
     return -jnp.sum(logprobs * loss_weights) / jnp.maximum(jnp.sum(loss_weights), 1e-9)
-
-
-def grpo_loss(
-    logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, loss_weights: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array]:
-    """The loss of GRPO: the clipped surrogate (arXiv 2402.03300, equation 3; ASTRO, section 3.2).
-
-        ratio_t = exp(logprobs_t - old_logprobs_t)
-        loss = -sum_t weight_t * min(ratio_t * A_t, clip(ratio_t, 1 - epsilon, 1 + epsilon) * A_t)
-
-    The KL term of equation 3 is absent (beta = 0). Equation 3 weighs a token by 1 / (M * tokens of its completion);
-    the caller's weights are 1 / (all completion tokens of the update), which is `loss_type="dapo"` in TRL.
-
-    Args:
-      logprobs: float32 [B, S], of the policy that is trained.
-      old_logprobs: float32 [B, S], of the policy that sampled the tokens.
-      advantages: float32 [B, S].
-      loss_weights: float32 [B, S].
-      epsilon: bound of the ratio, for example 0.2.
-
-    Returns:
-      (the loss, the share of the weight at tokens whose ratio is clipped and which thus have no gradient).
-    """
-    chex.assert_rank(logprobs, 2)
-    chex.assert_equal_shape([logprobs, old_logprobs, advantages, loss_weights])
-    ratio = jnp.exp(jnp.where(loss_weights > 0, logprobs - old_logprobs, 0.0))
-    clipped_ratio = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
-    surrogate = jnp.minimum(ratio * advantages, clipped_ratio * advantages)
-    is_clipped = (ratio * advantages > surrogate).astype(jnp.float32)
-    clip_fraction = jnp.sum(loss_weights * is_clipped) / jnp.maximum(jnp.sum(loss_weights), 1e-9)
-    return -jnp.sum(loss_weights * surrogate), clip_fraction
 
 
 def cast(params: Params, dtype: str) -> Params:

@@ -18,7 +18,8 @@ class MetricsLogger:
     """Writes metrics.jsonl, timings.jsonl and tensorboard/ in the folder of a stage. Only the main process writes.
 
     The values of metrics.jsonl follow from the config: a repeated or resumed run writes the same bytes. The values of
-    timings.jsonl depend on the clock. A value that is not a finite number is left out.
+    timings.jsonl depend on the clock: metrics named `seconds_...` go there. A value that is not a finite number is left
+    out.
 
     Metrics on a device are fetched a few steps at a time, so that the host does not wait for each step. Metrics on the
     host are written at once.
@@ -83,9 +84,10 @@ class MetricsLogger:
         if not fetched:
             return []
         values = [{k: float(v) for k, v in metrics.items() if math.isfinite(v)} for _, metrics in fetched]
+        timings = [{k: v.pop(k) for k in list(v) if k.startswith("seconds_")} for v in values]
         records = [{"step": step} | v for (step, _), v in zip(fetched, values, strict=True)]
         self._metrics.append(records)
-        self._timings.append(self._time(records))
+        self._timings.append([clock | t for clock, t in zip(self._time(records), timings, strict=True)])
         if self._events is not None:
             self._events.write(records)
         self.latest = {k: records[-1][k] for k in self.SHOWN if k in records[-1]}

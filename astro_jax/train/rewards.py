@@ -45,6 +45,7 @@ class Rewarder:
       user_reward: rewards the responses. None: the verdict gives the reward.
       folder: of the stage, for the records of its steps. None: nothing is recorded.
       keep_steps: number of steps whose records are kept: more than those since the last checkpoint.
+      max_batches: batches of prompts that a step may have. Each batch has a record of its own.
     """
 
     def __init__(
@@ -53,21 +54,25 @@ class Rewarder:
         user_reward: UserReward | None = None,
         folder: epath.Path | None = None,
         keep_steps: int = 1,
+        max_batches: int = 1,
     ):
         self.verifier, self.user_reward, self.keep_steps = verifier, user_reward, keep_steps
+        self.max_batches = max_batches
         self.records = storage.Shards(folder / "rewards", "step") if folder is not None else None
 
-    def judge(self, step: int, groups: Sequence[Group]) -> list[list[Judgement]]:
-        """Judge and reward the completions of a step, or read what the step has recorded before a kill."""
+    def judge(self, step: int, groups: Sequence[Group], batch: int = 0) -> list[list[Judgement]]:
+        """Judge and reward the completions of a batch of a step, or read what was recorded before a kill."""
         if self.records is None:
             return self._judge(groups)
-        digest = _digest(groups)
-        if (judgements := self._read(step, digest)) is None:
+        digest, index = _digest(groups), step * self.max_batches + batch
+        if (judgements := self._read(index, digest)) is None:
             judgements = self._judge(groups)
             self.verifier.counts.save()
-            self._write(step, digest, judgements)
-        if distributed.is_main_process() and step >= self.keep_steps:
-            self.records.path(step - self.keep_steps).unlink(missing_ok=True)
+            self._write(index, digest, judgements)
+        if distributed.is_main_process() and step >= self.keep_steps and batch == 0:
+            first = (step - self.keep_steps) * self.max_batches
+            for old in range(first, first + self.max_batches):
+                self.records.path(old).unlink(missing_ok=True)
         return judgements
 
     def _judge(self, groups: Sequence[Group]) -> list[list[Judgement]]:
@@ -79,21 +84,21 @@ class Rewarder:
         rewards = self.user_reward.score([_columns(names, *pair) for pair in zip(groups, verdicts, strict=True)])
         return [list(map(Judgement, *pair)) for pair in zip(verdicts, rewards, strict=True)]
 
-    def _read(self, step: int, digest: str) -> list[list[Judgement]] | None:
-        """Read the record of a step. None if it has none, or one of other completions."""
+    def _read(self, index: int, digest: str) -> list[list[Judgement]] | None:
+        """Read a record. None if there is none, or one of other completions."""
         assert self.records is not None
-        if not self.records.has(step):
+        if not self.records.has(index):
             return None
-        recorded, *groups = storage.read_jsonl(self.records.path(step))
+        recorded, *groups = storage.read_jsonl(self.records.path(index))
         if recorded["completions"] != digest:
             return None
         return [[Judgement(Verdict(**verdict), reward) for verdict, reward in group["judgements"]] for group in groups]
 
-    def _write(self, step: int, digest: str, judgements: Sequence[Sequence[Judgement]]) -> None:
-        """Write the record of a step: the digest of its completions, then one line a group."""
+    def _write(self, index: int, digest: str, judgements: Sequence[Sequence[Judgement]]) -> None:
+        """Write a record: the digest of its completions, then one line a group."""
         assert self.records is not None
         lines = [{"judgements": [(vars(j.verdict), j.reward) for j in group]} for group in judgements]
-        self.records.write(step, [{"completions": digest}, *lines])
+        self.records.write(index, [{"completions": digest}, *lines])
 
 
 def verifier_reward(verdict: Verdict) -> float | None:

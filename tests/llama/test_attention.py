@@ -15,7 +15,8 @@ from astro_jax.llama import attention
 from astro_jax.mesh import Sharding, decode_sharding, make_mesh, train_sharding
 from astro_jax.sampler import Engine, Request, SamplingParams, model_runner
 from astro_jax.train import grpo, sft
-from astro_jax.train.losses import Batch, RolloutBatch
+from astro_jax.train.losses import Batch
+from astro_jax.train.policy_loss import RolloutBatch
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_loss_and_gradient_with_splash_attention_equal_xla(stage, interpreted):
     if stage == "grpo":
         advantages = jnp.asarray(rng.standard_normal((2, 128)), jnp.float32)
         batch = RolloutBatch(
-            batch.replace(loss_weights=weights / weights.sum()), advantages=advantages, old_logprobs=advantages - 3
+            batch.replace(loss_weights=weights / weights.sum()), advantages=advantages, sampler_logprobs=advantages - 3
         )
     module, c = (sft, cfg.Sft(remat_policy="full")) if stage == "sft" else (grpo, cfg.Grpo(remat_policy="full"))
 

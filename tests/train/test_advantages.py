@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from grpo_fixtures import reference_advantages
 
-from astro_jax.train import grpo
-from astro_jax.train.grpo import group_advantages
+from astro_jax.train import advantages
+from astro_jax.train.advantages import group_advantages, length_penalty
 
 
 def test_group_advantages_by_hand():
@@ -27,7 +27,8 @@ def test_completions_without_a_reward_are_left_out_of_their_group(scale):
     expected = [reference_advantages(group, scale) for group in rewards.tolist()]
     np.testing.assert_allclose(group_advantages(rewards, scale), expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(
-        grpo.comparable(rewards), [[r == r and sum(x == x for x in group) >= 2 for r in group] for group in rewards]
+        advantages.comparable(rewards),
+        [[r == r and sum(x == x for x in group) >= 2 for r in group] for group in rewards],
     )
 
 
@@ -51,3 +52,10 @@ def test_equal_rewards_of_any_value_have_no_advantage():
 def test_group_advantages_refuse_rewards_without_groups():
     with pytest.raises(AssertionError, match="rank"):
         group_advantages(np.ones(4), True)
+
+
+def test_length_penalty_by_hand():
+    """DAPO, equation 13, at a limit of 20 with the last 8 tokens: 0 up to 12 tokens, then 1/8 more for each token."""
+    lengths = np.array([[1, 12, 13], [16, 19, 20]])
+    np.testing.assert_allclose(length_penalty(lengths, 20, 8), [[0, 0, -0.125], [-0.5, -0.875, -1]])
+    assert not length_penalty(lengths, 20, 0).any()

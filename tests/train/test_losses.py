@@ -13,7 +13,7 @@ from astro_jax import llama
 from astro_jax.llama import params as llama_params
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.train import losses, sft
-from astro_jax.train.losses import Batch, cross_entropy, grpo_loss, token_logprobs
+from astro_jax.train.losses import Batch, cross_entropy, token_logprobs
 
 CONFIG = tiny_config(n_layers=1)
 PARAMS = tiny_params(CONFIG)
@@ -74,13 +74,21 @@ def test_token_logprobs_and_entropy_equal_numpy(chunk, monkeypatch):
     assert np.isfinite(logprobs).all() and np.isfinite(entropy).all()
 
 
+def test_temperature_divides_the_logits():
+    logprobs, entropy = token_logprobs(PARAMS, BATCH, CONFIG, temperature=0.5)
+    for row, start, tokens in DOCUMENTS:
+        after = log_softmax(2 * np.asarray(llama.forward(PARAMS, tokens[None], CONFIG))[0])
+        columns = np.arange(1, len(tokens))
+        np.testing.assert_allclose(logprobs[row, start + columns], after[columns - 1, tokens[columns]], atol=1e-4)
+        plain = -(np.exp(after) * after).sum(-1)[:-1]
+        np.testing.assert_allclose(entropy[row, start + columns], plain, atol=1e-4)
+
+
 def test_arrays_of_different_shapes_are_refused():
     with pytest.raises(AssertionError, match="shape"):
         token_logprobs(PARAMS, BATCH.replace(positions=BATCH.positions[:, :-1]), CONFIG)
     with pytest.raises(AssertionError, match="shape"):
         cross_entropy(jnp.zeros((1, 3)), jnp.zeros((1, 1)))  # would broadcast
-    with pytest.raises(AssertionError, match="rank"):
-        grpo_loss(*4 * [jnp.zeros(3)], 0.2)
 
 
 # ---- SFT
@@ -178,69 +186,3 @@ def test_cross_entropy_by_hand():
     loss = cross_entropy(jnp.asarray([[-0.5, -9e9, -2.0]]), jnp.asarray([[1.0, 0.0, 3.0]]))
     assert loss == pytest.approx(6.5 / 4)
     assert cross_entropy(jnp.asarray([[-1.0]]), jnp.asarray([[0.0]])) == 0
-
-
-# ---- GRPO
-
-
-def random_rollouts(n=40):
-    """logprobs, old_logprobs, advantages, weights [2, n]: some weights are 0, ratios lie beyond both bounds."""
-    rng = np.random.default_rng(0)
-    logprobs = rng.uniform(-3, -0.1, (2, n))
-    old_logprobs = logprobs + rng.normal(0, 0.3, (2, n))
-    weights = rng.random((2, n)) * (rng.random((2, n)) < 0.7)
-    return logprobs, old_logprobs, rng.normal(0, 1, (2, n)), weights / weights.sum()
-
-
-def numpy_grpo(logprobs, old_logprobs, advantages, weights, epsilon):
-    """arXiv 2402.03300, equation 3, without the KL term, one token at a time; and the share that is clipped."""
-    objective = clipped = 0.0
-    arrays = (logprobs, old_logprobs, advantages, weights)
-    for new, old, a, w in zip(*(x.ravel() for x in arrays), strict=True):
-        ratio = np.exp(new) / np.exp(old)
-        objective += w * min(ratio * a, min(max(ratio, 1 - epsilon), 1 + epsilon) * a)
-        clipped += w * ((a > 0 and ratio > 1 + epsilon) or (a < 0 and ratio < 1 - epsilon))
-    return -objective, clipped / weights.sum()
-
-
-@pytest.mark.parametrize("epsilon", [0.05, 0.2, 10.0])
-def test_grpo_loss_equals_formula(epsilon):
-    arrays = random_rollouts()
-    loss, clip_fraction = grpo_loss(*[jnp.asarray(x, jnp.float32) for x in arrays], epsilon)
-    np.testing.assert_allclose((loss, clip_fraction), numpy_grpo(*arrays, epsilon), rtol=1e-4, atol=1e-6)
-    assert (clip_fraction > 0) == (epsilon < 10)
-
-
-def test_gradient_at_old_policy_is_plain_policy_gradient():
-    logprobs, _, advantages, weights = (jnp.asarray(x, jnp.float32) for x in random_rollouts())
-    # d/d logprobs of -sum w min(r A, clip(r) A) at r = 1 equals d/d logprobs of -sum w A logprobs, which is -w A.
-    grpo = jax.grad(lambda x: grpo_loss(x, logprobs, advantages, weights, 0.2)[0])(logprobs)
-    plain = jax.grad(lambda x: -jnp.sum(weights * advantages * x))(logprobs)
-    np.testing.assert_allclose(grpo, plain, rtol=1e-6)
-
-
-def test_gradient_at_old_policy_is_plain_policy_gradient_through_model():
-    advantages = np.sign(np.random.default_rng(2).normal(size=(2, 12))).astype(np.float32)
-
-    @jax.jit
-    def both(params):
-        logprobs, vjp = jax.vjp(lambda p: token_logprobs(p, BATCH, CONFIG)[0], params)
-        grpo = jax.grad(lambda x: grpo_loss(x, logprobs, advantages, BATCH.loss_weights, 0.2)[0])(logprobs)
-        return vjp(grpo)[0], vjp(-BATCH.loss_weights * advantages)[0]
-
-    assert_trees_close(*both(PARAMS), rtol=1e-4, atol=1e-5)
-
-
-def test_clipped_tokens_have_no_gradient():
-    # A > 0: only a ratio above 1 + epsilon is clipped. A < 0: only a ratio below 1 - epsilon.
-    old, new = jnp.zeros((1, 4)), jnp.log(jnp.asarray([[1.5, 0.5, 1.5, 0.5]]))
-    advantages, weights = jnp.asarray([[1.0, 1.0, -1.0, -1.0]]), jnp.full((1, 4), 0.25)
-    gradient = jax.grad(lambda x: grpo_loss(x, old, advantages, weights, 0.2)[0])(new)
-    np.testing.assert_allclose(gradient, [[0, -0.125, 0.375, 0]], atol=1e-7)
-
-
-def test_log_probability_at_weight_zero_cannot_overflow():
-    logprobs, old = jnp.asarray([[-1.0, 0.0]]), jnp.asarray([[-1.0, -1e4]])
-    weights = jnp.asarray([[1.0, 0.0]])
-    value, gradient = jax.value_and_grad(lambda x: grpo_loss(x, old, jnp.ones((1, 2)), weights, 0.2)[0])(logprobs)
-    assert value == -1 and gradient.tolist() == [[-1, 0]]

@@ -16,7 +16,7 @@ from grpo_fixtures import (
     fresh,
     make_shared,
     reference_advantages,
-    trainer,
+    update,
 )
 from helpers import (
     assert_trees_close,
@@ -61,7 +61,7 @@ def test_completions_without_a_verdict_have_no_weight():
     advantages = np.concatenate([reference_advantages(group, True) for group in rewards.reshape(3, 4).tolist()])
     kept = np.repeat((~np.isnan(rewards)).reshape(3, 4).sum(1) > 1, 4) & ~np.isnan(rewards)
     assert 0 < kept.sum() < 12 and advantages.any()
-    expected, _ = trainer()._update(fresh(), [r for r, k in zip(rollouts, kept, strict=True) if k], advantages[kept])
+    expected, _ = update(fresh(), [r for r, k in zip(rollouts, kept, strict=True) if k], advantages[kept])
     state, metrics = flaky.step(fresh(), 0)
     assert_trees_close(state.params, expected.params, atol=1e-6)
     assert metrics["unjudged_rate"] == pytest.approx(np.isnan(rewards).mean())

@@ -1,0 +1,232 @@
+"""GRPO's options inside a step: the reference model, temperature, masks, dynamic sampling, and the exact resume."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from grpo_fixtures import (
+    CONFIG,
+    GRPO,
+    HASH_VERIFIER,
+    PROBLEMS,
+    FunctionVerifier,
+    fresh,
+    make,
+    make_shared,
+    pad,
+    padded_logprobs,
+    random_rollouts,
+)
+from helpers import assert_trees_equal, one_device_train, tiny_params
+
+from astro_jax.llama import params as llama_params
+from astro_jax.mesh import make_mesh, train_sharding
+from astro_jax.train import loop
+from astro_jax.train.rewards import Rewarder
+from astro_jax.train.rollouts import RolloutLog, repetition, reward_array
+from astro_jax.train.state import abstract_state, make_optimizer
+from astro_jax.verify.verdict_counts import VerdictCounts
+
+TEMPERATURE = 0.7
+ALL = {
+    "beta": 0.2, "temperature": TEMPERATURE, "importance_sampling_cap": 2.0, "loss_type": "grpo", "delta": 3.0,
+    "importance_sampling_level": "sequence", "steps_per_generation": 2, "max_log_ratio": 5.0,
+}  # fmt: skip
+
+
+def reference():
+    return tiny_params(CONFIG, scale=0.3)
+
+
+@functools.cache
+def optioned():
+    """A trainer with many options, and its own compiled functions."""
+    return make(reference=reference(), **ALL)
+
+
+def logprobs_at(params, rollouts, temperature):
+    """For each rollout the log-probabilities of its completion, from logits over the temperature, without packing."""
+    tokens, mask = pad(rollouts)
+    scaled = np.asarray(padded_logprobs(params, tokens), np.float64) / temperature
+    logprobs = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+    return [logprobs[row, np.nonzero(m)[0] - 1, tokens[row, m]] for row, m in enumerate(mask)]
+
+
+def test_ratio_has_the_temperature_of_the_sampler():
+    params = tiny_params(CONFIG)
+    rollouts = [r for group in optioned().generate_rollouts(params, 0) for r in group]
+    for r, expected in zip(rollouts, logprobs_at(params, rollouts, TEMPERATURE), strict=True):
+        np.testing.assert_allclose(r.logprobs, expected, atol=1e-5)
+    _, metrics = optioned()._update(fresh(), optioned()._pack(rollouts, np.ones(len(rollouts))))
+    assert metrics["max_logp_gap"] < 1e-5 and metrics["max_ratio"] == pytest.approx(1, abs=1e-5)
+
+
+def test_kl_is_to_the_reference_model_and_lets_completions_without_advantage_learn():
+    params, (rollouts, advantages) = tiny_params(CONFIG), random_rollouts()
+    update = optioned()._pack(rollouts, 0 * advantages)
+    state, metrics = optioned()._update(fresh(), update)
+    log_ratio = [
+        ref - new
+        for ref, new in zip(
+            logprobs_at(reference(), rollouts, TEMPERATURE), logprobs_at(params, rollouts, TEMPERATURE), strict=True
+        )
+    ]
+    kl = [np.exp(x) - x - 1 for x in log_ratio]
+    assert metrics["kl"] == pytest.approx(np.concatenate(kl).mean(), rel=1e-3)
+    assert metrics["loss"] == pytest.approx(0.2 * np.mean([x.mean() for x in kl]), rel=1e-3)  # loss_type: grpo
+    assert metrics["no_gradient_steps"] == 0 and not np.array_equal(state.params.embed, params.embed)
+
+
+def test_reference_model_is_sharded_like_the_policy_and_absent_without_kl():
+    sharding = train_sharding(make_mesh(fsdp=2, tp=2))
+    sharded = jax.device_put(reference(), llama_params.shardings(CONFIG, sharding))
+    split = make(sharding=sharding, reference=sharded, beta=0.2)
+    batch = sharding.device_put(split._pack(*random_rollouts()).micro_batches[0].batch, "batch")
+    scored = split._score(split.reference, batch)
+    assert scored.sharding.is_equivalent_to(sharding.named("batch"), 2)
+    (plain,) = (make(sharding=sharding)._pack(*random_rollouts()).micro_batches[0].batch,)
+    expected = make(beta=0.2, reference=reference())._score(reference(), plain)
+    np.testing.assert_allclose(scored, expected, atol=1e-4)
+    like = abstract_state(CONFIG, make_optimizer(GRPO, 1), sharding).params
+    assert all(x.sharding == y.sharding for x, y in zip(*map(jax.tree.leaves, (split.reference, like)), strict=True))
+    without = make_shared()
+    assert without.reference is None
+    (rows, *_) = without._pack(*random_rollouts()).micro_batches
+    assert rows.ref_logprobs is None and rows.old_logprobs is None and len(jax.tree.leaves(rows)) == 6
+
+
+def test_old_log_probabilities_are_the_trainers_where_the_sampler_is_corrected():
+    params, (rollouts, advantages) = tiny_params(CONFIG), random_rollouts()
+    update = optioned()._with_old_logprobs(params, optioned()._pack(rollouts, advantages))
+    expected = np.concatenate(logprobs_at(params, [r for r, a in zip(rollouts, advantages, strict=True) if a], 0.7))
+    found = [np.asarray(m.old_logprobs)[m.batch.loss_weights > 0] for m in update.micro_batches]
+    np.testing.assert_allclose(np.sort(np.concatenate(found)), np.sort(expected), atol=1e-4)
+    _, metrics = optioned()._update(fresh(), update)
+    assert metrics["max_ratio"] == pytest.approx(1, abs=1e-5) and metrics["max_logp_gap"] > 0.5
+
+
+def test_step_with_all_options_is_repeated_bitwise():
+    (a, left), (b, _) = optioned().step(fresh(), 2), optioned().step(fresh(), 2)
+    assert_trees_equal(a, b)
+    assert left["kl"] > 0 and a.step == 2
+
+
+# ---- Which completions are learned
+
+
+def test_truncated_completions_can_be_left_out_of_the_loss():
+    masked, plain = make_shared(mask_truncated_completions=True), make_shared()
+    groups = plain.generate_rollouts(tiny_params(CONFIG), 0)
+    rewards = reward_array(groups)
+    stopped = np.asarray([r.stopped for group in groups for r in group])
+    assert 0 < stopped.sum() < 12
+    (a, learned), (b, everything) = masked._advantages(groups, rewards), plain._advantages(groups, rewards)
+    np.testing.assert_array_equal(a, b)  # a truncated completion still counts in its group
+    np.testing.assert_array_equal(learned, everything & stopped)
+
+
+def test_penalty_of_length_is_part_of_the_advantage_but_not_of_the_reward():
+    punished = make_shared(soft_punish_cache=6)
+    groups = punished.generate_rollouts(tiny_params(CONFIG), 0)
+    advantages, _ = punished._advantages(groups, reward_array(groups))
+    for group, found in zip(groups, advantages.reshape(3, 4), strict=True):
+        r = np.asarray([r.reward - max(0, len(r.completion_ids) - 6) / 6 for r in group])
+        np.testing.assert_allclose(found, (r - r.mean()) / (r.std() + 1e-6), atol=1e-9)
+    _, metrics = punished.step(fresh(), 0)
+    assert metrics["reward_mean"] == pytest.approx(reward_array(groups).mean())
+
+
+# ---- Dynamic sampling
+
+
+class PickyVerifier(FunctionVerifier):
+    """Finds all completions of most problems wrong: their groups have no variance."""
+
+    def __init__(self):
+        super().__init__(lambda r: r.problem.id in ("p1", "p4") and HASH_VERIFIER.is_correct(r))
+        self.counts = VerdictCounts()
+
+
+def test_dynamic_sampling_goes_on_until_enough_groups_have_different_rewards():
+    dynamic = make_shared(verifier=PickyVerifier(), prompts_per_step=2, max_num_gen_batches=4)
+    for i in range(3):
+        groups = dynamic._generate(tiny_params(CONFIG), i)
+        ids = dynamic.examples(i)
+        usable = [len({r.reward for r in group}) > 1 for group in groups]
+        assert len(ids) == len(groups) == 2 * dynamic._batches
+        assert sum(usable) >= 2 or dynamic._batches == 4
+        assert sum(usable[:-2]) < 2  # no batch more than needed
+        assert len(set(ids[:7])) == min(7, len(ids))  # no problem comes again before all have come
+        _, learned = dynamic._advantages(groups, reward_array(groups))
+        chosen = [j for j, u in enumerate(usable) if u][:2]
+        assert sorted({j // 4 for j in np.flatnonzero(learned)}) == chosen
+        requests = dynamic._prompt_indices(i)
+        assert requests == make_shared(prompts_per_step=2)._prompt_indices(i)  # the first batch is as without
+    _, metrics = dynamic.step(fresh(), 0)
+    assert metrics["gen_batches"] == dynamic._batches > 1
+    assert metrics["zero_std_rate"] == pytest.approx(1 - 2 / (2 * dynamic._batches)) or metrics["gen_batches"] == 4
+
+
+class Killed(Exception):
+    pass
+
+
+def train(folder, kill_at=None):
+    """Four steps with dynamic sampling and a checkpoint after every second step; killed before the update."""
+    verifier = PickyVerifier()
+    dynamic = make_shared(
+        verifier=verifier, prompts_per_step=2, max_num_gen_batches=3, log=RolloutLog(epath.Path(folder))
+    )
+    dynamic.rewarder = Rewarder(verifier, folder=epath.Path(folder), keep_steps=2, max_batches=3)
+
+    def step(state, i):
+        if i != kill_at:
+            return dynamic.step(state, i)
+        dynamic._generate(dynamic._reshard(state.params), i)
+        raise Killed
+
+    tx = make_optimizer(GRPO, GRPO.max_steps)
+    abstract = abstract_state(CONFIG, tx, one_device_train())
+    return loop.run(epath.Path(folder), "rl", fresh(), abstract, step, dynamic.examples, 4, 2, 3)
+
+
+def test_resume_with_dynamic_sampling_is_bitwise_equal(tmp_path):
+    expected = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", kill_at=3)
+    assert_trees_equal(train(tmp_path / "killed"), expected)
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        whole, killed = ((tmp_path / run / name).read_text() for run in ("whole", "killed"))
+        assert whole == killed and whole.count("\n") == 4
+    assert max(json.loads(line)["gen_batches"] for line in (tmp_path / "whole/metrics.jsonl").open()) > 1
+    # Only the records of the last steps are kept, each batch in its own file.
+    kept = sorted(int(path.stem[5:]) // 3 for path in (tmp_path / "whole/rewards").iterdir())
+    assert set(kept) == {2, 3} and len(kept) > 2
+
+
+# ---- Texts and metrics
+
+
+def test_texts_of_a_step_are_written_with_verdicts(tmp_path):
+    logged = make_shared(log=RolloutLog(epath.Path(tmp_path)), logged_groups=2)
+    for i in (0, 1, 2, 1):  # step 1 runs again, after a kill or a rollback
+        logged.step(fresh(), i)
+    records = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").open()]
+    assert [r["step"] for r in records] == [1, 1, 2, 2]
+    groups = logged.generate_rollouts(tiny_params(CONFIG), 0)
+    by_id = {p.id: p for p in PROBLEMS}
+    for record, group, name in zip(records, groups, logged.examples(0), strict=False):
+        assert record["problem"] == name and record["prompt"] == by_id[name].prompt
+        for c, r in zip(record["completions"], group, strict=True):
+            assert c["text"] == logged.tokenizer.decode(r.completion_ids.tolist()) and c["reward"] == r.reward
+            assert c["status"] == r.verdict.status and c["tokens"] == len(r.completion_ids)
+
+
+def test_repetition_counts_sequences_of_four_tokens_that_came_before():
+    assert repetition(np.array([1, 2, 3, 4, 1, 2, 3, 4])) == pytest.approx(0.2)
+    assert repetition(np.arange(50)) == repetition(np.array([5, 5, 5])) == 0
+    assert repetition(np.full(103, 7)) == 0.99
+    assert repetition(np.array([], np.int32)) == 0
