@@ -46,6 +46,7 @@ from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
 from astro_jax.train import data, examples, grpo, loop, rewards, sft
+from astro_jax.train.collapse_guard import CollapseGuard
 from astro_jax.train.rollouts import RolloutLog
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
 from astro_jax.types import Problem
@@ -296,9 +297,10 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     name = inputs.stage
     c, sharding = run.c.grpo, run.train_sharding
     config, params, tokenizer = run.load(STAGES[name].initial_model or "base", sharding)
-    tx = make_optimizer(c, c.max_steps * c.steps_per_generation)
+    tx = make_optimizer(c, grpo.num_updates(c))
     like = abstract_state(config, tx, sharding)
     problems, counts = _rl_prompts(run, name, config, tokenizer)
+    guard = CollapseGuard(name, c.guard, run.folder / name)
     opened = contextlib.closing(rewards.user_reward(run.c, c.reward, problems)) if c.reward else None
     with opened or contextlib.nullcontext() as user_reward:
         rewarder = rewards.Rewarder(
@@ -306,11 +308,11 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         )
         trainer = grpo.GRPOTrainer(
             c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding,
-            reference=_reference(run, name) if c.beta else None, log=RolloutLog(run.folder / name),
+            reference=_reference(run, name) if c.beta else None, log=RolloutLog(run.folder / name), guard=guard,
         )  # fmt: skip
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, trainer.examples,
-            c.max_steps, c.save_steps, c.max_skipped_steps,
+            c.max_steps, c.save_steps, c.max_skipped_steps, collapse_guard=guard,
         )  # fmt: skip
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts

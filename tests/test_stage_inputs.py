@@ -26,7 +26,8 @@ INVALIDATED = {
         "pretrain.save_steps pretrain.remat_policy base_sft.save_steps base_sft.remat_policy grpo.save_steps "
         "grpo.remat_policy grpo.micro_batch_size problems.split problems.subset problems.filters problems.dataset "
         "sft.max_skipped_steps pretrain.max_skipped_steps base_sft.max_skipped_steps grpo.max_skipped_steps "
-        "problems.gym problems.sources grpo.reward_timeout_seconds problems.decontaminate problems.overlap_threshold"
+        "problems.gym problems.sources grpo.reward_timeout_seconds problems.decontaminate problems.overlap_threshold "
+        "grpo.logged_groups"
     ),
     f"base {SAMPLED} {SFT} report": "seed",
     f"base search traces {SFT} {RL} difficulty {EVALUATED}": "chat",
@@ -71,13 +72,15 @@ OTHER_VALUES = {
     "traces.min_value_reflect": 0.5, "traces.reflect_confidence": 0.9,
     "sampler.kv_cache_gib": 1.0, "prompts": {"reflect": "PROMPT"},
     "examples": "PATH", "trees": "PATH", "grpo.reward": "REWARD:reward",
+    "grpo.epsilon_high": 0.3, "grpo.delta": 2.0, "grpo.max_log_ratio": 5.0, "grpo.importance_sampling_cap": 2.0,
+    "grpo.guard.rules": [{"metric": "entropy", "below": 0.1, "action": "stop"}],
     "problems.sources": [], "problems.evaluation": [{"path": "PATH2"}],
     "problems.rl_prompts": "disjoint", "problems.difficulty_model": "sft", "problems.max_difficulty_prompts": 5,
 }  # fmt: skip
 CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
            "ancestor": "root", "terminal": "inside", "template": "model", "model": "template", "fixed": "none",
            "trees": "best-of-n", "best-of-n": "trees", "uncertain": "root", "drop": "truncate",
-           "examples": "tokens", "none": "full",
+           "examples": "tokens", "none": "full", "dapo": "grpo", "token": "sequence",
            "first-fit": "wrapped"}  # fmt: skip
 
 

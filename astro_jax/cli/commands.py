@@ -76,16 +76,23 @@ def sweep(args: argparse.Namespace, command: str) -> int:
 
 
 def show(args: argparse.Namespace, command: str) -> int:
-    """Print the stages of a run as a tree."""
+    """Print the stages of a run as a tree, or completions of a stage of RL."""
     from rich.console import Console
 
-    from astro_jax.report import lineage
+    from astro_jax.report import lineage, rollout_texts
 
-    description = lineage.describe(args.run)
+    if args.step is not None and not args.rollouts:
+        raise AstroError("--step: name the stage too, as in --rollouts astro-rl")
+    if args.rollouts:
+        groups = rollout_texts.read(args.run, args.rollouts, args.step)
+        description, drawing = {"groups": groups}, rollout_texts.render(groups)
+    else:
+        description = lineage.describe(args.run)
+        drawing = lineage.render(description)
     if args.json:
         print(json.dumps(description))
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(lineage.render(description))
+        Console(width=None if sys.stdout.isatty() else 160).print(drawing)
     return 0
 
 

@@ -161,6 +161,8 @@ def _check(parser: Parser) -> None:
 
 def _show(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a run, as in runs/quickstart")
+    parser.add_argument("--rollouts", metavar="STAGE", help="completions of a stage of RL, as in astro-rl")
+    parser.add_argument("--step", type=int, help="with --rollouts: the step, from 1; default: the last one")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -274,7 +276,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("run", "Run a recipe", "run all stages in order, and skip finished ones", _stage, commands.run, ()),
     Command("sweep", "Run a recipe", "compare variants of a config with it, over seeds", _sweep, commands.sweep),
     Command("check", "Run a recipe", "list what would stop a run, before it starts", _check, commands.check),
-    Command("show", "Run a recipe", "show the stages of a run: origin, size, time and figures", _show, commands.show),
+    Command("show", "Run a recipe", "show the stages of a run, or completions of RL", _show, commands.show),
     *_stage_commands(),
     Command("import", "Models", "make a model folder from a Hugging Face model or a GGUF file", _import,
             commands.import_model),

@@ -8,6 +8,7 @@
 
 from astro_jax.config.files import RECIPES, load, parse, recipes
 from astro_jax.config.grpo import Grpo
+from astro_jax.config.guard import GUARD_METRICS, Guard, GuardRule
 from astro_jax.config.keys import Effect, Section, key_names
 from astro_jax.config.problems import SOURCE_KINDS, USES, Gym, ListedSource, Problems, Source, Use
 from astro_jax.config.sections import (
@@ -30,6 +31,7 @@ from astro_jax.config.sections import (
 from astro_jax.config.training import Training
 
 __all__ = [
+    "GUARD_METRICS",
     "RECIPES",
     "SOURCE_KINDS",
     "USES",
@@ -41,6 +43,8 @@ __all__ = [
     "Effect",
     "Eval",
     "Grpo",
+    "Guard",
+    "GuardRule",
     "Gym",
     "ListedSource",
     "Mesh",

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 import pydantic
 
+from astro_jax.config.guard import Guard
 from astro_jax.config.keys import key
 from astro_jax.config.training import Training
 
@@ -94,6 +95,7 @@ class Grpo(Training):
     logged_groups: int = key(
         1, "Groups of responses of each step whose texts are written to rollouts.jsonl.", ge=0, effect="none"
     )
+    guard: Guard = key(Guard(), "Guard against collapse.")
     save_steps: int = key(10, "Steps between checkpoints.", ge=1, effect="none")
 
     @pydantic.field_validator("reward")

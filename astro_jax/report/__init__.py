@@ -15,7 +15,7 @@ import jinja2
 from etils import epath
 
 from astro_jax import phrases, stage_folder, storage
-from astro_jax.report import run_folder, selection, summary
+from astro_jax.report import rollout_texts, run_folder, selection, summary
 from astro_jax.report.run_folder import RunFolder
 from astro_jax.stages import MODELS, STAGES
 from astro_jax.storage import Json
@@ -74,6 +74,7 @@ def page_data(run: RunFolder) -> Json:
         "metrics": {stage: summary.thin(rows) for stage, rows in run.metrics.items() if rows},
         "pearson": {name: summary.correlation(run.metrics[name]) for name in MODELS if STAGES[name].command == "grpo"},
         "counts": run.counts,
+        "rollouts": rollout_texts.for_page(run),
         "problems": selection.problems(run),
         "held_out": selection.held_out(run),
         "provenance": provenance(run),

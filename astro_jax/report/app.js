@@ -2,6 +2,7 @@
 
 const SECTIONS = [
   ["results-table", resultsTable], ["how-to-read", howToRead], ["accuracy-figure", accuracyFigure], ["training-figures", trainingFigures],
+  ["rollout-explorer", rolloutExplorer],
   ["data-tables", dataTables], ["tree-explorer", treeExplorer], ["answer-explorer", answerExplorer], ["provenance-tables", provenanceTables],
 ];
 for (const [id, make] of SECTIONS) {
@@ -13,5 +14,5 @@ for (const [id, make] of SECTIONS) {
   }
 }
 
-const SHORT = { results: "Results", accuracy: "Tokens", training: "Training", data: "Data", trees: "Trees and traces", answers: "Answers", provenance: "Provenance" };
+const SHORT = { results: "Results", accuracy: "Tokens", training: "Training", rollouts: "Completions", data: "Data", trees: "Trees and traces", answers: "Answers", provenance: "Provenance" };
 fill(byId("contents"), {}, Object.entries(SHORT).map(([id, text]) => el("a", { href: "#" + id, text })));

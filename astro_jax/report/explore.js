@@ -1,4 +1,4 @@
-// The two explorers: a search tree beside its trace, and the models' answers side by side.
+// The explorers: a search tree beside its trace, the models' answers side by side, and completions during RL.
 
 function treeExplorer() {
   if (!DATA.problems.length) return absent("No search trees are in this folder yet (search/trees-*.jsonl is missing).");
@@ -160,4 +160,30 @@ function answerCard(model, answer) {
     head(el("span", { class: "result " + kind }, icon, answer.correct ? "correct" : "wrong")),
     el("p", { class: "facts", text: facts.filter(Boolean).join(" · ") }),
     el("pre", { tabindex: "0", "aria-label": `Answer of ${nameOf(model)}` }, marked(answer.text.replace(/^[ \n]+|\s+$/g, "").replace(/\n /g, "\n"))));
+}
+
+/** The completions of one prompt at a time, by stage of RL and step. */
+function rolloutExplorer() {
+  const stages = KNOWN_MODELS.filter((m) => DATA.rollouts[m]).concat(Object.keys(DATA.rollouts).filter((m) => !KNOWN_MODELS.includes(m)));
+  if (!stages.length) return absent("No completions of RL are in this folder yet (rollouts.jsonl is missing).");
+  const [bar, grid] = [el("div"), el("div", { class: "answers" })];
+  const pickStage = (stage) => {
+    const groups = DATA.rollouts[stage];
+    const steps = choices("Step", groups.map((g) => `step ${g.step}`), (i) => grid.replaceChildren(...rolloutCards(stage, groups[i])));
+    bar.replaceChildren(steps);
+    steps.select(groups.length - 1);
+  };
+  const tabs = choices("Stage", stages.map(nameOf), (i) => pickStage(stages[i]), "segmented");
+  tabs.select(0);
+  return [el("p", { class: "prose", text: "One prompt of a step, with all completions that the policy sampled for it." }), tabs, bar, grid];
+}
+function rolloutCards(stage, group) {
+  return [el("div", { class: "card question" }, el("h3", { text: "The problem" }), el("p", { text: group.prompt.trim() })),
+    ...group.completions.map((c) => {
+      const facts = [`reward ${num(c.reward)}`, `advantage ${num(c.advantage, 2)}`, plural(c.tokens, "token"), plural(c.backtracks, "backtrack"), !c.stopped && "cut off"];
+      return el("article", { class: "card", style: `--model:${colour(stage)}` },
+        el("div", { class: "card-head" }, el("span", { class: "result " + (c.status === "correct" ? "right" : "wrong") }, c.status)),
+        el("p", { class: "facts", text: facts.filter(Boolean).join(" · ") }),
+        el("pre", { tabindex: "0", "aria-label": "Completion" }, marked(c.text.replace(/^[ \n]+|\s+$/g, "").replace(/\n /g, "\n"))));
+    })];
 }

@@ -7,9 +7,11 @@ compare each with its group (`advantages`), and update the policy by the gradien
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,12 +28,21 @@ from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import Sharding
 from astro_jax.policy import Policy
 from astro_jax.sampler import Engine, SamplingParams
-from astro_jax.train import data, losses, policy_loss, rollouts
+from astro_jax.train import data, losses, policy_loss
 from astro_jax.train.advantages import comparable, group_advantages, has_variance, length_penalty
+from astro_jax.train.collapse_guard import CollapseGuard
 from astro_jax.train.losses import Batch
 from astro_jax.train.policy_loss import RolloutBatch
 from astro_jax.train.rewards import Rewarder
-from astro_jax.train.rollouts import Rollout, RolloutLog
+from astro_jax.train.rollouts import (
+    Rollout,
+    RolloutLog,
+    group_metrics,
+    record,
+    reward_array,
+    rollout_metrics,
+    sampling_metrics,
+)
 from astro_jax.train.state import (
     LossFn,
     Metrics,
@@ -39,6 +50,7 @@ from astro_jax.train.state import (
     learning_rate,
     make_accumulate,
     make_apply,
+    make_optimizer,
     zero_gradients,
 )
 from astro_jax.types import Problem
@@ -50,7 +62,7 @@ class Update(NamedTuple):
     """The rollouts of one optimizer step.
 
     Attributes:
-      micro_batches: RolloutBatches of NumPy arrays [micro_batch_size, max_length]. None if nothing can be learned.
+      micro_batches: RolloutBatches of NumPy arrays [rows, max_length]. None if nothing can be learned.
       tokens: of all completions of the update, also of those without an advantage.
     """
 
@@ -113,6 +125,7 @@ class GRPOTrainer:
       train_sharding: of training.
       reference: the parameters of the reference model, on `train_sharding`. None where `beta` is 0.
       log: of the texts of some rollouts. None: none are written.
+      guard: may skip an update, and scales the learning rate after a rollback. None: no guard.
 
     Raises:
       AstroError: when a row of `max_length` tokens cannot hold a prompt and a completion.
@@ -131,6 +144,7 @@ class GRPOTrainer:
         train_sharding: Sharding,
         reference: Params | None = None,
         log: RolloutLog | None = None,
+        guard: CollapseGuard | None = None,
     ):
         longest = max(len(tokenizer.prompt(p.prompt)) for p in problems)
         if longest + c.max_completion_length > c.max_length:
@@ -143,10 +157,10 @@ class GRPOTrainer:
         # The longest prompt may come late: caches that grow then would compile all programs of the sampler again.
         engine.reserve(longest, c.max_completion_length)
         self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
-        self.rewarder, self.reference, self.log = rewarder, reference, log
+        self.rewarder, self.reference, self.log, self.guard = rewarder, reference, log, guard
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
-        self._apply = make_apply(tx, config, train_sharding)
+        self._apply, self._learning_rate_factor = make_apply(tx, config, train_sharding), 1.0
         self._reshard = make_reshard(c, config, engine.sharding)
         self._score = make_score(c, config, train_sharding)
         self._batches = 1  # batches of prompts of the last step
@@ -162,12 +176,13 @@ class GRPOTrainer:
           (the new state, metrics: `mean_metrics` of the optimizer steps, and metrics of all rollouts).
         """
         self._seconds.clear()
+        self._scale_learning_rate()
         groups = self._generate(self._timed_reshard(state.params), i)
-        rewards = rollouts.reward_array(groups)
+        rewards = reward_array(groups)
         advantages, is_learned = self._advantages(groups, rewards)
         everything = [r for group in groups for r in group]
-        metrics = rollouts.sampling_metrics(everything) | rollouts.rollout_metrics(everything)
-        metrics |= rollouts.group_metrics(rewards)
+        metrics = sampling_metrics(everything) | rollout_metrics(everything)
+        metrics |= group_metrics(rewards)
         if self.c.max_num_gen_batches > 1:
             metrics["gen_batches"] = float(self._batches)
         with self._timed("update"):
@@ -179,7 +194,7 @@ class GRPOTrainer:
                 updates = [self._with_old_logprobs(state.params, update) for update in updates]
             update_metrics = []
             for update in updates:
-                state, values = self._update(state, update)
+                state, values = self._update(state, update, metrics)
                 update_metrics.append(values)
         self._write_texts(i, groups, advantages)
         seconds = {f"seconds_{name}": round(value, 4) for name, value in self._seconds.items()}
@@ -225,7 +240,7 @@ class GRPOTrainer:
         groups, self._batches = self.generate_rollouts(params, i), 1
         while (
             self._batches < self.c.max_num_gen_batches
-            and has_variance(rollouts.reward_array(groups)).sum() < self.c.prompts_per_step
+            and has_variance(reward_array(groups)).sum() < self.c.prompts_per_step
         ):
             groups += self.generate_rollouts(params, i, self._batches)
             self._batches += 1
@@ -263,7 +278,7 @@ class GRPOTrainer:
         return [int(order[place % len(order)]) for place in range((batch - 1) * size, batch * size)]
 
     def _pack(self, members: Sequence[Rollout], advantages: np.ndarray) -> Update:
-        """Pack the rollouts of an update into micro-batches of [micro_batch_size, max_length].
+        """Pack the rollouts of an update into micro-batches, the longest first, which leaves the least padding.
 
         A rollout with advantage 0 has no gradient, unless `beta` is above 0: it is left out, but its tokens count in
         the weights (`policy_loss.completion_weight`).
@@ -276,13 +291,14 @@ class GRPOTrainer:
         documents = [_document(r, a, w) for r, a, w in zip(members, advantages, weights, strict=True) if a or c.beta]
         if not documents:
             return Update([], sum(sizes))
+        documents.sort(key=lambda document: -len(document.tokens))
         batch, extras = data.pack(documents, c.max_length)
-        size = micro_batch_size(c, self.sharding)
-        rows = -(-len(batch.tokens) // size) * size
+        row_counts = micro_batch_sizes(len(batch.tokens), c, self.sharding)
         packed = RolloutBatch(batch, extras["advantages"], extras["sampler_logprobs"])
-        packed = jax.tree.map(lambda x: np.pad(x, [(0, rows - len(x)), (0, 0)]), packed)
-        micro_batches = [jax.tree.map(lambda x, j=j: x[j : j + size], packed) for j in range(0, rows, size)]
-        return Update(micro_batches, sum(sizes))
+        packed = jax.tree.map(lambda x: np.pad(x, [(0, sum(row_counts) - len(x)), (0, 0)]), packed)
+        bounds = [0, *np.cumsum(row_counts)]
+        cuts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        return Update([jax.tree.map(lambda x, cut=cut: x[cut], packed) for cut in cuts], sum(sizes))
 
     def _with_old_logprobs(self, params: Params, update: Update) -> Update:
         """Add the log-probabilities that the trainer computes for the policy which has sampled."""
@@ -292,14 +308,19 @@ class GRPOTrainer:
         ]
         return update._replace(micro_batches=scored)
 
-    def _update(self, state: TrainState, update: Update) -> tuple[TrainState, dict[str, Any]]:
+    def _update(
+        self, state: TrainState, update: Update, of_step: Mapping[str, float] = MappingProxyType({})
+    ) -> tuple[TrainState, dict[str, Any]]:
         """One optimizer step, one micro-batch at a time.
 
         Without any advantage no gradient exists. Then the state stays as it is: AdamW would still move the parameters
         by its momentum and its weight decay.
+
+        Args:
+          of_step: the metrics of the rollouts of the step, for the guard.
         """
+        rate = float(learning_rate(state))
         if not update.micro_batches:
-            rate = float(learning_rate(state))
             return state, {
                 "loss": 0.0, "clip_fraction": 0.0, "clip_low": 0.0, "clip_high": 0.0, "grad_norm": 0.0,
                 "learning_rate": rate, "skipped_steps": 0.0, "no_gradient_steps": 1.0,
@@ -312,6 +333,11 @@ class GRPOTrainer:
             grads, metrics = self._accumulate(state.params, grads, micro_batch)
             parts.append(metrics)
         means = token_metrics(jax.device_get(parts), update.tokens) | {"padding_rate": padding_rate(update)}
+        if self.guard is not None and self.guard.has_skips:
+            known = of_step | means | {"grad_norm": float(optax.tree.norm(grads))}
+            if self.guard.should_skip(known):
+                unchanged = {"grad_norm": known["grad_norm"], "learning_rate": rate, "skipped_steps": 0.0}
+                return state, means | unchanged | {"no_gradient_steps": 0.0, "guard_skips": 1.0}
         state, metrics = self._apply(state, grads, np.float32(means["loss"]))
         return state, means | jax.device_get(metrics) | {"no_gradient_steps": 0.0}
 
@@ -321,12 +347,17 @@ class GRPOTrainer:
             return
         problems = [self.problems[j] for j in self._prompt_indices(i)[: self.c.logged_groups]]
         by_group = advantages.reshape(len(groups), -1)
-        records = [
-            rollouts.record(p, group, a, self.tokenizer)
-            for p, group, a in zip(problems, groups, by_group, strict=False)
-        ]
+        records = [record(p, group, a, self.tokenizer) for p, group, a in zip(problems, groups, by_group, strict=False)]
         is_saved = (i + 1) % self.c.save_steps == 0 or i + 1 == self.c.max_steps
         self.log.write(i + 1, records, flush=is_saved)
+
+    def _scale_learning_rate(self) -> None:
+        """Take the learning rate that the rollbacks have left. The state of the optimizer stays as it is."""
+        factor = self.guard.learning_rate_factor if self.guard is not None else 1.0
+        if factor != self._learning_rate_factor:
+            scaled = self.c.model_copy(update={"learning_rate": self.c.learning_rate * factor})
+            tx = make_optimizer(scaled, num_updates(self.c))
+            self._apply, self._learning_rate_factor = make_apply(tx, self.config, self.sharding), factor
 
     @contextlib.contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -339,10 +370,27 @@ class GRPOTrainer:
             return jax.block_until_ready(self._reshard(params))
 
 
+def num_updates(c: cfg.Grpo) -> int:
+    """Return the optimizer steps of a stage, which the schedule of the learning rate counts."""
+    return c.max_steps * c.steps_per_generation
+
+
 def micro_batch_size(c: cfg.Grpo, sharding: Sharding) -> int:
     """Rows of a micro-batch: grpo.micro_batch_size, rounded up to a multiple of the devices of the batch axis."""
     n = sharding.batch_size
     return -(-c.micro_batch_size // n) * n
+
+
+def micro_batch_sizes(rows: int, c: cfg.Grpo, sharding: Sharding) -> list[int]:
+    """Return the rows of each micro-batch: as many whole ones as `rows` fill, then smaller ones.
+
+    There are two sizes, so that two programs are compiled: `micro_batch_size`, and an eighth of that. Example: 41 rows
+    with a size of 32 are 32 + 4 + 4 + 4. A size below 8 is not split.
+    """
+    whole, devices = micro_batch_size(c, sharding), sharding.batch_size
+    part = -(-(whole // 8) // devices) * devices or whole
+    full, rest = divmod(rows, whole)
+    return full * [whole] + min([whole] * bool(rest), -(-rest // part) * [part], key=sum)
 
 
 def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
@@ -358,7 +406,8 @@ def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
 
 def padding_rate(update: Update) -> float:
     """Return the share of the tokens of an update's micro-batches that are padding."""
-    return 1 - float(np.mean([m.batch.segment_ids > 0 for m in update.micro_batches]))
+    is_token = [(m.batch.segment_ids > 0).reshape(-1) for m in update.micro_batches]
+    return 1 - float(np.concatenate(is_token).mean())
 
 
 def token_metrics(parts: Sequence[dict[str, Any]], tokens: int) -> dict[str, float]:
@@ -384,7 +433,7 @@ def mean_metrics(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
     one.
     """
     values = {k: [float(m[k]) for m in updates if k in m] for k in dict.fromkeys(k for m in updates for k in m)}
-    counts = ("skipped_steps", "no_gradient_steps")
+    counts = ("skipped_steps", "no_gradient_steps", "guard_skips")
     return {
         k: sum(v) if k in counts else max(v) if k in policy_loss.MAXIMA else sum(v) / len(v) for k, v in values.items()
     }

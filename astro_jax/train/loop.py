@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from astro_jax import distributed
 from astro_jax.progress import ProgressBar
+from astro_jax.train.collapse_guard import CollapseGuard
 from astro_jax.train.metrics_logger import MetricsLogger
 from astro_jax.train.skip_guard import SkipGuard
 from astro_jax.train.state import Metrics, TrainState
@@ -33,6 +34,7 @@ def run(
     save_steps: int,
     max_skipped_steps: int,
     data_iterator: Any = None,
+    collapse_guard: CollapseGuard | None = None,
 ) -> TrainState:
     """Train to step `max_steps`, from the last checkpoint in `folder` if one exists.
 
@@ -49,38 +51,58 @@ def run(
       save_steps: steps between two checkpoints. The last step is saved too. A skipped step is not saved.
       max_skipped_steps: skipped steps in a row that stop the run.
       data_iterator: a grain iterator that `step_fn` draws from. Its position is saved beside the state.
+      collapse_guard: looks at the metrics of each step. It may stop the run, or let it go back to a checkpoint.
 
     Returns:
       the state at step `max_steps`.
 
     Raises:
-      AstroError: when `max_skipped_steps` steps in a row have no finite loss and gradient.
+      AstroError: when `max_skipped_steps` steps in a row have no finite loss and gradient, or when the guard stops.
     """
-    latest = ocp.training.preservation_policies.LatestN(CHECKPOINTS)
+    rolls_back = collapse_guard is not None and collapse_guard.can_roll_back
+    kept = max(CHECKPOINTS, collapse_guard.num_checkpoints(save_steps)) if collapse_guard is not None else CHECKPOINTS
+    latest = ocp.training.preservation_policies.LatestN(kept)
     with (
         ocp.training.Checkpointer(folder / "checkpoints", preservation_policy=latest) as checkpointer,
         contextlib.closing(MetricsLogger(folder)) as logger,
     ):
-        first = 0
+        i = 0
         if checkpointer.latest is not None:
-            first = checkpointer.latest.step
-            jax.tree.map(lambda x: x.delete(), state)  # the restored state takes its place on the devices
-            state = _restore(checkpointer, first, abstract_state, data_iterator)
-        logger.start(first)
+            i = checkpointer.latest.step
+            state = _restore(checkpointer, i, state, abstract_state, data_iterator)
+        elif rolls_back:  # to the start, if need be
+            checkpointer.save_checkpointables(0, _checkpointables(state, data_iterator))
+        records = logger.start(i)
+        if collapse_guard is not None:
+            collapse_guard.start(records)
         guard = SkipGuard(stage, max_skipped_steps)
-        with ProgressBar(stage, max_steps, "steps", done=first) as bar:
-            for i in range(first, max_steps):
+        with ProgressBar(stage, max_steps, "steps", done=i) as bar:
+            while i < max_steps:
                 state, metrics = step_fn(state, i)
                 guard.add(i + 1, examples(i))
-                records = logger.add(i + 1, metrics)
+                i += 1
+                records = logger.add(i, metrics)
                 bar.advance(1, **logger.latest)
-                is_saved = (i + 1) % save_steps == 0 or i + 1 == max_steps
+                is_saved = i % save_steps == 0 or i == max_steps
                 if is_saved:
                     records += logger.flush()
-                guard.check(records, [checkpoint.step for checkpoint in checkpointer.checkpoints])
-                if is_saved and not guard.in_a_row:
-                    distributed.assert_equal_across_processes(f"{stage}, step {i + 1}", logger.latest)
-                    checkpointer.save_checkpointables(i + 1, _checkpointables(state, data_iterator))
+                checkpoints = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+                guard.check(records, checkpoints)
+                if collapse_guard is not None and (rollback := collapse_guard.check(records, checkpoints)) is not None:
+                    i = rollback["to"]
+                    for step in (step for step in checkpoints if step > i):
+                        checkpointer.delete(step)
+                    # A kill before the record repeats these steps and comes here again. A kill after the record goes
+                    # on from step i, whose checkpoint is the last one now.
+                    collapse_guard.roll_back(rollback)
+                    distributed.assert_equal_across_processes(f"{stage}: back to step {i}")
+                    state = _restore(checkpointer, i, state, abstract_state, data_iterator)
+                    collapse_guard.start(logger.start(i))
+                    guard = SkipGuard(stage, max_skipped_steps)
+                    bar.advance(i - rollback["step"])
+                elif is_saved and not guard.in_a_row:
+                    distributed.assert_equal_across_processes(f"{stage}, step {i}", logger.latest)
+                    checkpointer.save_checkpointables(i, _checkpointables(state, data_iterator))
     return state
 
 
@@ -93,8 +115,11 @@ def _checkpointables(state: TrainState, data_iterator: Any) -> dict[str, Any]:
     return {"state": state} | ({"data": data_iterator.get_state()} if data_iterator is not None else {})
 
 
-def _restore(checkpointer: Any, step: int, abstract_state: TrainState, data_iterator: Any) -> TrainState:
-    """Load the state of a checkpoint, and set the iterator to its position."""
+def _restore(
+    checkpointer: Any, step: int, state: TrainState, abstract_state: TrainState, data_iterator: Any
+) -> TrainState:
+    """Load the state of a checkpoint in the place of a state, and set the iterator to its position."""
+    jax.tree.map(lambda x: x.delete(), state)  # the restored state takes its place on the devices
     abstract = {"state": abstract_state} | ({"data": None} if data_iterator is not None else {})
     loaded = checkpointer.load_checkpointables(step, abstract)
     if data_iterator is not None:

@@ -39,23 +39,28 @@ class MetricsLogger:
         self._events: Any = None
         self._clock = 0.0
 
-    def start(self, step: int) -> None:
+    def start(self, step: int) -> list[storage.Json]:
         """Keep the records up to a step; a resumed run writes the later records again.
 
         The event file is made anew from the kept records: it never holds a step twice.
+
+        Returns:
+          The kept records.
         """
+        self.close()
         records = self._metrics.start(step)
         self._timings.start(step)
         self._clock = time.monotonic()
         if not distributed.is_main_process():
-            return
+            return records
         if storage.is_remote(self.folder):
             log(f"{self.folder}: no TensorBoard curves, which need a local disk; the values are in metrics.jsonl")
-            return
+            return records
         from astro_jax.train.tensorboard import EventWriter  # slow to import where torch is installed
 
         self._events = EventWriter(self.folder / "tensorboard")
         self._events.write(records)
+        return records
 
     def add(self, step: int, metrics: Any) -> list[storage.Json]:
         """Add the metrics of a step: scalars, which may still be in computation on the devices.

@@ -38,8 +38,8 @@ from astro_jax.countdown import Game
 from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.sampler import Completion, Engine
-from astro_jax.train import grpo, policy_loss, rollouts
-from astro_jax.train.rollouts import Rollout
+from astro_jax.train import grpo, policy_loss
+from astro_jax.train.rollouts import Rollout, rollout_metrics, sampling_metrics
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
 
@@ -188,7 +188,7 @@ def test_clip_fraction_and_sampled_entropy_include_tokens_without_advantage():
     clipped = [(a * q > a * np.clip(q, 0.8, 1.2)).sum() for q, a in zip(ratios, advantages, strict=True)]
     tokens = sum(len(r.completion_ids) for r in rollouts)
     assert advantages[2] == 0 and metrics["clip_fraction"] == pytest.approx(sum(clipped) / tokens)
-    sampled = rollouts.sampling_metrics(rollouts)
+    sampled = sampling_metrics(rollouts)
     assert sampled["tokens"] == tokens
     assert sampled["sampled_entropy"] == pytest.approx(-sum(float(r.logprobs.sum()) for r in rollouts) / tokens)
 
@@ -198,7 +198,7 @@ def test_sampled_entropy_estimates_the_entropy_of_the_policy():
     p = np.asarray([0.5, 0.3, 0.2])
     logprobs = np.log(p)[np.random.default_rng(0).choice(3, 20_000, p=p)]
     rollout = Rollout((1,), np.zeros(len(logprobs), np.int32), logprobs, Verdict(True, True, None, 0), True, 1.0)
-    assert rollouts.sampling_metrics([rollout])["sampled_entropy"] == pytest.approx(-(p * np.log(p)).sum(), abs=0.01)
+    assert sampling_metrics([rollout])["sampled_entropy"] == pytest.approx(-(p * np.log(p)).sum(), abs=0.01)
 
 
 def test_examples_of_a_step_are_its_problems():
@@ -286,7 +286,7 @@ def test_truncated_response_is_wrong():
     fixed = make([problem], engine=engine, tokenizer=tokenizer, verifier=Verifier(), prompts_per_step=1)
     (group,) = fixed.generate_rollouts(None, 0)
     assert [r.reward for r in group] == [1, -1, -1, -1]
-    assert rollouts.rollout_metrics(group) == {
+    assert rollout_metrics(group) == {
         "reward_mean": -0.5, "solve_rate": 0.25, "mean_tokens": (2 * len(solution) + len(solution) + 2) / 4,
         "mean_backtracks": 0.0, "valid_rate": 0.5, "truncated_rate": 0.25, "unjudged_rate": 0.0,
         "mean_tokens_stopped": (2 * len(solution) + 1) / 3, "max_tokens": len(solution) + 1, "repetition": 0.0,

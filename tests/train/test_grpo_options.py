@@ -22,12 +22,15 @@ from grpo_fixtures import (
 )
 from helpers import assert_trees_equal, one_device_train, tiny_params
 
+from astro_jax import config as cfg
 from astro_jax.llama import params as llama_params
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.train import loop
+from astro_jax.train.grpo import micro_batch_sizes, padding_rate
 from astro_jax.train.rewards import Rewarder
-from astro_jax.train.rollouts import RolloutLog, repetition, reward_array
+from astro_jax.train.rollouts import Rollout, RolloutLog, repetition, reward_array
 from astro_jax.train.state import abstract_state, make_optimizer
+from astro_jax.types import Verdict
 from astro_jax.verify.verdict_counts import VerdictCounts
 
 TEMPERATURE = 0.7
@@ -84,12 +87,11 @@ def test_reference_model_is_sharded_like_the_policy_and_absent_without_kl():
     sharding = train_sharding(make_mesh(fsdp=2, tp=2))
     sharded = jax.device_put(reference(), llama_params.shardings(CONFIG, sharding))
     split = make(sharding=sharding, reference=sharded, beta=0.2)
-    batch = sharding.device_put(split._pack(*random_rollouts()).micro_batches[0].batch, "batch")
-    scored = split._score(split.reference, batch)
+    rows = split._pack(*random_rollouts()).micro_batches[0].batch
+    scored = split._score(split.reference, sharding.device_put(rows, "batch"))
     assert scored.sharding.is_equivalent_to(sharding.named("batch"), 2)
-    (plain,) = (make(sharding=sharding)._pack(*random_rollouts()).micro_batches[0].batch,)
-    expected = make(beta=0.2, reference=reference())._score(reference(), plain)
-    np.testing.assert_allclose(scored, expected, atol=1e-4)
+    whole = make(beta=0.2, reference=reference())._score(reference(), rows)
+    np.testing.assert_allclose(scored, whole, atol=1e-4)
     like = abstract_state(CONFIG, make_optimizer(GRPO, 1), sharding).params
     assert all(x.sharding == y.sharding for x, y in zip(*map(jax.tree.leaves, (split.reference, like)), strict=True))
     without = make_shared()
@@ -112,6 +114,9 @@ def test_step_with_all_options_is_repeated_bitwise():
     (a, left), (b, _) = optioned().step(fresh(), 2), optioned().step(fresh(), 2)
     assert_trees_equal(a, b)
     assert left["kl"] > 0 and a.step == 2
+    assert set(cfg.GUARD_METRICS) - {"gen_batches"} <= left.keys()
+    other = {"learning_rate", "padding_rate", "tokens", "seconds_reshard", "seconds_sampling", "seconds_verification"}
+    assert left.keys() - {*cfg.GUARD_METRICS} == {*other, "seconds_update"}
 
 
 # ---- Which completions are learned
@@ -137,6 +142,30 @@ def test_penalty_of_length_is_part_of_the_advantage_but_not_of_the_reward():
         np.testing.assert_allclose(found, (r - r.mean()) / (r.std() + 1e-6), atol=1e-9)
     _, metrics = punished.step(fresh(), 0)
     assert metrics["reward_mean"] == pytest.approx(reward_array(groups).mean())
+
+
+# ---- Micro-batches
+
+
+def test_micro_batches_have_at_most_five_percent_padding():
+    """360 completions of the lengths of the quickstart, in rows of 256 tokens and micro-batches of 32 rows."""
+    rng = np.random.default_rng(0)
+    sizes = np.minimum(224, rng.lognormal(4.4, 0.6, 360).astype(int) + 1)
+    verdict = Verdict(True, True, None, 0)
+    rollouts = [Rollout((1,) * 14, np.ones(n, np.int32), np.zeros(n, np.float32), verdict, True, 1.0) for n in sizes]
+    update = make(max_length=256, micro_batch_size=32)._pack(rollouts, np.ones(360))
+    assert padding_rate(update) < 0.05
+    assert {len(m.batch.tokens) for m in update.micro_batches} == {32, 4}
+    assert sum(int((m.batch.loss_weights > 0).sum()) for m in update.micro_batches) == sizes.sum()
+
+
+@pytest.mark.parametrize("rows, size, devices, expected", [
+    (41, 32, 1, [32, 4, 4, 4]), (64, 32, 1, [32, 32]), (3, 32, 1, [4]), (31, 32, 1, [32]), (5, 4, 1, [4, 4]),
+    (9, 8, 1, [8, 1]), (20, 16, 4, [16, 4]), (17, 16, 4, [16, 4]), (9, 2, 3, [3, 3, 3]),
+])  # fmt: skip
+def test_rows_of_micro_batches_by_hand(rows, size, devices, expected):
+    c = GRPO.model_copy(update={"micro_batch_size": size})
+    assert micro_batch_sizes(rows, c, train_sharding(make_mesh(data=devices))) == expected
 
 
 # ---- Dynamic sampling
