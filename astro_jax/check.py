@@ -233,7 +233,9 @@ def _memory(s: Subject) -> Iterator[str]:
         return
     m = s.c.mesh
     shards = m.fsdp * m.tp if s.topology or jax.default_backend() != "cpu" else 1  # CPU devices share one memory
-    need = _TRAINING_BYTES * params.count(s.model) / shards
+    has_reference = s.c.grpo.beta > 0 and any(registry.get(name).command == "grpo" for name in s.names)
+    reference_bytes = has_reference * (4 if s.c.grpo.dtype == "float32" else 2)
+    need = (_TRAINING_BYTES + reference_bytes) * params.count(s.model) / shards
     if need > memory:
         yield (
             f"training needs {need / GIB:.1f} GiB a device for parameters, moments and gradients, and a device has "

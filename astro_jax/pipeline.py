@@ -47,6 +47,7 @@ from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
 from astro_jax.train import data, examples, grpo, loop, rewards, sft
 from astro_jax.train.collapse_guard import CollapseGuard
+from astro_jax.train.restarts import Restarts
 from astro_jax.train.rollouts import RolloutLog
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
 from astro_jax.types import Problem
@@ -309,6 +310,7 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         trainer = grpo.GRPOTrainer(
             c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding,
             reference=_reference(run, name) if c.beta else None, log=RolloutLog(run.folder / name), guard=guard,
+            restarts=_restarts(run, tokenizer) if c.restart_rate else None,
         )  # fmt: skip
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, trainer.examples,
@@ -321,6 +323,11 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
 def _reference(run: RunContext, name: str) -> Params:
     """The reference model of the KL term: the model from which RL starts, sharded like the policy."""
     return run.load(STAGES[name].initial_model or "base", run.train_sharding, run.c.grpo.dtype)[1]
+
+
+def _restarts(run: RunContext, tokenizer: Tokenizer) -> Restarts:
+    """The beginnings of responses inside ASTRO's traces."""
+    return Restarts(run.c.grpo, storage.read_jsonl(run.folder_of("traces") / "astro.jsonl"), tokenizer)
 
 
 def _rl_prompts(

@@ -86,7 +86,8 @@ def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
 def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:
     """Return the stages that must have finished before a stage of the run starts.
 
-    The report needs all evaluations of the run. RL needs `difficulty` where the run measures it.
+    The report needs all evaluations of the run. RL needs `difficulty` where the run measures it, and `traces` where
+    responses begin inside them.
     """
     declared = stages.get(stage)
     if stage == "traces" and c.trees:
@@ -94,8 +95,8 @@ def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:
     if stage == "difficulty":
         return stages.difficulty_models(c.stages, c.problems.difficulty_model)
     names = [*stages.expand(declared.parents, c.stages), *([declared.initial_model] if declared.initial_model else [])]
-    if c.problems.difficulty_samples and declared.command == "grpo":
-        names.append("difficulty")
+    if declared.command == "grpo":
+        names += ["difficulty"] * bool(c.problems.difficulty_samples) + ["traces"] * bool(c.grpo.restart_rate)
     return tuple(dict.fromkeys(names))
 
 

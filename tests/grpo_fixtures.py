@@ -67,7 +67,7 @@ PROBLEMS = [Problem(f"p{i}", "bcdefghijk"[i : i + 3], "") for i in range(7)]
 
 def make(
     problems=PROBLEMS, *, engine=None, tokenizer=None, verifier=HASH_VERIFIER, sharding=None, reference=None, log=None,
-    guard=None, **settings,
+    guard=None, restarts=None, **settings,
 ):  # fmt: skip
     """A trainer with its own compiled functions (compiled when they are first called)."""
     c = GRPO.model_copy(update=settings)
@@ -76,7 +76,9 @@ def make(
     tx = make_optimizer(c, c.max_steps)
     rewarder = Rewarder(verifier, max_batches=c.max_num_gen_batches)
     tokenizer = tokenizer or Letters()
-    return GRPOTrainer(c, "rl", problems, engine, tokenizer, rewarder, tx, CONFIG, sharding, reference, log, guard)
+    return GRPOTrainer(
+        c, "rl", problems, engine, tokenizer, rewarder, tx, CONFIG, sharding, reference, log, guard, restarts
+    )
 
 
 def make_shared(*args, **kwargs):

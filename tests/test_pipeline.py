@@ -165,7 +165,8 @@ def test_a_stage_reads_only_keys_that_the_registry_names(finished):
         keys = {key for keys in stage_inputs.keys_of(c, stage) for key in keys}
         keys |= {key for key in cfg.flatten(c) if cfg.effect(key) == "none"}
         declared = {(by_section[key.rpartition(".")[0]], key.rpartition(".")[2]) for key in keys}
-        containers = {("Config", name) for name in cfg.Config.model_fields if name in by_section}
+        parts = [name.rpartition(".") for name in by_section if name]
+        containers = {(by_section[parent], name) for parent, _, name in parts}
         assert (read[stage] & fields) - declared - containers - elsewhere == set(), stage
 
 

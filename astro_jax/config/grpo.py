@@ -32,6 +32,12 @@ class Grpo(Training):
         "sampling of DAPO (arXiv 2503.14476, section 3.2). 1: none.",
         _LITERATURE, ge=1,
     )  # fmt: skip
+    restart_rate: float = key(
+        0.0,
+        "Share of the prompts with a trace whose responses begin inside the trace (restart and explore of Satori, "
+        "arXiv 2502.02508).",
+        _LITERATURE, ge=0, le=1,
+    )  # fmt: skip
     learning_rate: float = key(2e-7, "Peak learning rate.", "paper, section 3.2 (recalled)", gt=0)
     min_lr_rate: float = key(1.0, "Last learning rate, as a share of the peak. 1: constant after warmup.", ge=0, le=1)
     weight_decay: float = key(0.0, "Weight decay of AdamW, on matrices only.", ge=0)

@@ -178,7 +178,8 @@ function rolloutExplorer() {
   return [el("p", { class: "prose", text: "One prompt of a step, with all completions that the policy sampled for it." }), tabs, bar, grid];
 }
 function rolloutCards(stage, group) {
-  return [el("div", { class: "card question" }, el("h3", { text: "The problem" }), el("p", { text: group.prompt.trim() })),
+  return [el("div", { class: "card question" }, el("h3", { text: "The problem" }), el("p", { text: group.prompt.trim() }),
+    group.beginning && [el("p", { class: "muted", text: "The responses begin inside a trace:" }), el("pre", {}, marked(group.beginning))]),
     ...group.completions.map((c) => {
       const facts = [`reward ${num(c.reward)}`, `advantage ${num(c.advantage, 2)}`, plural(c.tokens, "token"), plural(c.backtracks, "backtrack"), !c.stopped && "cut off"];
       return el("article", { class: "card", style: `--model:${colour(stage)}` },

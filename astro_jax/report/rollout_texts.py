@@ -46,6 +46,8 @@ def render(groups: Sequence[Json]) -> Group:
     parts: list[Text | Panel] = []
     for group in groups:
         parts.append(Text(f"step {group['step']}  {group['problem']}\n{group['prompt'].strip()}", style="bold"))
+        if group["beginning"]:
+            parts.append(Text(f"(begins inside a trace)\n{group['beginning'].rstrip()}", style="dim"))
         for c in group["completions"]:
             facts = [c["status"], f"reward {'none' if c['reward'] is None else format(c['reward'], 'g')}"]
             facts += [f"advantage {c['advantage']:+.2f}", f"{c['tokens']} tokens", f"{c['backtracks']} backtracks"]

@@ -27,12 +27,13 @@ from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import Sharding
 from astro_jax.policy import Policy
-from astro_jax.sampler import Engine, SamplingParams
+from astro_jax.sampler import Engine, Request, SamplingParams
 from astro_jax.train import data, losses, policy_loss
 from astro_jax.train.advantages import comparable, group_advantages, has_variance, length_penalty
 from astro_jax.train.collapse_guard import CollapseGuard
 from astro_jax.train.losses import Batch
 from astro_jax.train.policy_loss import RolloutBatch
+from astro_jax.train.restarts import Beginning, Restarts
 from astro_jax.train.rewards import Rewarder
 from astro_jax.train.rollouts import (
     Rollout,
@@ -126,6 +127,7 @@ class GRPOTrainer:
       reference: the parameters of the reference model, on `train_sharding`. None where `beta` is 0.
       log: of the texts of some rollouts. None: none are written.
       guard: may skip an update, and scales the learning rate after a rollback. None: no guard.
+      restarts: beginnings of some responses. None: all responses begin after the prompt.
 
     Raises:
       AstroError: when a row of `max_length` tokens cannot hold a prompt and a completion.
@@ -145,6 +147,7 @@ class GRPOTrainer:
         reference: Params | None = None,
         log: RolloutLog | None = None,
         guard: CollapseGuard | None = None,
+        restarts: Restarts | None = None,
     ):
         longest = max(len(tokenizer.prompt(p.prompt)) for p in problems)
         if longest + c.max_completion_length > c.max_length:
@@ -155,9 +158,9 @@ class GRPOTrainer:
             )
         assert (reference is not None) == (c.beta > 0)
         # The longest prompt may come late: caches that grow then would compile all programs of the sampler again.
-        engine.reserve(longest, c.max_completion_length)
+        engine.reserve(max(longest, restarts.longest if restarts else 0), c.max_completion_length)
         self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
-        self.rewarder, self.reference, self.log, self.guard = rewarder, reference, log, guard
+        self.rewarder, self.reference, self.log, self.guard, self.restarts = rewarder, reference, log, guard, restarts
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
         self._apply, self._learning_rate_factor = make_apply(tx, config, train_sharding), 1.0
@@ -183,6 +186,10 @@ class GRPOTrainer:
         everything = [r for group in groups for r in group]
         metrics = sampling_metrics(everything) | rollout_metrics(everything)
         metrics |= group_metrics(rewards)
+        if self.restarts:
+            prompts = (self.tokenizer.prompt(self.problems[j].prompt) for j in self._indices(i))
+            restarted = [len(g[0].prompt_ids) > len(ids) for g, ids in zip(groups, prompts, strict=True)]
+            metrics["restarted_rate"] = float(np.mean(restarted))
         if self.c.max_num_gen_batches > 1:
             metrics["gen_batches"] = float(self._batches)
         with self._timed("update"):
@@ -202,7 +209,11 @@ class GRPOTrainer:
 
     def examples(self, i: int) -> list[str]:
         """Return the ids of the problems of step i, the last step."""
-        return [self.problems[j].id for batch in range(self._batches) for j in self._prompt_indices(i, batch)]
+        return [self.problems[j].id for j in self._indices(i)]
+
+    def _indices(self, i: int) -> list[int]:
+        """The problems of all batches of prompts of step i, the last step."""
+        return [j for batch in range(self._batches) for j in self._prompt_indices(i, batch)]
 
     def generate_rollouts(self, params: Params, i: int, batch: int = 0) -> Groups:
         """Sample, judge and reward one group of M completions for each of the G prompts of step i.
@@ -214,14 +225,22 @@ class GRPOTrainer:
         problems = [self.problems[j] for j in self._prompt_indices(i, batch)]
         # The place is part of the request's id: where few problems make many prompts, a problem may come twice in a
         # step, and its groups must differ.
+        places = range(batch * c.prompts_per_step, (batch + 1) * c.prompts_per_step)
+        begins = [self._beginning(p, i, place) for p, place in zip(problems, places, strict=True)]
         requests = [
-            policy.request(p.prompt, c.num_generations, "grpo", self.name, i, place, p.id)
-            for place, p in enumerate(problems, batch * c.prompts_per_step)
-        ]
+            Request(
+                (*self.tokenizer.prompt(p.prompt), *begin.token_ids), c.num_generations,
+                ("grpo", self.name, i, place, p.id),
+            )
+            for p, begin, place in zip(problems, begins, places, strict=True)
+        ]  # fmt: skip
         with self._timed("sampling"):
             # No top-k, top-p or min-p: the log-probabilities of the samples are those of the policy.
             groups = policy.generate(requests, SamplingParams(c.max_completion_length, c.temperature))
-        answered = [[(policy.response(p, s), s) for s in group] for p, group in zip(problems, groups, strict=True)]
+        answered = [
+            [(policy.response(p, s, begin.text), s) for s in group]
+            for p, begin, group in zip(problems, begins, groups, strict=True)
+        ]
         with self._timed("verification"):
             judgements = self.rewarder.judge(i, answered, batch)
         return [
@@ -234,6 +253,10 @@ class GRPOTrainer:
             ]
             for request, group, judged in zip(requests, groups, judgements, strict=True)
         ]  # fmt: skip
+
+    def _beginning(self, problem: Problem, i: int, place: int) -> Beginning:
+        """The beginning of the responses to a prompt of step i."""
+        return self.restarts.draw(problem.id, self.engine.seed, i, place, 2) if self.restarts else Beginning()
 
     def _generate(self, params: Params, i: int) -> Groups:
         """Sample the groups of step i, and go on until enough of them have different rewards (DAPO, equation 11)."""

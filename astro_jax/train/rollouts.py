@@ -22,7 +22,7 @@ class Rollout:
     """One sampled completion, its verdict and its reward.
 
     Attributes:
-      prompt_ids: the tokens of the prompt.
+      prompt_ids: the tokens of the prompt, and of the beginning of the response where it is given (`restarts`).
       completion_ids: int32 [T].
       logprobs: float32 [T], of the completion's tokens under the distribution that they were sampled from.
       verdict: the verifier's judgement.
@@ -126,15 +126,19 @@ class RolloutLog:
         self._next = step + 1
 
 
-def record(problem: Problem, group: Sequence[Rollout], advantages: np.ndarray, tokenizer: Tokenizer) -> Json:
+def record(
+    problem: Problem, group: Sequence[Rollout], advantages: np.ndarray, tokenizer: Tokenizer, beginning: str = ""
+) -> Json:
     """Describe a group for rollouts.jsonl.
 
     Args:
       advantages: float [M].
+      beginning: the text inside a trace after which the completions begin.
     """
     return {
         "problem": problem.id,
         "prompt": problem.prompt,
+        "beginning": beginning,
         "completions": [
             {
                 "text": tokenizer.decode(r.completion_ids.tolist()), "status": r.verdict.status, "reward": r.reward,

@@ -12,7 +12,7 @@ from astro_jax.report import page_data, rollout_texts, run_folder
 def group(step, problem="p", text="1 + 2 = 3", **completion):
     completion = {"text": text, "status": "correct", "reward": 1.0, "advantage": 0.5, "tokens": 4, "stopped": True,
                   "backtracks": 0} | completion  # fmt: skip
-    return {"step": step, "problem": problem, "prompt": "1 2 to 3", "completions": [completion]}
+    return {"step": step, "problem": problem, "prompt": "1 2 to 3", "beginning": "", "completions": [completion]}
 
 
 @pytest.fixture
