@@ -153,6 +153,9 @@ def _scaled(c: Config) -> Config:
 
 def _explain(error: Any) -> str:
     """Say what is wrong with a value, or which key to write."""
+    if error["type"] == "value_error":  # of a validator of ours; a whole section is not repeated
+        found = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
+        return f"{error['ctx']['error']}{found}"
     if error["type"] != "extra_forbidden":
         return f"{error['msg'].lower()}, got {error['input']!r}"
     *parents, name = error["loc"]

@@ -125,4 +125,8 @@ class Grpo(Training):
                 f"soft_punish_cache={self.soft_punish_cache} must be less than max_completion_length="
                 f"{self.max_completion_length}"
             )
+        measured = {"kl": ("beta", self.beta > 0), "gen_batches": ("max_num_gen_batches", self.max_num_gen_batches > 1)}
+        for rule in self.guard.rules:
+            if rule.metric in measured and not measured[rule.metric][1]:
+                raise ValueError(f"guard: {rule.metric} is only measured with {measured[rule.metric][0]}; set it")
         return self

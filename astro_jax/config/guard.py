@@ -38,6 +38,8 @@ class GuardRule(Section):
             raise ValueError("set one of above and below")
         if self.action == "skip" and self.steps > 1:
             raise ValueError("action=skip acts on the update of its own step; leave steps out")
+        if self.action == "skip" and self.metric in ("skipped_steps", "no_gradient_steps"):
+            raise ValueError(f"action=skip: {self.metric} is known after the update; choose another action")
         return self
 
 

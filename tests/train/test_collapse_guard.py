@@ -113,6 +113,8 @@ def test_every_metric_has_a_diagnosis():
         ({"metric": "entropy", "action": "warn"}, "set one of above and below"),
         ({"metric": "entropy", "below": 1, "above": 2, "action": "warn"}, "set one of above and below"),
         ({"metric": "entropy", "below": 1, "steps": 2, "action": "skip"}, "leave steps out"),
+        ({"metric": "skipped_steps", "above": 0, "action": "skip"}, "known after the update"),
+        ({"metric": "kl", "above": 1, "action": "stop"}, "kl is only measured with beta"),
     ],
 )
 def test_rule_that_cannot_work_is_refused(rule, message):
