@@ -85,7 +85,8 @@ def show(args: argparse.Namespace, command: str) -> int:
         raise AstroError("--step: name the stage too, as in --rollouts astro-rl")
     if args.rollouts:
         groups = rollout_texts.read(args.run, args.rollouts, args.step)
-        description, drawing = {"groups": groups}, rollout_texts.render(groups)
+        description: dict[str, Any] = {"groups": groups}
+        drawing: Any = rollout_texts.render(groups)
     else:
         description = lineage.describe(args.run)
         drawing = lineage.render(description)

@@ -7,6 +7,7 @@ compare each with its group (`advantages`), and update the policy by the gradien
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections import Counter
@@ -326,7 +327,7 @@ class GRPOTrainer:
     def _with_old_logprobs(self, params: Params, update: Update) -> Update:
         """Add the log-probabilities that the trainer computes for the policy which has sampled."""
         scored = [
-            m.replace(old_logprobs=self._score(params, self.sharding.device_put(m.batch, "batch")))
+            dataclasses.replace(m, old_logprobs=self._score(params, self.sharding.device_put(m.batch, "batch")))
             for m in update.micro_batches
         ]
         return update._replace(micro_batches=scored)
@@ -352,12 +353,13 @@ class GRPOTrainer:
         for rows in update.micro_batches:
             micro_batch = self.sharding.device_put(rows, "batch")
             if self.reference is not None:
-                micro_batch = micro_batch.replace(ref_logprobs=self._score(self.reference, micro_batch.batch))
+                scores = self._score(self.reference, micro_batch.batch)
+                micro_batch = dataclasses.replace(micro_batch, ref_logprobs=scores)
             grads, metrics = self._accumulate(state.params, grads, micro_batch)
             parts.append(metrics)
         means = token_metrics(jax.device_get(parts), update.tokens) | {"padding_rate": padding_rate(update)}
         if self.guard is not None and self.guard.has_skips:
-            known = of_step | means | {"grad_norm": float(optax.tree.norm(grads))}
+            known = {**of_step, **means, "grad_norm": float(optax.tree.norm(grads))}
             if self.guard.should_skip(known):
                 unchanged = {"grad_norm": known["grad_norm"], "learning_rate": rate, "skipped_steps": 0.0}
                 return state, means | unchanged | {"no_gradient_steps": 0.0, "guard_skips": 1.0}
@@ -443,9 +445,10 @@ def token_metrics(parts: Sequence[dict[str, Any]], tokens: int) -> dict[str, flo
     """
     joined = {k: max(float(m[k]) for m in parts) for k in policy_loss.MAXIMA}
     sums = {k: float(sum(m[k] for m in parts)) for k in parts[0] if k not in joined}
-    learned = sums.pop("learned_tokens")
+    learned_tokens = sums.pop("learned_tokens")
+    joined["loss"] = sums.pop("loss")
     for name, value in sums.items():
-        joined[name] = value if name == "loss" else value / (tokens if name.startswith("clip_") else learned)
+        joined[name] = value / (tokens if name in ("clip_low", "clip_high") else learned_tokens)
     return joined | {"clip_fraction": joined["clip_low"] + joined["clip_high"]}
 
 
