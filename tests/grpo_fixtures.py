@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import statistics
 import zlib
 
@@ -86,6 +87,11 @@ def make_shared(*args, **kwargs):
     new = make(*args, **kwargs)
     new._accumulate, new._apply, new._reshard = trainer()._accumulate, trainer()._apply, trainer()._reshard
     return new
+
+
+def read_lines(path):
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def update(state, rollouts, advantages):

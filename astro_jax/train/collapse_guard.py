@@ -176,7 +176,8 @@ class CollapseGuard:
     def _report(self, rule: GuardRule, reason: str) -> str:
         first, last = self._records[0], self._records[-1]
         course = ", ".join(f"{k} {first[k]:.3g} to {last[k]:.3g}" for k in _COURSE if k in first and k in last)
-        return f"{reason}: {_diagnosis(rule)} (from step {first['step']} to {last['step']}: {course})"
+        steps = f" (from step {first['step']} to {last['step']}: {course})" if course else ""
+        return f"{reason}: {_diagnosis(rule)}{steps}"
 
 
 def _diagnosis(rule: GuardRule) -> str:

@@ -1,11 +1,9 @@
 """The guard against collapse: its rules, and an exact resume after a rollback."""
 
-import json
-
 import numpy as np
 import pytest
 from etils import epath
-from grpo_fixtures import CONFIG, GRPO, fresh, make_shared
+from grpo_fixtures import CONFIG, GRPO, fresh, make_shared, read_lines
 from helpers import assert_trees_equal, one_device_train
 
 from astro_jax import config as cfg
@@ -83,7 +81,7 @@ def test_rollbacks_are_bounded_and_survive_a_restart(tmp_path):
     guard.roll_back(guard.check(lines, [0]))
     again = make_guard(tmp_path, rule, max_rollbacks=1, rollback_lr_factor=0.25)
     assert again.learning_rate_factor == guard.learning_rate_factor == 0.25
-    (written,) = map(json.loads, (tmp_path / "guard.jsonl").open())
+    (written,) = read_lines(tmp_path / "guard.jsonl")
     assert written["to"] == 0 and written["undone"] == lines
     with pytest.raises(
         AstroError, match=r"stopped at step 3 after 1 rollbacks \(grpo.guard.max_rollbacks\): kl is above"
@@ -174,9 +172,9 @@ def uninterrupted(tmp_path_factory):
 
 def test_rollback_goes_on_from_the_good_checkpoint_with_a_lower_rate(uninterrupted):
     folder, state = uninterrupted
-    (rollback,) = map(json.loads, (folder / "guard.jsonl").open())
+    (rollback,) = read_lines(folder / "guard.jsonl")
     assert (rollback["step"], rollback["to"]) == (5, 2) and [r["step"] for r in rollback["undone"]] == [3, 4, 5]
-    lines = list(map(json.loads, (folder / "metrics.jsonl").open()))
+    lines = read_lines(folder / "metrics.jsonl")
     assert [r["step"] for r in lines] == list(range(1, 8)) and state.step == 7
     rates = [r["learning_rate"] for r in lines]
     np.testing.assert_allclose(rates[2:], [r["learning_rate"] / 2 for r in rollback["undone"]] + [rates[2]] * 2)

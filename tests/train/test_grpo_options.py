@@ -1,7 +1,6 @@
 """GRPO's options inside a step: the reference model, temperature, masks, dynamic sampling, and the exact resume."""
 
 import functools
-import json
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from grpo_fixtures import (
     pad,
     padded_logprobs,
     random_rollouts,
+    read_lines,
 )
 from helpers import assert_trees_equal, one_device_train, tiny_params
 
@@ -230,7 +230,7 @@ def test_resume_with_dynamic_sampling_is_bitwise_equal(tmp_path):
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         whole, killed = ((tmp_path / run / name).read_text() for run in ("whole", "killed"))
         assert whole == killed and whole.count("\n") == 4
-    assert max(json.loads(line)["gen_batches"] for line in (tmp_path / "whole/metrics.jsonl").open()) > 1
+    assert max(r["gen_batches"] for r in read_lines(tmp_path / "whole/metrics.jsonl")) > 1
     # Only the records of the last steps are kept, each batch in its own file.
     kept = sorted(int(path.stem[5:]) // 3 for path in (tmp_path / "whole/rewards").iterdir())
     assert set(kept) == {2, 3} and len(kept) > 2
@@ -243,7 +243,7 @@ def test_texts_of_a_step_are_written_with_verdicts(tmp_path):
     logged = make_shared(log=RolloutLog(epath.Path(tmp_path)), logged_groups=2)
     for i in (0, 1, 2, 1):  # step 1 runs again, after a kill or a rollback
         logged.step(fresh(), i)
-    records = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").open()]
+    records = read_lines(tmp_path / "rollouts.jsonl")
     assert [r["step"] for r in records] == [1, 1, 2, 2]
     groups = logged.generate_rollouts(tiny_params(CONFIG), 0)
     by_id = {p.id: p for p in PROBLEMS}
