@@ -167,6 +167,7 @@ class GRPOTrainer:
         self._apply, self._learning_rate_factor = make_apply(tx, config, train_sharding), 1.0
         self._reshard = make_reshard(c, config, engine.sharding)
         self._score = make_score(c, config, train_sharding)
+        self._norm = jax.jit(optax.tree.norm, out_shardings=train_sharding.named())
         self._batches = 1  # batches of prompts of the last step
         self._seconds: Counter[str] = Counter()
 
@@ -184,18 +185,11 @@ class GRPOTrainer:
         groups = self._generate(self._timed_reshard(state.params), i)
         rewards = reward_array(groups)
         advantages, is_learned = self._advantages(groups, rewards)
-        everything = [r for group in groups for r in group]
-        metrics = sampling_metrics(everything) | rollout_metrics(everything)
-        metrics |= group_metrics(rewards)
-        if self.restarts:
-            prompts = (self.tokenizer.prompt(self.problems[j].prompt) for j in self._indices(i))
-            restarted = [len(g[0].prompt_ids) > len(ids) for g, ids in zip(groups, prompts, strict=True)]
-            metrics["restarted_rate"] = float(np.mean(restarted))
-        if self.c.max_num_gen_batches > 1:
-            metrics["gen_batches"] = float(self._batches)
+        members = [r for group in groups for r in group]
+        metrics = self._metrics(i, groups, rewards)
         with self._timed("update"):
             updates = [
-                self._pack([everything[j] for j in indices], advantages[indices])
+                self._pack([members[j] for j in indices], advantages[indices])
                 for indices in np.array_split(np.flatnonzero(is_learned), self.c.steps_per_generation)
             ]
             if self.c.importance_sampling_cap is not None:
@@ -207,6 +201,18 @@ class GRPOTrainer:
         self._write_texts(i, groups, advantages)
         seconds = {f"seconds_{name}": round(value, 4) for name, value in self._seconds.items()}
         return state, mean_metrics(update_metrics) | metrics | seconds
+
+    def _metrics(self, i: int, groups: Groups, rewards: np.ndarray) -> dict[str, float]:
+        """The metrics of all rollouts of step i."""
+        members = [r for group in groups for r in group]
+        metrics = sampling_metrics(members) | rollout_metrics(members) | group_metrics(rewards)
+        if self.restarts:
+            prompts = (self.tokenizer.prompt(self.problems[j].prompt) for j in self._indices(i))
+            restarted = [len(g[0].prompt_ids) > len(ids) for g, ids in zip(groups, prompts, strict=True)]
+            metrics["restarted_rate"] = float(np.mean(restarted))
+        if self.c.max_num_gen_batches > 1:
+            metrics["gen_batches"] = float(self._batches)
+        return metrics
 
     def examples(self, i: int) -> list[str]:
         """Return the ids of the problems of step i, the last step."""
@@ -359,7 +365,7 @@ class GRPOTrainer:
             parts.append(metrics)
         means = token_metrics(jax.device_get(parts), update.tokens) | {"padding_rate": padding_rate(update)}
         if self.guard is not None and self.guard.has_skips:
-            known = {**of_step, **means, "grad_norm": float(optax.tree.norm(grads))}
+            known = {**of_step, **means, "grad_norm": float(self._norm(grads))}
             if self.guard.should_skip(known):
                 unchanged = {"grad_norm": known["grad_norm"], "learning_rate": rate, "skipped_steps": 0.0}
                 return state, means | unchanged | {"no_gradient_steps": 0.0, "guard_skips": 1.0}
