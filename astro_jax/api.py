@@ -18,6 +18,7 @@ from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.policy import Policy
 from astro_jax.search import run as searching
 from astro_jax.search.tree import Node, Tree
+from astro_jax.train.data import Example
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
@@ -81,9 +82,9 @@ def fine_tune(
     sharding = mesh.train_sharding(mesh.make_mesh())
     config, params = checkpoint.load(model, sharding)
     tokenizer = tokenizers.load(model)
-    texts = [tokenizer.prompt(prompt) + tokenizer.encode_after(response) for prompt, response in examples]
+    pairs = [Example(tokenizer.prompt(prompt), tokenizer.encode_after(response)) for prompt, response in examples]
     path = storage.absolute(os.fspath(folder))
-    pipeline.train_sft(path, c or cfg.Sft(), config, params, tokenizer, texts, sharding, seed)
+    pipeline.train_sft(path, c or cfg.Sft(), config, params, tokenizer, pairs, sharding, seed)
     return str(path / "model")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from astro_jax.countdown.tokenizer import countdown_tokenizer
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import difficulty
 from astro_jax.evaluate import run as evaluation
-from astro_jax.llama import checkpoint, paths
+from astro_jax.llama import checkpoint, lora, paths
 from astro_jax.llama import params as llama_params
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
@@ -45,8 +46,10 @@ from astro_jax.stages import STAGES
 from astro_jax.storage import Shards
 from astro_jax.traces import card, dataset
 from astro_jax.traces.writer import TraceWriter
+from astro_jax.traces.wrong_steps import wrong_spans
 from astro_jax.train import data, examples, grpo, loop, rewards, sft
 from astro_jax.train.collapse_guard import CollapseGuard
+from astro_jax.train.data import Example
 from astro_jax.train.restarts import Restarts
 from astro_jax.train.rollouts import RolloutLog
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
@@ -159,15 +162,18 @@ def base(run: RunContext, inputs: Inputs) -> dict[str, int]:
         documents = _worked_solutions(run, tokenizer)
         folder = run.folder / "base"
         return train_sft(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
-    config, params = checkpoint.load(source, run.decode_sharding)
+    # Split as in training: over tp alone, as in sampling, each device would hold 1 / tp of the float32 parameters.
+    config, params = checkpoint.load(source, run.train_sharding)
     checkpoint.save(run.folder / "base" / "model", config, params, tokenizer)
     return {}
 
 
-def _worked_solutions(run: RunContext, tokenizer: Tokenizer) -> list[list[int]]:
+def _worked_solutions(run: RunContext, tokenizer: Tokenizer) -> list[Example]:
     """Tokenize the problems of search and RL that have worked solutions, with the solutions."""
     pairs = {p.id: (p.prompt, solutions.worked_solution(p)) for use in ("search", "rl") for p in run.problems(use)}
-    documents = [tokenizer.prompt(prompt) + tokenizer.encode_after(text) for prompt, text in pairs.values() if text]
+    documents = [
+        Example(tokenizer.prompt(prompt), tokenizer.encode_after(text)) for prompt, text in pairs.values() if text
+    ]
     if not documents:
         raise AstroError("base_sft: no problem has a worked solution; give the file a field `solution`")
     return documents
@@ -182,7 +188,7 @@ def _pretrain(run: RunContext) -> dict[str, int]:
         n_kv_heads=a.n_kv_heads, head_dim=a.d_model // a.n_heads, max_positions=a.max_positions, tie_embeddings=True,
     )  # fmt: skip
     params = llama_params.init(jax.random.key(c.seed), config)
-    documents = map(tokenizer.encode, islice(_corpus(run, c.seed), c.corpus.documents))
+    documents = (Example((), tokenizer.encode(text)) for text in islice(_corpus(run, c.seed), c.corpus.documents))
     return train_sft(run.folder / "base", c.pretrain, config, params, tokenizer, documents, run.train_sharding, c.seed)
 
 
@@ -226,57 +232,76 @@ def fine_tune(run: RunContext, inputs: Inputs) -> dict[str, int]:
         )
     # Both kinds get the same documents of the base's corpus.
     replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(records)))
-    documents = [tokenizer.prompt(e["prompt"]) + tokenizer.encode_after(e["response"]) for e in records]
-    documents += map(tokenizer.encode, replay)
+    documents = [_trace_example(record, tokenizer, run.c.sft.loss_on) for record in records]
+    documents += [Example((), tokenizer.encode(text)) for text in replay]
     return train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
+
+
+def _trace_example(record: dict[str, Any], tokenizer: Tokenizer, loss_on: data.LossOn) -> Example:
+    """Tokenize a trace."""
+    response, wrong = record["response"], []
+    if loss_on == "correct-steps":
+        spans = wrong_spans(record)
+        starts = enumerate(tokenizer.starts_after(response))
+        wrong = [i for i, start in starts if any(first <= start < end for first, end in spans)]
+    return Example(tokenizer.prompt(record["prompt"]), tokenizer.encode_after(response), wrong)
 
 
 def fine_tune_on_file(run: RunContext, inputs: Inputs) -> dict[str, int]:
     """Fine-tune the base model on the examples of a file: the stage "sft"."""
     config, params, tokenizer = run.load("base", run.train_sharding)
-    documents = [prompt + response for prompt, response in examples.read(run.c.examples, tokenizer)]
+    documents = [Example(prompt, response) for prompt, response in examples.read(run.c.examples, tokenizer)]
     folder = run.folder / inputs.stage
     return train_sft(folder, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 
 def train_sft(
     folder: epath.Path, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Tokenizer,
-    texts: Iterable[list[int]], sharding: meshes.Sharding, seed: int,
+    examples: Iterable[Example], sharding: meshes.Sharding, seed: int,
 ) -> dict[str, int]:  # fmt: skip
-    """Train on tokenized texts, and write checkpoints, metrics.jsonl and the model to `folder`.
+    """Train on tokenized examples, and write checkpoints, metrics.jsonl and the model to `folder`.
 
     Args:
-      texts: token ids of each text; an end token is appended to each.
-      seed: of the order of the texts.
+      examples: an end token is appended to each.
+      seed: of the order of the examples.
 
     Returns:
-      Counts for the manifest: examples, how many were dropped and truncated, and optimizer steps.
+      Counts for the manifest: examples, how many were dropped, truncated and (with `eval_share`) held out, and
+      optimizer steps.
 
     Raises:
       AstroError: when the loss or the gradient is not finite, in several steps in a row or after the last.
     """
-    ended = ([*tokens, tokenizer.eos_token_id] for tokens in texts)
+    ended = (dataclasses.replace(e, completion=[*e.completion, tokenizer.eos_token_id]) for e in examples)
     # Wrapped documents are split at the ends of rows: none is too long.
-    longest = c.max_length if c.packing_strategy == "first-fit" else sys.maxsize
-    documents, counts = data.make_documents(ended, longest, c.overlong)
+    longest = sys.maxsize if c.packing_strategy == "wrapped" else c.max_length
+    documents, counts = data.make_documents(ended, longest, c.overlong, c.loss_on)
     for verb, n in counts.items():
         if n:
             log(f"{folder.name}: {n} examples have more than max_length={c.max_length} tokens and are {verb}")
+    n_examples, held_out = len(documents) + counts["dropped"], []
+    if c.eval_share:
+        documents, held_out = data.hold_out(documents, c.eval_share, seed)
+        counts["held_out"] = len(held_out)
     batches = data.packed_batches(documents, c.batch_size, c.max_length, seed, c.num_train_epochs, c.packing_strategy)
     steps = sum(1 for _ in batches)
     tx = make_optimizer(c, steps)
-    like = abstract_state(config, tx, sharding)
-    with contextlib.closing(sft.SFTTrainer(c, batches, tx, config, sharding)) as trainer:
+    like, trained, frozen = abstract_state(config, tx, sharding, c.lora), params, None
+    if c.lora is not None:
+        trained = lora.init(jax.random.key(seed), config, c.lora.rank, c.lora.target_modules)
+        frozen = params
+    with contextlib.closing(sft.SFTTrainer(c, batches, tx, config, sharding, held_out, steps, frozen)) as trainer:
         state = loop.run(
-            folder, folder.name, place(new_state(params, tx), like), like, trainer.step, trainer.examples, steps,
-            c.save_steps, c.max_skipped_steps, trainer.iterator,
+            folder, folder.name, place(new_state(trained, tx), like), like, trainer.step, trainer.examples, steps,
+            c, trainer.iterator,
         )  # fmt: skip
         if not trainer.is_finite(state.params):
             raise AstroError(
                 f"{folder.name}: the loss of the trained model is not finite, so it is not saved; lower learning_rate"
             )
-    checkpoint.save(folder / "model", config, state.params, tokenizer)
-    return {"examples": len(documents) + counts["dropped"]} | counts | {"steps": steps}
+    trained = state.params if c.lora is None else lora.merge(params, state.params, c.lora.scale)
+    checkpoint.save(folder / "model", config, trained, tokenizer)
+    return {"examples": n_examples} | counts | {"steps": steps}
 
 
 def measure_difficulty(run: RunContext, inputs: Inputs) -> dict[str, Any]:
@@ -314,7 +339,7 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         )  # fmt: skip
         state = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, trainer.examples,
-            c.max_steps, c.save_steps, c.max_skipped_steps, collapse_guard=guard,
+            c.max_steps, c, collapse_guard=guard,
         )  # fmt: skip
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts

@@ -28,6 +28,7 @@ from astro_jax.search import run as searching
 from astro_jax.stage_folder import Inputs
 from astro_jax.stages import DEFAULT_STAGES, STAGES, evaluations, models_of
 from astro_jax.train import loop
+from astro_jax.train.data import Example
 
 jax.devices()  # all eight are there before a run asks for one
 MODELS = models_of(DEFAULT_STAGES)
@@ -315,7 +316,8 @@ def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_pa
     extra = {kind: documents[kind, 0.25][n:] for kind in ("direct-sft", "astro-sft")}
     assert documents["astro-sft", 0.25][:n] == documents["astro-sft", 0.0] and len(extra["astro-sft"]) == round(n / 4)
     assert extra["astro-sft"] == extra["direct-sft"]  # the same for both
-    base = list(map(countdown_tokenizer(25).encode, pipeline.islice(pipeline._corpus(run, run.c.seed), 50)))
+    corpus = pipeline.islice(pipeline._corpus(run, run.c.seed), 50)
+    base = [Example((), countdown_tokenizer(25).encode(text)) for text in corpus]
     assert extra["astro-sft"] != base[: len(extra["astro-sft"])]  # but not the documents that the base began with
 
 
@@ -372,3 +374,18 @@ def test_a_stage_counts_the_verdicts_from_before_a_kill(tmp_path, monkeypatch):
     assert manifest["verdicts"] == {"correct": 3, "wrong": 1, "timeout": 1} and manifest["disagreements"] == 1
     listed = json.loads((run.folder / "base" / "verdicts-0-of-1.json").read_text())["disagreements"]
     assert listed == [{"gold": "50", "answer": "50%", "correct": True}]
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "tp": 2}])
+def test_imported_base_is_split_over_the_mesh(sizes, tmp_path, monkeypatch):
+    """The base was loaded over tp alone: with fsdp=8 each device held all parameters in float32."""
+    shares = []
+
+    def save(folder, config, params, tokenizer):
+        matrices = (params.embed, params.layers.wq, params.layers.w_up)
+        shares.extend(x.nbytes / x.addressable_shards[0].data.nbytes for x in matrices)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    run = RunContext(cfg.parse({"model": "countdown-base", "mesh": sizes, "out": str(tmp_path / "run")}))
+    pipeline.base(run, Inputs(stage="base", keys={}, settings={}, contents={}, parents={}))
+    assert shares == [np.prod(list(sizes.values()))] * 3

@@ -24,7 +24,11 @@ INVALIDATED = {
         "out from scale stages attention mesh sampler verify.num_workers verify.max_failed_share search.shard_size "
         "search.max_concurrent_trees traces.shard_size eval.shard_size sft.save_steps sft.remat_policy "
         "pretrain.save_steps pretrain.remat_policy base_sft.save_steps base_sft.remat_policy grpo.save_steps "
-        "grpo.remat_policy grpo.micro_batch_size problems.split problems.subset problems.filters problems.dataset "
+        "sft.save_minutes sft.save_total_limit sft.keep_every_steps grpo.save_minutes grpo.save_total_limit "
+        "grpo.keep_every_steps pretrain.save_minutes pretrain.save_total_limit pretrain.keep_every_steps "
+        "base_sft.save_minutes base_sft.save_total_limit base_sft.keep_every_steps "
+        "grpo.remat_policy grpo.micro_batch_size sft.micro_batch_size pretrain.micro_batch_size "
+        "base_sft.micro_batch_size problems.split problems.subset problems.filters problems.dataset "
         "sft.max_skipped_steps pretrain.max_skipped_steps base_sft.max_skipped_steps grpo.max_skipped_steps "
         "problems.gym problems.sources grpo.reward_timeout_seconds problems.decontaminate problems.overlap_threshold "
         "grpo.logged_groups"
@@ -75,12 +79,17 @@ OTHER_VALUES = {
     "grpo.epsilon_high": 0.3, "grpo.delta": 2.0, "grpo.max_log_ratio": 5.0, "grpo.importance_sampling_cap": 2.0,
     "grpo.guard.rules": [{"metric": "entropy", "below": 0.1, "action": "stop"}],
     "problems.sources": [], "problems.evaluation": [{"path": "PATH2"}],
+    **{f"{x}.save_minutes": 9 for x in ("sft", "pretrain", "base_sft", "grpo")},
+    **{f"{x}.keep_every_steps": 9 for x in ("sft", "pretrain", "base_sft", "grpo")},
+    "sft.lora": {}, "pretrain.lora": {}, "base_sft.lora": {},
+    "sft.micro_batch_size": 1, "pretrain.micro_batch_size": 1, "base_sft.micro_batch_size": 1,
+    "sft.eval_share": 0.5, "pretrain.eval_share": 0.5, "base_sft.eval_share": 0.5,
     "problems.rl_prompts": "disjoint", "problems.difficulty_model": "sft", "problems.max_difficulty_prompts": 5,
 }  # fmt: skip
 CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
            "ancestor": "root", "terminal": "inside", "template": "model", "model": "template", "fixed": "none",
            "trees": "best-of-n", "best-of-n": "trees", "uncertain": "root", "drop": "truncate",
-           "examples": "tokens", "none": "full", "dapo": "grpo", "token": "sequence",
+           "examples": "tokens", "all": "completion", "none": "full", "dapo": "grpo", "token": "sequence",
            "first-fit": "wrapped"}  # fmt: skip
 
 

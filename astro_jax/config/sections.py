@@ -233,6 +233,23 @@ class Traces(Section):
     replay: float = key(0.0, "Countdown corpus documents that SFT adds, as a share of the examples.", ge=0)
 
 
+class Lora(Section):
+    """LoRA: low-rank adapters beside frozen weights (arXiv 2106.09685)."""
+
+    rank: int = key(16, "Rank r of the adapters.", ge=1)
+    alpha: float = key(32.0, "Adapters are scaled by alpha / rank.", gt=0)
+    target_modules: tuple[
+        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
+    ] = key(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "Linear layers that get an adapter, by the names of Hugging Face.", min_length=1,
+    )  # fmt: skip
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
 class Sft(Training):
     """Supervised fine-tuning (paper, section 3.1 and appendix B.2)."""
 
@@ -251,10 +268,40 @@ class Sft(Training):
         "drop", "Examples of more than `max_length` tokens: leave out, cut, or refuse. `wrapped` packing has none.",
         "ours; a cut example teaches neither the answer nor the end",
     )  # fmt: skip
-    packing_strategy: Literal["first-fit", "wrapped"] = key(
-        "first-fit", "Packing: whole documents that cannot see each other, or one stream that is split into rows."
+    packing_strategy: Literal["first-fit", "bfd", "wrapped"] = key(
+        "first-fit",
+        "Packing: whole documents that cannot see each other, in random order or (bfd: best-fit decreasing) with the "
+        "least padding; or one stream that is split into rows.",
     )
+    loss_on: Literal["all", "completion", "correct-steps"] = key(
+        "all",
+        "Tokens that the loss counts: all, the completion, or the completion without the steps of wrong attempts.",
+        "paper, appendix B.2",
+    )
+    micro_batch_size: int | None = key(
+        None,
+        "Packed rows of one gradient computation. Gradients are summed over a batch, by tokens. Null: `batch_size`.",
+        effect="rounding",
+        ge=1,
+    )
+    lora: Lora | None = key(
+        None, "Train low-rank adapters in place of all weights, and merge them into the model at the end. Null: all."
+    )
+    eval_share: float = key(
+        0.0, "Share of the prompts whose examples are held out to measure the loss on them. 0: none.", ge=0, lt=1
+    )
+    eval_steps: int = key(50, "Steps between two measurements of the held-out loss; the last step has one too.", ge=1)
     save_steps: int = key(200, "Steps between checkpoints.", ge=1, effect="none")
+
+    @pydantic.model_validator(mode="after")
+    def _is_consistent(self) -> Sft:
+        if self.packing_strategy == "wrapped" and self.loss_on != "all":
+            raise ValueError("loss_on: wrapped packing joins prompts and completions; set packing_strategy=bfd")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size: {self.micro_batch_size} does not divide batch_size={self.batch_size}; set a divisor"
+            )
+        return self
 
 
 class Eval(Section):

@@ -12,13 +12,29 @@ class Training(Section):
 
     warmup_ratio: float = key(0.05, "Share of the steps with a rising learning rate.", ge=0, lt=1)
     betas: tuple[float, float] = key((0.9, 0.95), "Moment decay rates of AdamW.")
+    mu_dtype: Literal["float32", "bfloat16"] = key(
+        "float32",
+        "Data type of AdamW's first moment. bfloat16 saves 2 bytes a parameter. The second moment stays float32.",
+    )
     max_grad_norm: float = key(1.0, "Largest global gradient norm; a larger one is scaled down.", gt=0)
-    remat_policy: Literal["none", "full"] = key(
+    remat_policy: Literal["none", "minimal_with_context", "save_dot_except_mlp", "save_out_proj", "full"] = key(
         "none",
-        "Rematerialization: keep all activations, or recompute each layer in the backward pass.",
+        "Rematerialization, from most to least memory: keep all activations; the results of matmuls and attention; "
+        "these without the MLP; the output of attention alone; or none, so that the backward pass computes all again.",
         effect="rounding",
     )
     dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
+    save_minutes: float | None = key(
+        None, "Minutes after which a checkpoint is saved, also between `save_steps`. Null: by steps alone.",
+        effect="none", gt=0,
+    )  # fmt: skip
+    save_total_limit: int = key(
+        2, "Last checkpoints that are kept. The step after a checkpoint proves it, so the one before is needed.",
+        effect="none", ge=2,
+    )  # fmt: skip
+    keep_every_steps: int | None = key(
+        None, "Checkpoints of each multiple of so many steps are kept too. Null: none.", effect="none", ge=1
+    )
     max_skipped_steps: int = key(
         3,
         "Steps in a row without a finite loss and gradient after which a run stops. Each of them is skipped.",

@@ -105,8 +105,9 @@ def _splash(
     def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, ...]:
         mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length)) for _ in range(q.shape[2])])
         kernel = splash_kernel.make_splash_mha(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, save_residuals=save_residuals, interpret=interpret
-        )
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, save_residuals=save_residuals, interpret=interpret,
+            residual_checkpoint_name="context",  # of model.REMAT_POLICIES
+        )  # fmt: skip
         q, k, v = (x.swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v))  # heads before sequence
         out = jax.vmap(kernel)(q, k, v, splash_kernel.SegmentIds(segment_ids, segment_ids))
         return jax.tree.map(lambda x: x.swapaxes(1, 2), (out[0], out[1][0]) if save_residuals else (out,))

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax.typing import DTypeLike
 
-# A weight of a model: an array, or a MixedWeight.
+from astro_jax.llama import lora
+
+# A weight of a model: an array, a MixedWeight, or a lora.AdaptedWeight.
 Weight = Any
 
 
@@ -42,6 +44,10 @@ def mixed(weight: jax.Array, dtype: DTypeLike) -> Weight:
 
 def einsum(spec: str, x: jax.Array, weight: Weight, preferred_element_type: DTypeLike | None = None) -> jax.Array:
     """Multiply x and a weight, as `jnp.einsum`. Each axis of an input must be an axis of the other or of the output."""
+    if isinstance(weight, lora.AdaptedWeight):
+        of_a, of_b = lora.split_spec(spec)
+        low_rank = einsum(of_b, einsum(of_a, x, weight.a), weight.b, preferred_element_type)
+        return jnp.einsum(spec, x, weight.base, preferred_element_type=preferred_element_type) + weight.scale * low_rank
     if not isinstance(weight, MixedWeight):
         return jnp.einsum(spec, x, weight, preferred_element_type=preferred_element_type)
     return _einsum(spec, preferred_element_type, x, weight.value, weight.master)

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from astro_jax.llama import attention
 from astro_jax.llama import mixed_precision as mp
@@ -23,6 +24,15 @@ from astro_jax.mesh import Sharding
 
 # The scan over layers is unrolled in training for models of at most this many layers.
 UNROLLED_LAYERS = 4
+
+# The results inside a block that each rematerialization policy keeps for the backward pass, by name. All others are
+# computed again. The names of the policies are MaxText's; "none" keeps everything.
+REMAT_POLICIES: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "save_out_proj": ("out_proj",),
+    "save_dot_except_mlp": ("qkv_proj", "context", "out_proj"),
+    "minimal_with_context": ("qkv_proj", "context", "out_proj", "mlpwi"),
+}
 
 
 def rms_norm(x: jax.Array, weight: mp.Weight, eps: float) -> jax.Array:
@@ -84,9 +94,12 @@ def _block(
     q = constrain(q, "batch", None, "heads", None)
     k = constrain(k, "batch", None, "kv_heads", None)
     v = constrain(v, "batch", None, "kv_heads", None)
-    x = x + scatter(mp.einsum("bsnh,nhd->bsd", attend(q, k, v), p.wo))
+    q, k, v = (checkpoint_name(z, "qkv_proj") for z in (q, k, v))
+    context = checkpoint_name(attend(q, k, v), "context")
+    x = x + checkpoint_name(scatter(mp.einsum("bsnh,nhd->bsd", context, p.wo)), "out_proj")
     y = gather(rms_norm(x, p.mlp_norm, config.norm_eps))
-    y = jax.nn.silu(mp.einsum("bsd,df->bsf", y, p.w_gate)) * mp.einsum("bsd,df->bsf", y, p.w_up)
+    gate, up = (checkpoint_name(mp.einsum("bsd,df->bsf", y, w), "mlpwi") for w in (p.w_gate, p.w_up))
+    y = jax.nn.silu(gate) * up
     x = x + scatter(mp.einsum("bsf,fd->bsd", constrain(y, "batch", None, "mlp"), p.w_down))
     return x, (k, v)
 
@@ -118,7 +131,7 @@ def hidden_states(
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
     sharding: Sharding | None = None,
-    remat: bool = False,
+    remat_policy: str = "none",
 ) -> jax.Array:
     """Compute the final hidden states of whole sequences, the input of the LM head.
 
@@ -127,7 +140,7 @@ def hidden_states(
       positions: int32 [B, S], for RoPE; default 0..S-1.
       segment_ids: int32 [B, S] of packed sequences; default one segment a row. 0 is padding.
       sharding: None for one device.
-      remat: recompute each block in the backward pass.
+      remat_policy: what the backward pass computes again: "none", or a name of REMAT_POLICIES.
 
     Returns:
       [B, S, D], in the dtype in which the parameters compute.
@@ -146,7 +159,10 @@ def hidden_states(
     x = _embed(params, tokens, sharding)
     # On a CPU the backward pass of a rolled scan takes a third longer.
     unroll = config.n_layers if config.n_layers <= UNROLLED_LAYERS else 1
-    x, _ = jax.lax.scan(jax.checkpoint(step) if remat else step, x, params.layers, unroll=unroll)
+    if remat_policy != "none":
+        saved = jax.checkpoint_policies.save_only_these_names(*REMAT_POLICIES[remat_policy])
+        step = jax.checkpoint(step, policy=saved)
+    x, _ = jax.lax.scan(step, x, params.layers, unroll=unroll)
     return rms_norm(x, params.final_norm, config.norm_eps)
 
 

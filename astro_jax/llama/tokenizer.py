@@ -62,6 +62,15 @@ class Tokenizer:
             return token_ids[len(prefix) :]
         return self.hf.encode(text, add_special_tokens=False)
 
+    def starts_after(self, text: str) -> list[int]:
+        """The place in `text` at which each token of `encode_after(text)` starts, in characters."""
+        for prefix in (_PREFIX, ""):
+            encoded = self.hf(prefix + text, add_special_tokens=False, return_offsets_mapping=True)
+            n = len(self._prefix_ids) if prefix else 0
+            if not prefix or encoded["input_ids"][:n] == self._prefix_ids:
+                break
+        return [start - len(prefix) for start, _ in encoded["offset_mapping"][n:]]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decode the tokens of a continuation, without end tokens."""
         end_ids = self.stop_token_ids

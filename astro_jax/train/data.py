@@ -1,14 +1,17 @@
 """Packing of documents into batches, with grain: shuffled by seed, and resumable.
 
-Two strategies (the config's `packing_strategy`), for the documents `a b c`, `d e` and `f g h` in rows of S = 6:
+Three strategies (the config's `packing_strategy`), for the documents `a b c`, `d e` and `f g h` in rows of S = 6:
 
     first-fit   a b c d e 0 | f g h 0 0 0   whole documents, which do not attend to each other
+    bfd         a b c f g h | d e 0 0 0 0   whole documents, the longest first, each into the fullest row that has room
     wrapped     a b c d e f | g h ...       documents are joined and split at S, one segment a row
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +21,33 @@ import numpy as np
 
 from astro_jax.errors import AstroError
 from astro_jax.train.losses import Batch
+
+LossOn = Literal["all", "completion", "correct-steps"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One example of SFT, as tokens.
+
+    Attributes:
+      prompt: the prompt; empty for a document without one.
+      completion: the response to the prompt, or the whole document.
+      wrong: places in `completion` of the steps of wrong attempts.
+    """
+
+    prompt: Sequence[int]
+    completion: Sequence[int]
+    wrong: Sequence[int] = ()
+
+    def learned(self, loss_on: LossOn) -> np.ndarray:
+        """Which tokens the loss counts: bool [number of tokens]."""
+        n = len(self.prompt)
+        learned = np.ones(n + len(self.completion), bool)
+        if loss_on != "all":
+            learned[:n] = False
+        if loss_on == "correct-steps":
+            learned[n + np.asarray(self.wrong, int)] = False
+        return learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +59,14 @@ class Document:
       loss_weights: float32 [S], the weight of each token's prediction in the loss.
       extras: further columns of float32 [S], by name.
       index: the place of the example in its source, from 0.
+      prompt: the tokens of its prompt; empty without one.
     """
 
     tokens: np.ndarray
     loss_weights: np.ndarray
     extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     index: int = 0
+    prompt: tuple[int, ...] = ()
 
 
 class IndexedBatch(NamedTuple):
@@ -49,35 +81,41 @@ class IndexedBatch(NamedTuple):
     indices: np.ndarray
 
 
-def make_document(tokens: Sequence[int], index: int = 0) -> Document:
-    """A document whose every token is learned, prompt included (paper, appendix B.2: no masking).
+def make_document(tokens: Sequence[int], index: int = 0, learned: np.ndarray | None = None) -> Document:
+    """Make a document from tokens.
 
-    The first token has no weight: no token predicts it.
+    Args:
+      learned: bool [number of tokens], the tokens that the loss counts. Default: all, prompt included (paper, appendix
+        B.2: no masking). The first token never counts: no token predicts it.
     """
     ids = np.asarray(tokens, np.int32)
-    loss_weights = np.ones(len(ids), np.float32)
+    loss_weights = np.ones(len(ids), np.float32) if learned is None else learned.astype(np.float32)
     loss_weights[:1] = 0.0
     return Document(ids, loss_weights, index=index)
 
 
 def make_documents(
-    texts: Iterable[Sequence[int]], max_length: int, overlong: Literal["drop", "truncate", "error"]
+    examples: Iterable[Example],
+    max_length: int,
+    overlong: Literal["drop", "truncate", "error"],
+    loss_on: LossOn = "all",
 ) -> tuple[list[Document], dict[str, int]]:
-    """Make a document of each text, and decide about texts of more than `max_length` tokens.
+    """Make a document of each example, and decide about examples of more than `max_length` tokens.
 
     Args:
-      texts: token ids.
       max_length: the most tokens of a document.
-      overlong: leave such a text out, keep its first `max_length` tokens, or refuse it.
+      overlong: leave such an example out, keep its first `max_length` tokens, or refuse it.
+      loss_on: the tokens that the loss counts.
 
     Returns:
-      (documents, how many texts were `dropped` and `truncated`).
+      (the documents, how many examples were dropped and truncated).
 
     Raises:
-      AstroError: for a text that is too long, with `overlong="error"`; when no document is left.
+      AstroError: for an example that is too long, with `overlong="error"`; when no document is left.
     """
     documents, counts = [], {"dropped": 0, "truncated": 0}
-    for index, tokens in enumerate(texts):
+    for index, example in enumerate(examples):
+        tokens = [*example.prompt, *example.completion]
         if len(tokens) > max_length:
             if overlong == "error":
                 raise AstroError(
@@ -87,10 +125,35 @@ def make_documents(
             counts["dropped" if overlong == "drop" else "truncated"] += 1
             if overlong == "drop":
                 continue
-        documents.append(make_document(tokens[:max_length], index))
+        document = make_document(tokens[:max_length], index, example.learned(loss_on)[:max_length])
+        documents.append(dataclasses.replace(document, prompt=tuple(example.prompt)))
     if not documents:
         raise AstroError(f"all {counts['dropped']} examples have more than max_length={max_length} tokens; raise it")
     return documents, counts
+
+
+def hold_out(documents: Sequence[Document], share: float, seed: int) -> tuple[list[Document], list[Document]]:
+    """Split documents at random. Documents with the same prompt stay together: an example tells much about another.
+
+    Args:
+      share: of the prompts that are held out, at least one.
+
+    Returns:
+      (the documents to train on, those held out), in order.
+
+    Raises:
+      AstroError: when no document is left to train on.
+    """
+    prompts = list(dict.fromkeys(d.prompt or d.index for d in documents))
+    n = max(1, round(share * len(prompts)))
+    if n >= len(prompts):
+        raise AstroError(f"eval_share={share:g} of {len(prompts)} prompts leaves none to train on; give more examples")
+    order = np.random.default_rng((seed, len(prompts))).permutation(len(prompts))
+    held_out = {prompts[i] for i in order[:n]}
+    parts: tuple[list[Document], list[Document]] = ([], [])
+    for d in documents:
+        parts[(d.prompt or d.index) in held_out].append(d)
+    return parts
 
 
 def packed_batches(
@@ -99,12 +162,12 @@ def packed_batches(
     max_length: int,
     seed: int,
     num_train_epochs: float,
-    packing_strategy: Literal["first-fit", "wrapped"] = "first-fit",
+    packing_strategy: Literal["first-fit", "bfd", "wrapped"] = "first-fit",
 ) -> grain.IterDataset:
     """Packed batches that hold each document exactly `num_train_epochs` times, in a new order each epoch.
 
     2.5 epochs hold each document twice, and half of the documents a third time. Rows without documents fill the last
-    batch. A row may hold documents of two epochs.
+    batch. A row may hold documents of two epochs, except with "bfd".
 
     Yields:
       IndexedBatch with rows [batch_size, max_length].
@@ -113,12 +176,18 @@ def packed_batches(
     total = max(1, round(num_train_epochs * len(documents)))
     order = grain.MapDataset.source(elements).shuffle(seed=seed).repeat(-(-total // len(documents)))
     source, lengths = _in_memory(order[:total]), dict.fromkeys(elements[0], max_length)
-    if packing_strategy == "wrapped":
+    if packing_strategy == "bfd":
+        packed = _best_fit_decreasing([len(d.tokens) for d in documents], max_length, total, seed)
+        rows = _in_memory(
+            grain.MapDataset.source(packed).map(lambda row: _join([elements[i] for i in row], max_length))
+        )
+        to_batch = _whole_documents
+    elif packing_strategy == "wrapped":
         rows = grain.experimental.ConcatThenSplitIterDataset(source, length_struct=lengths)
         to_batch = _wrapped_batch
     else:
         rows = _first_fit(source, lengths, num_bins=batch_size)
-        to_batch = _first_fit_batch
+        to_batch = _whole_documents
 
     def with_indices(rows: dict[str, np.ndarray]) -> IndexedBatch:
         is_start = (rows["index_segment_ids"] > 0) & (rows["index_positions"] == 0)
@@ -147,7 +216,7 @@ def pack(documents: Sequence[Document], max_length: int) -> tuple[Batch, dict[st
     lengths = dict.fromkeys(_element(documents[0]), max_length)
     rows = list(_first_fit(source, lengths, num_bins=len(documents)))
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return _first_fit_batch(stacked), {name: stacked[name] for name in documents[0].extras}
+    return _whole_documents(stacked), {name: stacked[name] for name in documents[0].extras}
 
 
 def _in_memory(source: grain.MapDataset) -> grain.IterDataset:
@@ -165,7 +234,55 @@ def _first_fit(source: Any, lengths: dict[str, int], num_bins: int) -> Any:
     )
 
 
-def _first_fit_batch(rows: dict[str, np.ndarray]) -> Batch:
+def _best_fit_decreasing(sizes: Sequence[int], max_length: int, total: int, seed: int) -> list[list[int]]:
+    """Assign documents to rows by best-fit decreasing, epoch by epoch: the longest document first, each into the row
+    with the least room that still holds it. Documents of one length are in a new order in each epoch, and so are the
+    rows.
+
+    Args:
+      sizes: tokens of each document, at most `max_length`.
+      total: documents of all epochs together.
+
+    Returns:
+      the indices of the documents of each row.
+    """
+    rows: list[list[int]] = []
+    for epoch, start in enumerate(range(0, total, len(sizes))):
+        rng = np.random.default_rng((seed, epoch))
+        order = rng.permutation(len(sizes))[: total - start]
+        packed: list[list[int]] = []
+        by_room: dict[int, list[int]] = defaultdict(list)  # room -> the rows with this room
+        rooms: list[int] = []  # the rooms that exist, in order
+        for i in sorted(order.tolist(), key=lambda i: -sizes[i]):
+            place = bisect.bisect_left(rooms, sizes[i])
+            if place == len(rooms):
+                row, room = len(packed), max_length
+                packed.append([])
+            else:
+                room = rooms[place]
+                row = by_room[room].pop()
+                if not by_room[room]:
+                    del rooms[place]
+            packed[row].append(i)
+            if left := room - sizes[i]:
+                if not by_room[left]:
+                    bisect.insort(rooms, left)
+                by_room[left].append(row)
+        rows += [packed[i] for i in rng.permutation(len(packed))]
+    return rows
+
+
+def _join(elements: Sequence[dict[str, np.ndarray]], max_length: int) -> dict[str, np.ndarray]:
+    """Join documents to a row, with the columns that grain's packers give."""
+    sizes = [len(e["tokens"]) for e in elements]
+    columns = {name: np.concatenate([e[name] for e in elements]) for name in elements[0]}
+    for name in ("tokens", "index"):
+        columns[f"{name}_segment_ids"] = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
+        columns[f"{name}_positions"] = np.concatenate([np.arange(n, dtype=np.int32) for n in sizes])
+    return {name: np.pad(x, (0, max_length - len(x))) for name, x in columns.items()}
+
+
+def _whole_documents(rows: dict[str, np.ndarray]) -> Batch:
     return Batch(rows["tokens"], rows["tokens_segment_ids"], rows["tokens_positions"], rows["loss_weights"])
 
 

@@ -79,9 +79,9 @@ def make_loss(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> LossFn:
     """
 
     def loss(params: Params, rollouts: RolloutBatch) -> tuple[jax.Array, Metrics]:
-        batch, remat = rollouts.batch, c.remat_policy == "full"
+        batch = rollouts.batch
         logprobs, entropy = losses.token_logprobs(
-            losses.mixed(params, c.dtype), batch, config, sharding, remat, c.temperature
+            losses.mixed(params, c.dtype), batch, config, sharding, c.remat_policy, c.temperature
         )
         value, metrics = policy_loss.policy_loss(logprobs, rollouts, c)
         return value, metrics | {"entropy": jnp.sum(jnp.where(batch.loss_weights > 0, entropy, 0.0))}

@@ -6,21 +6,19 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from etils import epath
-from orbax.checkpoint import v1 as ocp
 
+from astro_jax import config as cfg
 from astro_jax import distributed
-from astro_jax.progress import ProgressBar
+from astro_jax.progress import ProgressBar, log
+from astro_jax.train.checkpoints import Checkpoints
 from astro_jax.train.collapse_guard import CollapseGuard
 from astro_jax.train.metrics_logger import MetricsLogger
 from astro_jax.train.skip_guard import SkipGuard
 from astro_jax.train.state import Metrics, TrainState
+from astro_jax.train.termination import EXIT_CODE, Termination
 
 StepFn = Callable[[TrainState, int], tuple[TrainState, Metrics | dict[str, Any]]]
-
-# A checkpoint is proven good by the step after it, so the one before is kept too.
-CHECKPOINTS = 2
 
 
 def run(
@@ -31,8 +29,7 @@ def run(
     step_fn: StepFn,
     examples: Callable[[int], Sequence[str]],
     max_steps: int,
-    save_steps: int,
-    max_skipped_steps: int,
+    c: cfg.Sft | cfg.Grpo,
     data_iterator: Any = None,
     collapse_guard: CollapseGuard | None = None,
 ) -> TrainState:
@@ -48,8 +45,8 @@ def run(
       abstract_state: shapes and shardings of the state, for the restore.
       step_fn: (state, i) -> (state, metrics), step i from 0.
       examples: the names of the examples of step i, called after the step.
-      save_steps: steps between two checkpoints. The last step is saved too. A skipped step is not saved.
-      max_skipped_steps: skipped steps in a row that stop the run.
+      c: the settings: when checkpoints are saved (the last step is saved too, a skipped step is not), which are kept,
+        and how many skipped steps in a row stop the run.
       data_iterator: a grain iterator that `step_fn` draws from. Its position is saved beside the state.
       collapse_guard: looks at the metrics of each step. It may stop the run, or let it go back to a checkpoint.
 
@@ -57,25 +54,23 @@ def run(
       the state at step `max_steps`.
 
     Raises:
-      AstroError: when `max_skipped_steps` steps in a row have no finite loss and gradient, or when the guard stops.
+      AstroError: when `max_skipped_steps` steps in a row have no finite loss and gradient; when the guard stops; when
+        no checkpoint can be read.
+      SystemExit: after SIGTERM, with a checkpoint of the last step.
     """
-    rolls_back = collapse_guard is not None and collapse_guard.can_roll_back
-    kept = max(CHECKPOINTS, collapse_guard.num_checkpoints(save_steps)) if collapse_guard is not None else CHECKPOINTS
-    latest = ocp.training.preservation_policies.LatestN(kept)
+    keep_last = collapse_guard.num_checkpoints(c.save_steps) if collapse_guard is not None else 0
     with (
-        ocp.training.Checkpointer(folder / "checkpoints", preservation_policy=latest) as checkpointer,
+        contextlib.closing(Checkpoints(folder / "checkpoints", stage, c, data_iterator, keep_last)) as checkpoints,
         contextlib.closing(MetricsLogger(folder)) as logger,
+        Termination(stage) as termination,
     ):
-        i = 0
-        if checkpointer.latest is not None:
-            i = checkpointer.latest.step
-            state = _restore(checkpointer, i, state, abstract_state, data_iterator)
-        elif rolls_back:  # to the start, if need be
-            checkpointer.save_checkpointables(0, _checkpointables(state, data_iterator))
+        i, state = checkpoints.restore(state, abstract_state)
+        if collapse_guard is not None and collapse_guard.can_roll_back and not checkpoints.steps:
+            checkpoints.save(0, state)  # to go back to the start, if need be
         records = logger.start(i)
         if collapse_guard is not None:
             collapse_guard.start(records)
-        guard = SkipGuard(stage, max_skipped_steps)
+        guard = SkipGuard(stage, c.max_skipped_steps)
         with ProgressBar(stage, max_steps, "steps", done=i) as bar:
             while i < max_steps:
                 state, metrics = step_fn(state, i)
@@ -83,45 +78,30 @@ def run(
                 i += 1
                 records = logger.add(i, metrics)
                 bar.advance(1, **logger.latest)
-                is_saved = i % save_steps == 0 or i == max_steps
+                is_stopped = termination.is_due(i)
+                is_saved = checkpoints.is_due(i) or i == max_steps or is_stopped
                 if is_saved:
                     records += logger.flush()
-                checkpoints = [checkpoint.step for checkpoint in checkpointer.checkpoints]
-                guard.check(records, checkpoints)
-                if collapse_guard is not None and (rollback := collapse_guard.check(records, checkpoints)) is not None:
-                    i = rollback["to"]
-                    for step in (step for step in checkpoints if step > i):
-                        checkpointer.delete(step)
+                guard.check(records, checkpoints.steps)
+                if (
+                    collapse_guard is not None
+                    and (rollback := collapse_guard.check(records, checkpoints.steps)) is not None
+                ):
                     # A kill before the record repeats these steps and comes here again. A kill after the record goes
-                    # on from step i, whose checkpoint is the last one now.
+                    # on from the step `to`, whose checkpoint is the last one now.
+                    checkpoints.delete_after(rollback["to"])
                     collapse_guard.roll_back(rollback)
-                    distributed.assert_equal_across_processes(f"{stage}: back to step {i}")
-                    state = _restore(checkpointer, i, state, abstract_state, data_iterator)
+                    distributed.assert_equal_across_processes(f"{stage}: back to step {rollback['to']}")
+                    i, state = checkpoints.restore(state, abstract_state)
                     collapse_guard.start(logger.start(i))
-                    guard = SkipGuard(stage, max_skipped_steps)
+                    guard = SkipGuard(stage, c.max_skipped_steps)
                     bar.advance(i - rollback["step"])
                 elif is_saved and not guard.in_a_row:
                     distributed.assert_equal_across_processes(f"{stage}, step {i}", logger.latest)
-                    checkpointer.save_checkpointables(i, _checkpointables(state, data_iterator))
+                    checkpoints.save(i, state)
+                if is_stopped and i < max_steps:
+                    checkpoints.wait()
+                    log(f"{stage}: stopped by SIGTERM after step {i}; the same command goes on from here")
+                    raise SystemExit(EXIT_CODE)
+        checkpoints.wait()
     return state
-
-
-def _checkpointables(state: TrainState, data_iterator: Any) -> dict[str, Any]:
-    """The contents of a checkpoint.
-
-    It holds the state of the iterator, not the iterator: Orbax would write one file a process for an iterator, but the
-    batches are equal in all processes.
-    """
-    return {"state": state} | ({"data": data_iterator.get_state()} if data_iterator is not None else {})
-
-
-def _restore(
-    checkpointer: Any, step: int, state: TrainState, abstract_state: TrainState, data_iterator: Any
-) -> TrainState:
-    """Load the state of a checkpoint in the place of a state, and set the iterator to its position."""
-    jax.tree.map(lambda x: x.delete(), state)  # the restored state takes its place on the devices
-    abstract = {"state": abstract_state} | ({"data": None} if data_iterator is not None else {})
-    loaded = checkpointer.load_checkpointables(step, abstract)
-    if data_iterator is not None:
-        data_iterator.set_state(loaded["data"])
-    return loaded["state"]

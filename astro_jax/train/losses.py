@@ -1,4 +1,4 @@
-"""Log-probabilities over packed sequences, and the cross entropy of SFT. The losses of RL: `policy_loss`.
+"""Log-probabilities over packed sequences, and the loss of SFT. The losses of RL: `policy_loss`.
 
 The LM head runs over chunks of tokens, whatever the shape of the batch: at most `LIVE_LOGITS` logits are live at once.
 """
@@ -17,6 +17,7 @@ from astro_jax.llama import model
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Array, Params
 from astro_jax.mesh import Sharding
+from astro_jax.train import linear_cross_entropy
 
 # Logits that are live at once on a device: 512 MiB in float32. A chunk has as many tokens as fit.
 LIVE_LOGITS = 2**27
@@ -48,7 +49,7 @@ def token_logprobs(
     batch: Batch,
     config: LlamaConfig,
     sharding: Sharding | None = None,
-    remat: bool = False,
+    remat_policy: str = "none",
     temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each token given the tokens before it, and the entropy of the distribution at that place.
@@ -60,12 +61,7 @@ def token_logprobs(
       two float32 [B, S], in nats. Column 0 and the first token of each document hold values without meaning; their
       weight in the loss is 0.
     """
-    chex.assert_rank(batch.tokens, 2)
-    chex.assert_equal_shape([batch.tokens, batch.segment_ids, batch.positions, batch.loss_weights])
-    x = model.hidden_states(
-        params, batch.tokens, config,
-        positions=batch.positions, segment_ids=batch.segment_ids, sharding=sharding, remat=remat,
-    )  # fmt: skip
+    x = _hidden_states(params, batch, config, sharding, remat_policy)
     targets = jnp.roll(batch.tokens, -1, axis=1)
     matrix, axes = model.lm_head_weight(params)
     predict = functools.partial(_predictions, axes=axes, temperature=temperature)
@@ -85,12 +81,47 @@ def token_logprobs(
     return jnp.roll(logprobs, 1, axis=1), jnp.roll(entropy, 1, axis=1)
 
 
-def num_chunks(tokens: int, n_vocab: int) -> int:
-    """Return the number of chunks of the LM head, for the tokens and the part of the vocabulary of one device.
+def sum_nll(
+    params: Params, batch: Batch, config: LlamaConfig, sharding: Sharding | None = None, remat_policy: str = "none"
+) -> jax.Array:
+    """Weighted sum of the negative log-likelihoods of all tokens, in nats: float32 [].
 
-    With more than one chunk the backward pass computes the logits again.
+    Equals `-sum(token_logprobs * loss_weights)`. Where the LM head runs in chunks, its gradient is computed in the
+    forward pass (`astro_jax.train.linear_cross_entropy`). One chunk keeps its logits for the backward pass.
     """
-    return -(-tokens * n_vocab // LIVE_LOGITS)
+    n_chunks = num_chunks(batch.tokens.size, config.vocab_size, sharding)
+    if n_chunks == 1:
+        logprobs, _ = token_logprobs(params, batch, config, sharding, remat_policy)
+        return -jnp.sum(logprobs * batch.loss_weights)
+    x = _hidden_states(params, batch, config, sharding, remat_policy)
+    if sharding is not None:
+        x = sharding.reshard(x, ("batch", "seq", None), ("batch", None, None))
+    targets, weights = (jnp.roll(column, -1, axis=1) for column in (batch.tokens, batch.loss_weights))
+    return linear_cross_entropy.sum_nll(*model.lm_head_weight(params), x, targets, weights, n_chunks, sharding)
+
+
+def _hidden_states(
+    params: Params, batch: Batch, config: LlamaConfig, sharding: Sharding | None, remat_policy: str
+) -> jax.Array:
+    """Compute the final hidden states [B, S, D] of packed rows."""
+    chex.assert_rank(batch.tokens, 2)
+    chex.assert_equal_shape([batch.tokens, batch.segment_ids, batch.positions, batch.loss_weights])
+    return model.hidden_states(
+        params, batch.tokens, config,
+        positions=batch.positions, segment_ids=batch.segment_ids, sharding=sharding, remat_policy=remat_policy,
+    )  # fmt: skip
+
+
+def num_chunks(tokens: int, vocab_size: int, sharding: Sharding | None = None) -> int:
+    """Return the number of chunks of the LM head on each device.
+
+    Args:
+      tokens: of the whole batch.
+      vocab_size: of the model.
+      sharding: None for one device.
+    """
+    split = 1 if sharding is None else sharding.batch_size * sharding.mesh.shape["tp"]
+    return -(-tokens * vocab_size // (split * LIVE_LOGITS))
 
 
 def _predictions(
@@ -160,16 +191,11 @@ def _predictions(
     return tuple(y.reshape(-1)[: b * s].reshape(b, s) for y in (logprobs, entropy))
 
 
-def cross_entropy(logprobs: jax.Array, loss_weights: jax.Array) -> jax.Array:
-    """Weighted mean of the negative log-likelihood, in nats a token: the loss of SFT.
-
-    Args:
-      logprobs: float32 [B, S].
-      loss_weights: float32 [B, S].
-    """
-    chex.assert_rank(logprobs, 2)
-    chex.assert_equal_shape([logprobs, loss_weights])
-    return -jnp.sum(logprobs * loss_weights) / jnp.maximum(jnp.sum(loss_weights), 1e-9)
+def mean_nll(
+    params: Params, batch: Batch, config: LlamaConfig, sharding: Sharding | None = None, remat_policy: str = "none"
+) -> jax.Array:
+    """Weighted mean of the negative log-likelihood, in nats a token: the loss of SFT."""
+    return sum_nll(params, batch, config, sharding, remat_policy) / jnp.maximum(jnp.sum(batch.loss_weights), 1e-9)
 
 
 def cast(params: Params, dtype: str) -> Params:

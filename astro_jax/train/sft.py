@@ -3,32 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import optax
 
 from astro_jax import config as cfg
+from astro_jax.llama import lora
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding
 from astro_jax.train import data, losses
+from astro_jax.train.data import Document
 from astro_jax.train.losses import Batch
-from astro_jax.train.state import LossFn, Metrics, TrainState, make_step
+from astro_jax.train.state import GradientFn, Metrics, TrainState, make_step
 
 
-def make_loss(c: cfg.Sft, config: LlamaConfig, sharding: Sharding) -> LossFn:
-    """Make the loss of SFT: the mean cross entropy of the weighted tokens of a Batch."""
+def make_loss(c: cfg.Sft, config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple[jax.Array, Metrics]]:
+    """Make the loss of SFT: the mean cross entropy of the weighted tokens of a Batch.
 
-    def loss(params: Params, batch: Batch) -> tuple[jax.Array, Metrics]:
-        remat = c.remat_policy == "full"
-        logprobs, _ = losses.token_logprobs(losses.mixed(params, c.dtype), batch, config, sharding, remat)
-        value = losses.cross_entropy(logprobs, batch.loss_weights)
+    Returns:
+      (params, batch) -> (loss, metrics); with LoRA (adapters, batch, frozen parameters) -> (loss, metrics).
+    """
+
+    def loss(params: Any, batch: Batch, *frozen: Params) -> tuple[jax.Array, Metrics]:
+        value = losses.mean_nll(_weights(c, params, *frozen), batch, config, sharding, c.remat_policy)
         return value, {"loss": value}
 
     return loss
+
+
+def make_gradient(c: cfg.Sft, config: LlamaConfig, sharding: Sharding) -> GradientFn:
+    """Make the loss of SFT with its gradient, `micro_batch_size` rows at a time.
+
+    The sums over the tokens of all micro-batches are divided by the weight of the whole batch. So the result is that of
+    the whole batch, however the tokens are spread over the micro-batches.
+    """
+    n = c.batch_size // (c.micro_batch_size or c.batch_size)
+    if n == 1:
+        return jax.value_and_grad(make_loss(c, config, sharding), has_aux=True)
+
+    def total(params: Any, batch: Batch, *frozen: Params) -> jax.Array:
+        return losses.sum_nll(_weights(c, params, *frozen), batch, config, sharding, c.remat_policy)
+
+    def split(x: jax.Array) -> jax.Array:
+        """[B, S] -> [n, B / n, S]. Every n-th row is in a micro-batch, so each device keeps its own rows."""
+        return sharding.constrain(x.reshape(-1, n, x.shape[1]).swapaxes(0, 1), None, "batch", None)
+
+    def gradient(params: Any, batch: Batch, *frozen: Params) -> tuple[tuple[jax.Array, Metrics], Any]:
+        def add(sums: tuple[jax.Array, Any], micro_batch: Batch) -> tuple[tuple[jax.Array, Any], None]:
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(total)(params, micro_batch, *frozen)), None
+
+        start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        sums, _ = jax.lax.scan(add, start, jax.tree.map(split, batch))
+        weight = jnp.maximum(jnp.sum(batch.loss_weights), 1e-9)
+        value, grads = jax.tree.map(lambda x: x / weight, sums)
+        return (value, {"loss": value}), grads
+
+    return gradient
+
+
+def _weights(c: cfg.Sft, params: Any, *frozen: Params) -> Params:
+    """The weights of the model, as it computes with them."""
+    if c.lora is None:
+        return losses.mixed(params, c.dtype)
+    return lora.attach(losses.cast(*frozen, c.dtype), losses.mixed(params, c.dtype), c.lora.scale)
 
 
 class SFTTrainer:
@@ -40,6 +82,9 @@ class SFTTrainer:
       tx: the optimizer.
       config: of the model.
       sharding: of training.
+      held_out: documents whose loss is measured.
+      max_steps: the last step, which measures too.
+      frozen: with LoRA, the parameters of the base model.
 
     Attributes:
       iterator: over the batches. Its state belongs into a checkpoint.
@@ -52,22 +97,36 @@ class SFTTrainer:
         tx: optax.GradientTransformation,
         config: LlamaConfig,
         sharding: Sharding,
+        held_out: Sequence[Document] = (),
+        max_steps: int = 0,
+        frozen: Params | None = None,
     ):
         self._batches, self.iterator = batches, data.prefetched(batches)
-        self._loss, self._sharding = make_loss(c, config, sharding), sharding
-        self._step = make_step(self._loss, tx, config, sharding)
+        self._loss, self._sharding, self._eval_steps = make_loss(c, config, sharding), sharding, c.eval_steps
+        self._rows, self._max_steps = c.micro_batch_size or c.batch_size, max_steps
+        packed = data.packed_batches(held_out, self._rows, c.max_length, 0, 1, c.packing_strategy) if held_out else ()
+        self._held_out = [batch for batch, _ in packed]
+        self._frozen = () if frozen is None else (frozen,)
+        self._step = make_step(make_gradient(c, config, sharding), tx, config, sharding, c.lora)
+        self._sum = jax.jit(
+            lambda params, batch, *frozen: losses.sum_nll(_weights(c, params, *frozen), batch, config, sharding)
+        )
         self._indices: Sequence[int] = ()
 
     def step(self, state: TrainState, i: int) -> tuple[TrainState, Metrics | dict[str, Any]]:
         """Train on the next batch. The state is donated.
 
         Returns:
-          (the new state, metrics: those of the update, and the `tokens` of the batch without padding).
+          (the new state, metrics: those of the update, the `tokens` of the batch without padding, and every
+          `eval_steps` steps `eval_loss`).
         """
         batch, indices = next(self.iterator)
         self._indices = indices.tolist()
-        state, metrics = self._step(state, self._sharding.device_put(batch, "batch"))
-        return state, metrics | {"tokens": (batch.segment_ids > 0).sum()}
+        state, metrics = self._step(state, self._sharding.device_put(batch, "batch"), *self._frozen)
+        metrics |= {"tokens": (batch.segment_ids > 0).sum()}
+        if self._held_out and ((i + 1) % self._eval_steps == 0 or i + 1 == self._max_steps):
+            metrics |= {"eval_loss": self._eval_loss(state.params)}
+        return state, metrics
 
     def examples(self, i: int) -> list[str]:
         """Name the examples of the batch of step i, the last step: their places among the documents, from 0."""
@@ -75,8 +134,15 @@ class SFTTrainer:
 
     def is_finite(self, params: Params) -> bool:
         """Return whether the loss of the first batch is finite. No later step tests the last update."""
-        batch = self._sharding.device_put(next(iter(self._batches)).batch, "batch")
-        return math.isfinite(jax.jit(self._loss)(params, batch)[0])
+        batch = jax.tree.map(lambda x: x[: self._rows], next(iter(self._batches)).batch)
+        batch = self._sharding.device_put(batch, "batch")
+        return math.isfinite(jax.jit(self._loss)(params, batch, *self._frozen)[0])
+
+    def _eval_loss(self, params: Params) -> jax.Array:
+        """The mean cross entropy of the held-out tokens, in nats a token: float32 []."""
+        batches = (self._sharding.device_put(batch, "batch") for batch in self._held_out)
+        sums = [self._sum(params, batch, *self._frozen) for batch in batches]
+        return sum(sums) / max(sum(float(batch.loss_weights.sum()) for batch in self._held_out), 1e-9)
 
     def close(self) -> None:
         """Stop the thread that packs ahead."""

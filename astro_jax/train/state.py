@@ -12,6 +12,7 @@ import optax
 from flax import struct
 
 from astro_jax import config as cfg
+from astro_jax.llama import lora as adapters
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Array, Params
@@ -19,6 +20,8 @@ from astro_jax.mesh import Sharding, device_put_global
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[Params, Any], tuple[jax.Array, Metrics]]  # (params, batch) -> (loss, metrics)
+# (trained parameters, batch, with LoRA the frozen ones) -> ((loss, metrics), gradient)
+GradientFn = Callable[..., tuple[tuple[jax.Array, Metrics], Params]]
 
 
 @struct.dataclass
@@ -27,8 +30,8 @@ class TrainState:
 
     Attributes:
       step: int32 [], optimizer steps so far.
-      params: float32.
-      opt_state: the state of the optimizer; its moments are float32.
+      params: float32; with LoRA the adapters alone.
+      opt_state: the state of the optimizer. Its moments are float32; the first one has the type `mu_dtype`.
     """
 
     step: Array
@@ -56,8 +59,8 @@ def make_optimizer(c: cfg.Sft | cfg.Grpo, steps: int) -> optax.GradientTransform
     b1, b2 = c.betas
     return optax.chain(
         optax.clip_by_global_norm(c.max_grad_norm),
-        optax.inject_hyperparams(optax.adamw, static_args=("mask",))(
-            schedule, b1=b1, b2=b2, weight_decay=c.weight_decay, mask=_decay_mask
+        optax.inject_hyperparams(optax.adamw, static_args=("mask", "mu_dtype"))(
+            schedule, b1=b1, b2=b2, weight_decay=c.weight_decay, mask=_decay_mask, mu_dtype=c.mu_dtype
         ),
     )
 
@@ -77,19 +80,26 @@ def new_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
 
 
-def abstract_state(config: LlamaConfig, tx: optax.GradientTransformation, sharding: Sharding) -> TrainState:
+def abstract_state(
+    config: LlamaConfig, tx: optax.GradientTransformation, sharding: Sharding, lora: cfg.Lora | None = None
+) -> TrainState:
     """The state as ShapeDtypeStructs with shardings.
 
     A moment has the sharding of its parameter; scalars are replicated.
+
+    Args:
+      lora: the state holds adapters. None: it holds all parameters.
     """
-    params = llama_params.abstract(config, sharding)
+    params: Any = llama_params.abstract(config, sharding)
+    if lora is not None:
+        params = adapters.abstract(config, lora.rank, lora.target_modules, sharding)
     shapes = jax.eval_shape(lambda p: new_state(p, tx), params)
     replicated = sharding.named()
     opt_state = optax.tree_map_params(
         tx,
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes.opt_state,
-        llama_params.shardings(config, sharding),
+        jax.tree.map(lambda x: x.sharding, params),
         transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
@@ -102,23 +112,29 @@ def place(state: TrainState, abstract: TrainState) -> TrainState:
 
 
 def make_step(
-    loss: LossFn, tx: optax.GradientTransformation, config: LlamaConfig, sharding: Sharding
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    gradient: GradientFn,
+    tx: optax.GradientTransformation,
+    config: LlamaConfig,
+    sharding: Sharding,
+    lora: cfg.Lora | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make the jitted, sharded train step: (state, batch) -> (state, metrics). The state is donated.
 
+    With LoRA: (state of the adapters, batch, frozen parameters) -> (state, metrics).
     A step whose loss or gradient is not finite changes nothing: see `_update`.
     Every array of the batch is [B, ...], split over the batch axes of the mesh.
     """
-    shardings = _shardings(config, tx, sharding)
+    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(config, tx, sharding, lora))
+    frozen = () if lora is None else (llama_params.shardings(config, sharding),)
 
     @functools.partial(
         jax.jit,
-        in_shardings=(shardings, sharding.named("batch")),
+        in_shardings=(shardings, sharding.named("batch"), *frozen),
         out_shardings=(shardings, sharding.named()),
         donate_argnums=0,
     )
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        (value, loss_metrics), grads = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+    def step(state: TrainState, batch: Any, *frozen: Params) -> tuple[TrainState, Metrics]:
+        (value, loss_metrics), grads = gradient(state.params, batch, *frozen)
         state, update_metrics = _update(state, grads, value, tx)
         return state, loss_metrics | update_metrics
 

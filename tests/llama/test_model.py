@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import sys
+import typing
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import safetensors.numpy
 from etils import epath
 from helpers import LLAMA3, assert_trees_close, countdown_tokenizer, tiny_config, tiny_params
 
+from astro_jax import config as cfg
 from astro_jax import llama
 from astro_jax.llama import attention, hf, model
 from astro_jax.train.losses import cast
@@ -276,12 +278,15 @@ def test_rolled_scan_over_layers_equals_unrolled_scan(monkeypatch):
 def test_remat_changes_neither_values_nor_gradients():
     tokens = random_tokens(2, 9)
 
-    def run(params, remat):
-        return jnp.sum(model.hidden_states(params, tokens, SHALLOW, remat=remat) ** 3)
+    def run(params, remat_policy):
+        return jnp.sum(model.hidden_states(params, tokens, SHALLOW, remat_policy=remat_policy) ** 3)
 
     both = jax.jit(jax.value_and_grad(run), static_argnums=1)
-    plain, remat = (both(SHALLOW_PARAMS, r) for r in (False, True))
-    assert_trees_close(remat, plain, rtol=1e-6, atol=1e-6)
+    plain = both(SHALLOW_PARAMS, "none")
+    for policy in model.REMAT_POLICIES:
+        assert_trees_close(both(SHALLOW_PARAMS, policy), plain, rtol=1e-6, atol=1e-6)
+    policies = typing.get_args(cfg.Sft.model_fields["remat_policy"].annotation)
+    assert policies == ("none", *reversed(model.REMAT_POLICIES))
 
 
 def test_bfloat16_is_close_and_stays_bfloat16():

@@ -8,7 +8,7 @@ import pytest
 
 from astro_jax.errors import AstroError
 from astro_jax.train import data
-from astro_jax.train.data import Document, make_document, pack
+from astro_jax.train.data import Document, Example, make_document, pack
 
 LENGTH = 16
 COLUMNS = ("tokens", "segment_ids", "positions", "loss_weights")
@@ -78,7 +78,7 @@ def test_all_tokens_of_a_document_but_the_first_have_weight():
     assert make_document([]).loss_weights.tolist() == []
 
 
-TEXTS = [range(16), range(17), range(3), range(40)]
+TEXTS = [Example((), range(n)) for n in (16, 17, 3, 40)]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_too_long_example_is_refused_where_the_config_says_so():
 
 def test_no_example_that_fits_is_an_error():
     with pytest.raises(AstroError, match="all 2 examples have more than max_length=16"):
-        data.make_documents([range(20), range(30)], LENGTH, "drop")
+        data.make_documents([Example((), range(20)), Example(range(4), range(26))], LENGTH, "drop")
 
 
 def test_pack_holds_each_document_once_and_whole():
@@ -116,10 +116,10 @@ def test_extra_columns_stand_beside_their_tokens():
 
 
 @pytest.mark.parametrize("epochs", [1, 2.5, 4, 0.1])
-@pytest.mark.parametrize("batch_size", [2, 7])
-def test_each_example_is_seen_exactly_so_many_times(epochs, batch_size):
+@pytest.mark.parametrize("batch_size, packing_strategy", [(2, "first-fit"), (7, "first-fit"), (2, "bfd"), (7, "bfd")])
+def test_each_example_is_seen_exactly_so_many_times(epochs, batch_size, packing_strategy):
     """Steps were tokens / (rows x length): padding made 4 epochs 3.78."""
-    all_batches = list(batches(DOCUMENTS, batch_size, LENGTH, seed=0, epochs=epochs))
+    all_batches = list(batches(DOCUMENTS, batch_size, LENGTH, seed=0, epochs=epochs, packing_strategy=packing_strategy))
     assert all(batch.tokens.shape == (batch_size, LENGTH) for batch in all_batches)
     counts = collections.Counter(d for batch in all_batches for d in unpack(batch))
     assert counts.keys() <= set(as_tuples(DOCUMENTS)) and sum(counts.values()) == round(epochs * len(DOCUMENTS))
@@ -158,7 +158,7 @@ def test_batches_have_requested_shape_and_dtype():
     assert batch.tokens.dtype == batch.segment_ids.dtype == batch.positions.dtype == np.int32
 
 
-@pytest.mark.parametrize("packing_strategy", ["first-fit", "wrapped"])
+@pytest.mark.parametrize("packing_strategy", ["first-fit", "bfd", "wrapped"])
 @pytest.mark.parametrize("taken", [0, 1, 7, 23])
 def test_restored_iterator_goes_on_exactly(packing_strategy, taken):
     def make():
@@ -197,16 +197,63 @@ def test_documents_of_full_length_fit():
     assert unpack(batch) == [tuple(range(1, 17))] * 3
 
 
-@pytest.mark.parametrize("packing_strategy", ["first-fit", "wrapped"])
+@pytest.mark.parametrize("packing_strategy", ["first-fit", "bfd", "wrapped"])
 def test_batch_names_its_documents(packing_strategy):
     documents = [make_document(d.tokens, index=7 * i) for i, d in enumerate(DOCUMENTS)]
     for batch, indices in data.packed_batches(documents, 2, LENGTH, 0, 1, packing_strategy):
         starts = batch.tokens[batch.tokens >= 100] - 100
         assert set(starts) <= set(indices // 7) and (indices % 7 == 0).all()
-        if packing_strategy == "first-fit":
+        if packing_strategy != "wrapped":
             assert (starts == indices // 7).all()
 
 
 def test_wrapped_rows_hold_examples_longer_than_a_row():
     (batch,) = batches([make_document(range(1, 41))], 3, LENGTH, seed=0, epochs=1, packing_strategy="wrapped")
     assert batch.tokens.ravel()[:40].tolist() == list(range(1, 41)) and (batch.segment_ids > 0).sum() == 40
+
+
+# ---- Which tokens the loss counts, held-out examples, padding
+
+
+@pytest.mark.parametrize(
+    "loss_on, weights",
+    [("all", [0, 1, 1, 1, 1, 1]), ("completion", [0, 0, 1, 1, 1, 1]), ("correct-steps", [0, 0, 1, 0, 0, 1])],
+)
+def test_loss_counts_the_tokens_that_the_config_names(loss_on, weights):
+    example = Example((7, 8), (1, 2, 3, 4), wrong=(1, 2))
+    (document,), _ = data.make_documents([example], LENGTH, "error", loss_on)
+    assert document.tokens.tolist() == [7, 8, 1, 2, 3, 4] and document.loss_weights.tolist() == weights
+    (cut,), _ = data.make_documents([example], 4, "truncate", loss_on)
+    assert cut.tokens.tolist() == [7, 8, 1, 2] and cut.loss_weights.tolist() == weights[:4]
+
+
+def test_examples_of_one_prompt_are_held_out_together():
+    examples = [Example((i // 4,), (1, i)) for i in range(40)] + [Example((), (2, i)) for i in range(10)]
+    documents, _ = data.make_documents(examples, LENGTH, "error")
+    rest, held_out = data.hold_out(documents, 0.2, seed=3)
+    assert sorted(d.index for d in (*rest, *held_out)) == list(range(50))
+    prompts = {d.prompt for d in held_out if d.prompt}
+    assert len(prompts) + sum(not d.prompt for d in held_out) == 4  # of 20: 10 prompts, and 10 documents without one
+    assert not prompts & {d.prompt for d in rest}
+    others = [{d.index for d in data.hold_out(documents, 0.2, seed)[1]} for seed in (3, 4)]
+    assert others[0] == {d.index for d in held_out} != others[1]
+    with pytest.raises(AstroError, match="leaves none to train on"):
+        data.hold_out(documents[:4], 0.5, seed=0)
+
+
+@pytest.mark.parametrize("median, spread, length", [(60, 0.5, 256), (550, 0.7, 2048), (1500, 0.6, 8192)])
+def test_best_fit_decreasing_leaves_at_most_3_percent_of_padding(median, spread, length):
+    """Lengths like those of the quickstart and of word problems. First-fit leaves 3 to 7%."""
+    rng = np.random.default_rng(0)
+    sizes = np.clip(median * np.exp(spread * rng.normal(size=2000)), 8, length).astype(int).tolist()
+    rows = data._best_fit_decreasing(sizes, length, 5000, seed=1)
+    assert all(0 < sum(sizes[i] for i in row) <= length for row in rows)
+    assert collections.Counter(i for row in rows for i in row).total() == 5000
+    padding = 1 - sum(sizes[i] for row in rows for i in row) / (length * len(rows))
+    assert padding < 0.03
+
+
+def test_best_fit_decreasing_by_hand():
+    """6, 5, 5, 4, 3, 2 in rows of 9: the 3 goes to the 6, the 4 to a 5, and the 2 to the other 5."""
+    rows = data._best_fit_decreasing([3, 6, 5, 5, 2, 4], 9, 6, seed=0)
+    assert sorted(sorted([3, 6, 5, 5, 2, 4][i] for i in row) for row in rows) == [[2, 5], [3, 6], [4, 5]]

@@ -2,6 +2,10 @@
 
 import functools
 import json
+import os
+import shutil
+import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -30,17 +34,21 @@ class Killed(Exception):
 
 @functools.cache
 def compiled_step():
-    return state.make_step(sft.make_loss(C, CONFIG, one_device_train()), TX, CONFIG, one_device_train())
+    return state.make_step(sft.make_gradient(C, CONFIG, one_device_train()), TX, CONFIG, one_device_train())
 
 
-def run(folder, max_steps=STEPS, save_steps=3, kill_at=None, broken=()):
+def run(folder, max_steps=STEPS, kill_at=None, broken=(), terminate_at=None, **settings):
     """(the final state, the steps that ran, the tokens of each). Step i of `broken` has a loss of NaN."""
+    c = C.model_copy(update={"save_steps": 3} | settings)
     iterator = prefetched(packed_batches(DOCUMENTS, C.batch_size, C.max_length, seed=5, num_train_epochs=9))
     steps, tokens = [], []
 
     def step_fn(train_state, i):
         if i == kill_at:
             raise Killed
+        if i == terminate_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # the thread that waits for it is not the one that is asked
         batch = next(iterator).batch
         steps.append(i)
         tokens.append(np.array(batch.tokens))
@@ -51,9 +59,8 @@ def run(folder, max_steps=STEPS, save_steps=3, kill_at=None, broken=()):
     initial = state.place(state.new_state(jax.tree.map(jnp.array, tiny_params(CONFIG)), TX), ABSTRACT)
     try:
         final = loop.run(
-            epath.Path(folder), "test", initial, ABSTRACT, step_fn, lambda i: [f"example-{i}"], max_steps, save_steps,
-            max_skipped_steps=3, data_iterator=iterator,
-        )  # fmt: skip
+            epath.Path(folder), "test", initial, ABSTRACT, step_fn, lambda i: [f"example-{i}"], max_steps, c, iterator
+        )
     finally:
         iterator.close()
     return final, steps, tokens
@@ -133,16 +140,92 @@ def test_torn_line_and_lines_after_checkpoint_are_written_again(uninterrupted, t
     assert_event_file_equals_metrics(epath.Path(tmp_path))
 
 
+# ---- Checkpoints
+
+
+def saved_steps(folder):
+    return sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.is_dir())
+
+
 def test_last_two_checkpoints_are_kept(uninterrupted):
     folder, _, _ = uninterrupted
     assert saved_steps(folder) == [6, STEPS]
 
 
+@pytest.mark.parametrize(
+    "settings, steps",
+    [
+        ({"save_steps": 1, "save_total_limit": 3}, [5, 6, 7]),
+        ({"save_steps": 1, "keep_every_steps": 2}, [2, 4, 6, 7]),
+        ({"save_steps": 99, "save_minutes": 1e-9}, [6, 7]),
+        ({"save_steps": 99, "save_minutes": 9.0}, [7]),
+    ],
+)
+def test_checkpoints_are_saved_and_kept_by_policy(settings, steps, uninterrupted, tmp_path):
+    final, _, _ = run(tmp_path, **settings)
+    assert saved_steps(tmp_path) == steps
+    assert_trees_equal(final, uninterrupted[1])
+
+
+def test_save_in_the_background_holds_the_state_of_its_step(tmp_path, uninterrupted):
+    """The step after a save donates the state whose copy is being written."""
+    run(tmp_path, save_steps=1, save_total_limit=99)
+    for last in range(STEPS - 1, 0, -1):
+        for step in saved_steps(tmp_path):
+            if step > last:
+                shutil.rmtree(tmp_path / "checkpoints" / str(step))
+        final, steps, _ = run(tmp_path, save_total_limit=99)
+        assert steps == list(range(last, STEPS))
+        assert_trees_equal(final, uninterrupted[1])
+
+
+def damage(folder, step, how):
+    """Damage the checkpoint of a step."""
+    files = [p for p in (folder / "checkpoints" / str(step) / "state").rglob("*") if p.is_file()]
+    if how == "torn":
+        largest = max(files, key=lambda p: p.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:40])
+    else:
+        for p in files:
+            p.unlink()
+
+
+@pytest.mark.parametrize("how", ["torn", "empty"])
+def test_damaged_last_checkpoint_is_passed_over_and_said(how, uninterrupted, tmp_path, capsys):
+    folder, expected, _ = uninterrupted
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=6)
+    damage(tmp_path, 6, how)
+    final, steps, _ = run(tmp_path)
+    assert steps == [3, 4, 5, 6] and saved_steps(tmp_path) == [6, STEPS]
+    assert "test: the checkpoint of step 6 cannot be read and is passed over (" in capsys.readouterr().err
+    assert_trees_equal(final, expected)
+    assert read_metrics(tmp_path) == read_metrics(folder)
+    assert run(tmp_path)[1] == []  # the damaged checkpoint was replaced
+
+
+def test_no_readable_checkpoint_is_one_line(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=5)
+    damage(tmp_path, 3, "torn")
+    with pytest.raises(AstroError, match=r"checkpoints: no checkpoint can be read \([^\n]*$"):
+        run(tmp_path)
+
+
+def test_sigterm_saves_and_exits_and_the_run_goes_on(uninterrupted, tmp_path, capsys):
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, terminate_at=3)
+    assert error.value.code == 143 and saved_steps(tmp_path) == [3, 4]
+    assert "test: stopped by SIGTERM after step 4; the same command goes on from here" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == handler
+    final, steps, _ = run(tmp_path)
+    assert steps == [4, 5, 6]
+    assert_trees_equal(final, uninterrupted[1])
+    assert read_metrics(tmp_path) == read_metrics(uninterrupted[0])
+
+
 # ---- Steps without a finite loss
-
-
-def saved_steps(folder):
-    return sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.is_dir())
 
 
 def test_nan_loss_is_skipped_and_counted_and_training_goes_on(uninterrupted, tmp_path, capsys):

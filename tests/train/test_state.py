@@ -65,7 +65,9 @@ def fresh(c=SFT, sharding=None):
 
 
 def make_step(loss, c=SFT, sharding=None):
-    return state.make_step(loss, state.make_optimizer(c, STEPS), CONFIG, sharding or one_device_train())
+    return state.make_step(
+        jax.value_and_grad(loss, has_aux=True), state.make_optimizer(c, STEPS), CONFIG, sharding or one_device_train()
+    )
 
 
 @functools.cache
@@ -89,6 +91,20 @@ def test_steps_equal_numpy_adamw():
     expected = numpy_adamw(PARAMS, gradients, (0.8, 0.9), 1.0, 0.2, learning_rates()[:3])
     assert_trees_close(train_state.params, expected, atol=2e-6)
     assert train_state.step == 3
+
+
+def test_bfloat16_first_moment_takes_half_of_its_memory_and_changes_little():
+    gradients = [gradient_tree(1, 5.0), gradient_tree(2, 1e-3), gradient_tree(3, 0.5)]
+    c = SFT.model_copy(update={"mu_dtype": "bfloat16"})
+    train_state, step = fresh(c), make_step(linear_loss, c)
+    adam = train_state.opt_state[1].inner_state[0]
+    assert {x.dtype.name for x in jax.tree.leaves(adam.mu)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(adam.nu)} == {"float32"}
+    for tree in gradients:
+        train_state, _ = step(train_state, jax.tree.map(lambda x: x[None], tree))
+    expected = numpy_adamw(PARAMS, gradients, (0.8, 0.9), 1.0, 0.2, learning_rates()[:3])
+    assert_trees_close(train_state.params, expected, atol=2e-4)
+    assert jax.tree.map(lambda x: x.dtype, train_state) == jax.tree.map(lambda x: x.dtype, fresh(c))
 
 
 def test_weight_decay_leaves_norms_alone():

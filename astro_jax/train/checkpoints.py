@@ -1,0 +1,145 @@
+"""The checkpoints of a training stage: saved in the background, kept by policy, passed over when they are damaged.
+
+Orbax writes a checkpoint into a temporary folder and renames it at the end. So a kill leaves no half of a checkpoint
+under its final name, only a temporary folder, which the next start removes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from astro_jax import config as cfg
+from astro_jax import distributed
+from astro_jax.errors import AstroError
+from astro_jax.progress import log
+from astro_jax.train.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one stage.
+
+    A checkpoint holds the train state and the state of the data iterator, not the iterator: Orbax would write one file
+    a process for an iterator, but the batches are equal in all processes.
+
+    Args:
+      folder: of the checkpoints.
+      stage: label of the messages.
+      c: when checkpoints are saved, and which are kept.
+      data_iterator: a grain iterator, or None.
+      keep_last: keep at least so many of the last checkpoints.
+    """
+
+    def __init__(
+        self, folder: epath.Path, stage: str, c: cfg.Sft | cfg.Grpo, data_iterator: Any = None, keep_last: int = 0
+    ):
+        policies = ocp.training.preservation_policies
+        kept: list[Any] = [policies.LatestN(max(c.save_total_limit, keep_last))]
+        kept += [policies.EveryNSteps(c.keep_every_steps)] if c.keep_every_steps else []
+        self._folder, self._stage, self._c, self._data_iterator = folder, stage, c, data_iterator
+        self._checkpointer = ocp.training.Checkpointer(
+            folder, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+        )
+        self._saving: Any = None
+        self._clock = time.monotonic()
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """The steps of the checkpoints, in order."""
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def restore(self, state: TrainState, abstract: TrainState) -> tuple[int, TrainState]:
+        """Load the last checkpoint that can be read, and set the iterator to its position.
+
+        Args:
+          state: the initial state. With a checkpoint it is deleted first: the devices never hold two states.
+          abstract: shapes and shardings of the state.
+
+        Returns:
+          (the step of the checkpoint, its state); (0, `state`) when there is no checkpoint.
+
+        Raises:
+          AstroError: when no checkpoint can be read.
+        """
+        steps = self.steps
+        if not steps:
+            return 0, state
+        jax.tree.map(lambda x: x.delete(), state)
+        reason = ""
+        for step in reversed(steps):
+            state_or_reason = self._load(step, abstract)
+            reasons = distributed.all_gather(f"{self._stage}: checkpoint {step}", _reason(state_or_reason))
+            if not any(reasons):
+                assert isinstance(state_or_reason, TrainState)
+                return step, state_or_reason
+            reason = next(filter(None, reasons))
+            log(f"{self._stage}: the checkpoint of step {step} cannot be read and is passed over ({reason})")
+        raise AstroError(
+            f"{self._folder}: no checkpoint can be read ({reason}); if they are of another model or optimizer, choose "
+            "another folder with out=DIR, else delete this one, and training starts anew"
+        )
+
+    def _load(self, step: int, abstract: TrainState) -> TrainState | str:
+        """Load a checkpoint. Return the reason where it cannot be read."""
+        expected = {"state": abstract} | ({"data": None} if self._data_iterator is not None else {})
+        try:
+            loaded = self._checkpointer.load_checkpointables(step, expected)
+            if self._data_iterator is not None:
+                self._data_iterator.set_state(loaded["data"])
+        except jax.errors.JaxRuntimeError:  # the devices have no memory left: the checkpoint is not to blame
+            raise
+        except Exception as e:  # Orbax, tensorstore and json each have exceptions of their own
+            return " ".join(str(e).split())[:200] or type(e).__name__
+        return loaded["state"]
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is due after a step, by `save_steps` or `save_minutes`."""
+        if step % self._c.save_steps == 0:
+            return True
+        if self._c.save_minutes is None:
+            return False
+        # The clocks of the processes differ: the first one decides.
+        seconds = distributed.all_gather("time since the last checkpoint", time.monotonic() - self._clock)[0]
+        return seconds >= 60 * self._c.save_minutes
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Copy a state to the host, and write it in the background. The state may be donated afterwards.
+
+        Wait first for the checkpoint before, and raise the error where its write has failed.
+        """
+        self.wait()
+        contents = {"state": state} | ({"data": self._data_iterator.get_state()} if self._data_iterator else {})
+        # A checkpoint of this step that could not be read is replaced.
+        self._saving = self._checkpointer.save_checkpointables_async(
+            step, contents, force=True, overwrite=step in self.steps
+        )
+        self._clock = time.monotonic()
+
+    def delete_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps."""
+        self.wait()
+        for later in (s for s in self.steps if s > step):
+            self._checkpointer.delete(later)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+          Exception: of the write, such as an OSError of a full disk.
+        """
+        if self._saving is not None:
+            self._saving.result()
+            self._saving = None
+
+    def close(self) -> None:
+        """Wait until the last checkpoint is written, and end the threads of Orbax."""
+        self._checkpointer.close()
+
+
+def _reason(state_or_reason: TrainState | str) -> str:
+    return state_or_reason if isinstance(state_or_reason, str) else ""
