@@ -87,6 +87,9 @@ MODELS: tuple[str, ...] = tuple(name for name, stage in STAGES.items() if stage.
 # `grpo` are for a base and data of the user.
 DEFAULT_STAGES: tuple[str, ...] = tuple(name for name in STAGES if name not in ("difficulty", "sft", "grpo"))
 
+# What `astro plan` covers, by command: "sft" stands for all SFT stages.
+PLANNED: tuple[str, ...] = tuple(dict.fromkeys(s.command for s in STAGES.values() if s.command != "report"))
+
 
 def stages_of(command: str) -> tuple[str, ...]:
     """Return the stages that a command runs, in order: `sft` runs direct-sft and astro-sft."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from astro_jax import distributed
 from astro_jax.cli import own_model
 from astro_jax.errors import AstroError
-from astro_jax.stages import DEFAULT_STAGES
+from astro_jax.stages import DEFAULT_STAGES, PLANNED
 
 if TYPE_CHECKING:
     from astro_jax import config as cfg
@@ -244,6 +244,20 @@ def bench_search(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def bench_sft(args: argparse.Namespace, command: str) -> int:
+    """Measure a step of SFT, and print the figures."""
+    from astro_jax.bench import sft
+    from astro_jax.llama import checkpoint, reference, tokenizer
+
+    if args.compare == "torch":
+        reference.require_torch("--compare torch")
+    work = sft.Workload(args.rows, args.length, args.steps)
+    config, params = checkpoint.load(args.model)
+    figures = sft.measure(config, params, tokenizer.load(args.model), work, args.dtype, args.compare)
+    _print_figures(figures, args.json)
+    return 0
+
+
 def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
     print(json.dumps(figures) if as_json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
 
@@ -268,12 +282,16 @@ def plan(args: argparse.Namespace, command: str) -> int:
     from astro_jax import config
     from astro_jax.plan import planner, tables
 
-    stages = planner.PLANNED_STAGES if args.stage == "all" else (args.stage,)
+    stages = PLANNED if args.stage == "all" else (args.stage,)
     c = config.load(args.config, args.overrides)
     if args.search:
         if args.compile_only or args.markdown:
             raise AstroError("plan: --search goes with neither --compile-only nor --markdown")
         return _plan_search(args, c, stages)
+    if args.remat:
+        if args.compile_only or args.markdown or args.stage not in ("all", "sft"):
+            raise AstroError("plan: --remat is about SFT, and goes with neither --compile-only nor --markdown")
+        return _plan_remat(args, c)
     if args.compile_only and args.markdown:
         raise AstroError("plan: --markdown prints the times that --compile-only leaves out")
     result = planner.plan_run(c, args.topology, stages, args.prompt, args.reached, args.compile_only)
@@ -300,6 +318,18 @@ def _plan_search(args: argparse.Namespace, c: cfg.Config, stages: Sequence[str])
     if not results[0]["fits"]:
         print(f"astro: {args.topology}: no mesh fits; take a larger slice", file=sys.stderr)
     return 0 if results[0]["fits"] else 3
+
+
+def _plan_remat(args: argparse.Namespace, c: cfg.Config) -> int:
+    """Compare the policies of sft.remat_policy. Exit code 3 when none fits."""
+    from astro_jax.plan import remat
+
+    rows = remat.compare(c, args.topology, args.prompt)
+    if args.json:
+        print(json.dumps(rows))
+    else:
+        remat.print_policies(rows)
+    return 0 if any(row["fits"] for row in rows) else 3
 
 
 def _print_results(results: dict[str, Any]) -> None:

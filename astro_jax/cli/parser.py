@@ -10,7 +10,7 @@ from typing import Any
 import astro_jax
 from astro_jax import distributed
 from astro_jax.cli import commands, own_model
-from astro_jax.stages import STAGES, stages_of
+from astro_jax.stages import PLANNED, STAGES, stages_of
 
 Parser = argparse.ArgumentParser
 CONFIG_HELP = "a recipe, as in quickstart, or a YAML file"
@@ -208,11 +208,12 @@ def _verify(parser: Parser) -> None:
 def _plan(parser: Parser) -> None:
     _config(parser, "mesh.tp=8 or sft.batch_size=32")
     parser.add_argument("--topology", required=True, metavar="NAME", help="TPU slice: v5e:4x4, v6e:2x4, v5p:4x4x8")
-    parser.add_argument("--stage", choices=("search", "sft", "grpo", "all"), default="all", help="default: all")
+    parser.add_argument("--stage", choices=(*PLANNED, "all"), default="all", help="default: all")
     parser.add_argument("--prompt", type=int, default=512, metavar="P", help="tokens of a prompt (default 512)")
     parser.add_argument("--reached", type=float, default=0.4, metavar="SHARE",
                         help="assumed share of the roofline, for the recipe's time (default 0.4)")  # fmt: skip
     parser.add_argument("--search", action="store_true", help="try every fsdp x tp, and smaller batches if none fits")
+    parser.add_argument("--remat", action="store_true", help="compare the policies of sft.remat_policy")
     parser.add_argument("--compile-only", action="store_true", help="print memory and compile times only")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object")
@@ -256,6 +257,16 @@ def _bench_sampler(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _bench_sft(parser: Parser) -> None:
+    parser.add_argument("--model", required=True, metavar="CKPT", help="as for `astro sample`")
+    parser.add_argument("--rows", type=int, default=4, metavar="B", help="rows of a batch (default 4)")
+    parser.add_argument("--length", type=int, default=256, metavar="S", help="tokens of a row (default 256)")
+    parser.add_argument("--steps", type=int, default=5, metavar="N", help="measured steps (default 5)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
+    parser.add_argument("--compare", choices=("torch",), help="also measure transformers with fused AdamW")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 # ---- The table
 
 
@@ -289,6 +300,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("plan", "Machines", "compile a run for a TPU slice, without a TPU: memory and time", _plan, commands.plan),
     Command("bench sampler", "Machines", "measure the sampler, as a share of the machine's limits", _bench_sampler,
             commands.bench_sampler),
+    Command("bench sft", "Machines", "measure a step of SFT, as a share of the machine's limits", _bench_sft,
+            commands.bench_sft),
     Command("bench search", "Machines", "measure a search on a synthetic policy: usable trees, tokens", _bench_search,
             commands.bench_search),
 )  # fmt: skip

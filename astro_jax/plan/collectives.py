@@ -37,7 +37,8 @@ def count(text: str, default_trip_count: int = 1) -> dict[str, CollectiveStats]:
     """Count the collectives of a program by kind.
 
     A collective in a loop counts once for each trip. The trip count is the constant of the loop's condition, as
-    `jax.lax.scan` makes it. Operations that share a channel count once: the compiler has split one collective.
+    `jax.lax.scan` makes it. Operations that share a channel count once: the compiler has split one collective. Only
+    channel 1 stands for many: all collectives in a `shard_map` have it.
 
     Args:
       text: of the compiled program.
@@ -61,7 +62,7 @@ def _add_computation(
     for line in computations.get(name, ()):
         if match := _COLLECTIVE.search(line):
             channel = re.search(r"channel_id=(\d+)", line)
-            key = (match[2], channel[1] if channel else line)
+            key = (match[2], channel[1] if channel and channel[1] != "1" else line)
             if key not in seen:
                 seen.add(key)
                 stats[match[2]].calls += times

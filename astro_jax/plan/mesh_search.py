@@ -8,6 +8,7 @@ from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.plan import planner, programs, tables, topology
+from astro_jax.stages import PLANNED
 from astro_jax.storage import Json
 
 # The config key that a program's memory grows with, as (section, field).
@@ -20,7 +21,7 @@ BATCH_KEYS = {
 def search_meshes(
     c: cfg.Config,
     topology_name: str,
-    stages: Sequence[str] = planner.PLANNED_STAGES,
+    stages: Sequence[str] = PLANNED,
     prompt_tokens: int = 512,
     roofline_share: float = 0.4,
 ) -> list[Json]:
@@ -31,7 +32,7 @@ def search_meshes(
     Args:
       c: config of the run; its mesh is replaced.
       topology_name: such as "v5p:4x4x8".
-      stages: some of planner.PLANNED_STAGES.
+      stages: some of stages.PLANNED.
       prompt_tokens: length of a problem's prompt.
       roofline_share: share of the roofline's speed that the cost of the whole run assumes.
 
@@ -75,7 +76,7 @@ def _fit_batches(
             for key, value in smaller.items():
                 section, field = key.split(".")
                 c = c.model_copy(update={section: getattr(c, section).model_copy(update={field: value})})
-        fits, total_gib = fits and plan["fits"], max(total_gib, *(row["at_once_gib"] for row in plan["programs"]))
+        fits, total_gib = fits and plan["fits"], max([total_gib, *(row["at_once_gib"] for row in plan["programs"])])
         hours += sum(_hours(row, plan["recipe"]) for row in plan["programs"])
     mesh = f"{{fsdp: {c.mesh.fsdp}, tp: {c.mesh.tp}}}"
     return {"mesh": mesh, "changes": changes, "fits": fits, "at_once_gib": total_gib, "hours": round(hours, 2)}
@@ -102,10 +103,9 @@ def _halve_batches(c: cfg.Config, plan: Json) -> dict[str, int]:
 
 def _hours(row: Json, run_cost: Json) -> float:
     """Return the hours of a program in the whole run; the links may be slower than the roofline."""
-    cost = run_cost.get(f"{row['stage']} {row['program']}")
-    if cost is None:
-        return 0.0
-    return cost["hours"] * max(1.0, row.get("links_s", 0.0) / row["seconds"])
+    of = [row["stage"], row["program"]]
+    hours = sum(cost["hours"] for cost in run_cost.values() if isinstance(cost, dict) and cost.get("of") == of)
+    return hours * max(1.0, row.get("links_s", 0.0) / row["seconds"]) if hours else 0.0
 
 
 def print_meshes(candidates: Sequence[Json]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 
@@ -17,9 +19,9 @@ from astro_jax.plan import collectives, topology
 from astro_jax.plan.programs import Plan, Program, size
 from astro_jax.plan.run_cost import run_cost
 from astro_jax.progress import ProgressBar
+from astro_jax.stages import PLANNED
 from astro_jax.storage import Json
 
-PLANNED_STAGES = ("search", "sft", "grpo")
 GIB = topology.GIB
 # Published architectures by a substring of the model's name, so that a plan needs no weights.
 PUBLISHED = {"llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b, "llama-3.3-70b": llama3_70b}
@@ -28,7 +30,7 @@ PUBLISHED = {"llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b, "llama-3.3-
 def plan_run(
     c: cfg.Config,
     topology_name: str,
-    stages: Sequence[str] = PLANNED_STAGES,
+    stages: Sequence[str] = PLANNED,
     prompt_tokens: int = 512,
     roofline_share: float = 0.4,
     compile_only: bool = False,
@@ -38,7 +40,7 @@ def plan_run(
     Args:
       c: config of the run. The product of its mesh's axes must be the number of chips.
       topology_name: such as "v5p:4x4x8".
-      stages: some of PLANNED_STAGES.
+      stages: some of stages.PLANNED.
       prompt_tokens: length of a problem's prompt, the chat template included.
       roofline_share: share of the roofline's speed that the cost of the whole run assumes.
       compile_only: report memory and compile times only.
@@ -101,6 +103,9 @@ def _compile_program(program: Program, chip: topology.Chip, compile_only: bool) 
     start = time.monotonic()
     row: Json = {"stage": program.stage, "program": program.name}
     resident = size(program.resident)
+    if program.lower is None:
+        row |= _gib(arguments_gib=0, temporaries_gib=0, peak_gib=resident, held_gib=0, at_once_gib=resident)
+        return row | {"fits": resident <= chip.hbm_bytes, "compile_s": 0.0}
     try:
         compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as e:
@@ -150,16 +155,30 @@ def _collectives(compiled: jax.stages.Compiled, program: Program, chip: topology
       `collectives`: calls and GiB by kind, or None when libtpu does not print the program. `links_s`: seconds for
       these bytes at the bandwidth of a chip's links.
     """
-    try:
-        text = compiled.as_text()
-    except jax.errors.JaxRuntimeError:
-        text = None
-    if text is None:
+    if (text := _text(compiled)) is None:
         return {"collectives": None}
     stats = collectives.count(text, program.trip_count)
     seconds = sum(s.bytes for s in stats.values()) / chip.ici_bandwidth
     by_kind = {kind: {"calls": s.calls, "gib": round(s.bytes / GIB, 3)} for kind, s in stats.items()}
     return {"links_s": float(f"{seconds:.4g}"), "collectives": by_kind}
+
+
+def _text(compiled: jax.stages.Compiled) -> str | None:
+    """Return the text of a compiled program, or None when libtpu does not print it.
+
+    libtpu then writes a stack trace of its own to standard error, which is not redirected by Python: hide it.
+    """
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+            return compiled.as_text()
+    except jax.errors.JaxRuntimeError:
+        return None
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _gib(**sizes: float) -> Json:

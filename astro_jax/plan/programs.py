@@ -29,22 +29,23 @@ from astro_jax.sampler.engine import batch_sizes
 from astro_jax.sampler.kv_cache import CacheLayout, KVCache
 from astro_jax.sampler.programs import DecodeInputs
 from astro_jax.sampler.sample import SamplingInputs
-from astro_jax.train import grpo, sft
+from astro_jax.traces import dataset
+from astro_jax.train import grpo, losses, sft
 from astro_jax.train.losses import Batch
 from astro_jax.train.policy_loss import RolloutBatch
-from astro_jax.train.state import abstract_state, make_accumulate, make_apply, make_optimizer, make_step
+from astro_jax.train.state import TrainState, abstract_state, make_accumulate, make_apply, make_optimizer, make_step
 
 ArrayTree = Any  # a pytree of jax.Array or jax.ShapeDtypeStruct, with shardings
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function of a run.
+    """A jitted function of a run, or the arrays that a run loads.
 
     Attributes:
-      stage: "search", "sft" or "grpo".
-      name: of the function, such as "decode".
-      lower: lowers the function.
+      stage: one of stages.PLANNED.
+      name: of the function, such as "decode"; "load" or "resume" for arrays.
+      lower: lowers the function. None: `resident` is loaded from a file.
       resident: arrays of the run that stay on the devices beside the program's arguments and results.
       cost: of one call; None for a program that only moves arrays.
       trip_count: of the program's loop when its limit is not a constant.
@@ -53,7 +54,7 @@ class Program:
 
     stage: str
     name: str
-    lower: Callable[[], jax.stages.Lowered]
+    lower: Callable[[], jax.stages.Lowered] | None
     resident: ArrayTree = ()
     cost: RooflineCost | None = None
     trip_count: int = 1
@@ -95,35 +96,85 @@ class Plan:
     # ---- Programs
 
     def programs(self, stage: str) -> list[Program]:
-        """Return the programs of a stage: "search", "sft", or "grpo" with its sampling."""
-        c = self.c
+        """Return the programs of one of stages.PLANNED; none for a stage that the run does not have."""
+        c, s = self.c, self.c.search
+        sampled = c.sampler.dtype
+        if stage == "base":
+            return self._base()
         if stage == "sft":
-            cost = self._train_cost(c.sft, c.sft.batch_size, update=True)
-            return [Program("sft", "step", self.sft_step, (), cost)]
+            return self._fine_tuning("sft", c.sft)
         if stage == "search":
-            layout = self.layout(
-                c.search.num_rollouts,
-                self.prompt + c.search.max_rollout_tokens,
-                c.search.max_rollout_tokens,
-                c.sampler.dtype,
-            )
-            return self._sampling("search", layout, c.sampler.dtype, ())
-        layout = self.layout(c.grpo.num_generations, self.prompt, c.grpo.max_completion_length, c.grpo.dtype)
-        cost = self._train_cost(c.grpo, grpo.micro_batch_size(c.grpo, self.train), update=False)
+            # A rollout begins behind the steps of its node, which are at most as long as a rollout from the root.
+            layout = self.layout(s.num_rollouts, self.prompt + s.max_rollout_tokens, s.max_rollout_tokens, sampled)
+            return self._sampling("search", layout, sampled, ())
+        if stage == "traces":
+            return self._traces()
+        if stage == "difficulty":
+            if not (n := c.problems.difficulty_samples):
+                return []
+            return self._sampling(stage, self.layout(n, self.prompt, c.eval.max_tokens, sampled), sampled, ())
+        if stage == "eval":
+            return self._sampling(stage, self.layout(1, self.prompt, c.eval.max_tokens, sampled), sampled, ())
+        return self._grpo()
+
+    def _base(self) -> list[Program]:
+        """The base model is copied, or trained by SFT's step."""
+        c = self.c
+        settings = c.pretrain if c.model == "scratch" else c.base_sft
+        if settings is not None:
+            return self._fine_tuning("base", settings)
+        return [Program("base", "load", None, self.state.params)]
+
+    def _traces(self) -> list[Program]:
+        """The model that judges and writes traces. Its prompts hold a problem and a solution."""
+        t, sampled = self.c.traces, self.c.sampler.dtype
+        if not dataset.needs_model(t):
+            return []
+        solution = self.c.search.max_rollout_tokens
+        new = max(t.self_evaluation_tokens if t.self_evaluation else 0, t.clone_tokens)
+        layout = self.layout(max(t.self_evaluation, 1), self.prompt + solution, new, sampled)
+        return self._sampling("traces", layout, sampled, ())
+
+    def _grpo(self) -> list[Program]:
+        c = self.c.grpo
+        layout = self.layout(c.num_generations, self.prompt, c.max_completion_length, c.dtype)
+        cost = self._train_cost(c, grpo.micro_batch_size(c, self.train), update=False)
         # The reference model of the KL term stays on the devices.
-        reference = llama_params.abstract(self.config, self.train, jnp.dtype(c.grpo.dtype)) if c.grpo.beta else ()
+        reference = llama_params.abstract(self.config, self.train, jnp.dtype(c.dtype)) if c.beta else ()
         return [
+            Program("grpo", "resume", None, (self.state, reference)),
             Program("grpo", "reshard", self.reshard, (self.state.opt_state, reference)),
-            *self._sampling("grpo", layout, c.grpo.dtype, (self.state, reference)),
+            *self._sampling("grpo", layout, c.dtype, (self.state, reference)),
             Program("grpo", "gradient", self.grpo_gradient, (self.state.opt_state, reference), cost),
             Program("grpo", "update", self.grpo_update, reference),
         ]
 
+    def _state(self, c: cfg.Sft) -> TrainState:
+        """The abstract train state of SFT with these settings."""
+        return abstract_state(self.config, make_optimizer(c, self.steps), self.train, c.lora)
+
+    def _frozen(self, c: cfg.Sft) -> tuple[llama_params.Params, ...]:
+        """The parameters that LoRA does not train; empty without LoRA."""
+        return () if c.lora is None else (self.state.params,)
+
+    def _fine_tuning(self, stage: str, c: cfg.Sft) -> list[Program]:
+        """The arrays of a resume, and SFT's step."""
+        cost = self._train_cost(c, c.batch_size, update=True)
+        return [
+            Program(stage, "resume", None, (self._state(c), self._frozen(c))),
+            Program(stage, "step", functools.partial(self.sft_step, c), (), cost),
+        ]
+
     def _train_cost(self, c: cfg.Sft | cfg.Grpo, rows: int, update: bool) -> RooflineCost:
         kernel = attention.choose_kernel(self.train, c.max_length, self.config.head_dim)
-        score_share = attention.computed_share(kernel, c.max_length)
+        score_share, tokens = attention.computed_share(kernel, c.max_length), rows * c.max_length
+        # GRPO's loss is not linear in the log-probabilities: chunks of logits are computed again in the backward pass.
+        n_chunks = losses.num_chunks(tokens, self.config.vocab_size, self.train)
+        head_passes = 4 if n_chunks > 1 and isinstance(c, cfg.Grpo) else 3
+        n = 1 if isinstance(c, cfg.Grpo) else c.batch_size // (c.micro_batch_size or c.batch_size)
+        frozen = isinstance(c, cfg.Sft) and c.lora is not None
         return roofline.train(
-            self.config, self.mesh, rows * c.max_length, c.max_length, c.remat_policy == "full", update, score_share
+            self.config, self.mesh, tokens, c.max_length, c.remat_policy, update, score_share, head_passes, n, frozen
         )
 
     def _sampling(self, stage: str, layout: CacheLayout, dtype: str, resident: ArrayTree) -> list[Program]:
@@ -181,12 +232,16 @@ class Plan:
         blocks = max(rows, key=lambda blocks: rows[blocks] * blocks)
         return rows[blocks], blocks * layout.block_size
 
-    def sft_step(self) -> jax.stages.Lowered:
-        """Lower SFT's step: gradient and update."""
-        tx = make_optimizer(self.c.sft, self.steps)
-        state = abstract_state(self.config, tx, self.train)
-        step = make_step(sft.make_loss(self.c.sft, self.config, self.train), tx, self.config, self.train)
-        return _lower(step, state, batch(self.c.sft.batch_size, self.c.sft.max_length))
+    def sft_step(self, c: cfg.Sft | None = None) -> jax.stages.Lowered:
+        """Lower the step of SFT: gradient and update.
+
+        Args:
+          c: the settings; default those of the config's `sft`.
+        """
+        c = c or self.c.sft
+        tx = make_optimizer(c, self.steps)
+        step = make_step(sft.make_gradient(c, self.config, self.train), tx, self.config, self.train, c.lora)
+        return _lower(step, self._state(c), batch(c.batch_size, c.max_length), *self._frozen(c))
 
     def grpo_gradient(self) -> jax.stages.Lowered:
         """Lower the gradient of one micro-batch of GRPO."""
@@ -253,15 +308,17 @@ def check(c: cfg.Config, config: LlamaConfig | None, sharding: Sharding) -> None
             if n % shards:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
                 raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(mesh_axes)}={shards} does not divide")
-    names = ("pretrain", "sft") if config is None else ("sft",)
+    names = ("pretrain", "sft") if config is None else ("sft", *(("base_sft",) if c.base_sft else ()))
     head_dim = attention.HEAD_DIM_MULTIPLE if config is None else config.head_dim
     for length in (*(getattr(c, name).max_length for name in (*names, "grpo")), c.sampler.block_size):
         attention.choose_kernel(sharding, length, head_dim)
     for name in names:
-        if (batch := getattr(c, name).batch_size) % sharding.batch_size:
-            raise AstroError(
-                f"{name}.batch_size={batch} cannot be split over data x fsdp = {sharding.batch_size} devices"
-            )
+        part = getattr(c, name)
+        for key, rows in (("batch_size", part.batch_size), ("micro_batch_size", part.micro_batch_size)):
+            if rows is not None and rows % sharding.batch_size:
+                raise AstroError(
+                    f"{name}.{key}={rows} cannot be split over data x fsdp = {sharding.batch_size} devices"
+                )
 
 
 def _lower(function: Any, *args: Any) -> jax.stages.Lowered:

@@ -10,11 +10,11 @@ import dataclasses
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from astro_jax.llama import model
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.plan.topology import Chip
 from astro_jax.sampler.kv_cache import CacheLayout, bytes_per_sequence
-from astro_jax.train import losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RooflineCost:
     Attributes:
       model_flops: of the model: the forward pass and, in training, twice as many for the backward pass. Attention
         counts earlier tokens only.
-      executed_flops: of the program. It also computes masked scores and, with remat, the forward pass again.
+      executed_flops: of the program. It also computes masked scores and, with remat, a part of the forward pass again.
       hbm_bytes: the least bytes to read and write.
       tokens: of all chips together.
     """
@@ -44,36 +44,62 @@ class RooflineCost:
 
 
 def train(
-    config: LlamaConfig, mesh: Mesh, tokens: int, length: int, remat: bool, update: bool, score_share: float = 1.0
+    config: LlamaConfig,
+    mesh: Mesh,
+    tokens: int,
+    length: int,
+    remat_policy: str,
+    update: bool,
+    score_share: float = 1.0,
+    head_passes: int = 3,
+    num_micro_batches: int = 1,
+    frozen: bool = False,
 ) -> RooflineCost:
     """Return the cost of a gradient, and of AdamW's update when the same program makes the update.
 
-    FLOPs: F for the forward pass, 2 F for the backward pass, F again with remat. The backward pass also computes the
-    attention scores (half of attention) again, and the LM head where it runs in chunks, because their results are not
-    kept.
-    Bytes: the gathered bfloat16 weights, once a pass; the input of each block, written and read; the float32 gradients;
-    with the update the float32 parameters and moments.
+    FLOPs: F for the forward pass, 2 F for the backward pass, and the matmuls and attention that a rematerialization
+    policy does not keep again. The backward pass also computes the attention scores (half of attention) again, because
+    their results are not kept.
+    Bytes: the gathered bfloat16 weights, once a pass; the kept results of each block, written and read; the float32
+    gradients; with the update the float32 parameters and moments.
 
     Args:
       config: of the model.
       mesh: of training.
       tokens: of one call, over all chips.
       length: tokens of a row.
-      remat: whether each block's forward pass runs again in the backward pass.
+      remat_policy: "none" or a name of llama.model.REMAT_POLICIES.
       update: whether the program updates the parameters.
       score_share: computed attention scores as a share of length x length (llama.attention.computed_share).
+      head_passes: the FLOPs of the LM head, as a multiple of those of its forward pass.
+      num_micro_batches: of one call, whose gradients are summed.
+      frozen: the weights are frozen, and small adapters are trained (LoRA): their matmuls are left out, and a frozen
+        matmul has no gradient by its weight.
     """
     chips, tp = mesh.size, mesh.shape["tp"]
     matmuls = config.flops_per_token() - head(config)
     scores = score_share * (config.flops_per_token(length) - config.flops_per_token())
-    model_flops = 3 * tokens * config.flops_per_token(length // 2)
-    last = 2 * config.n_layers * config.d_ff * config.d_model  # each block's last matmul, which remat does not repeat
-    heads = 4 if losses.num_chunks(tokens * tp // chips, config.vocab_size // tp) > 1 else 3
-    executed_flops = tokens * ((3 + remat) * matmuls - remat * last + (3.5 + remat) * scores + heads * head(config))
+    passes_of_weights = 2 if frozen else 3
+    attention = config.flops_per_token(length // 2) - config.flops_per_token()
+    model_flops = tokens * (passes_of_weights * config.flops_per_token() + 3 * attention)
+    widths = {  # of the results of REMAT_POLICIES, and their FLOPs a token
+        "qkv_proj": config.head_dim * (config.n_heads + 2 * config.n_kv_heads), "context": 0,
+        "out_proj": config.d_model, "mlpwi": 2 * config.d_ff,
+    }  # fmt: skip
+    inputs = widths | {"out_proj": config.head_dim * config.n_heads}  # times d_model: a matmul's parameters
+    kept = model.REMAT_POLICIES.get(remat_policy, tuple(widths))
+    again = 2 * config.n_layers * config.d_model * sum(n for name, n in inputs.items() if name not in kept)
+    attention_again = scores if "context" not in kept else 0.0
+    blocks = passes_of_weights * matmuls + again + 3.5 * scores + attention_again
+    executed_flops = tokens * (blocks + (head_passes - frozen) * head(config))
     n = llama_params.count(config)
-    passes = 2 + remat
-    activations = 2 * 2 * config.n_layers * tokens * config.d_model / chips
-    hbm_bytes = passes * 2 * n / tp + activations + (8 if update else 2) * 4 * n / chips
+    passes = num_micro_batches * (2 + again / matmuls)
+    kept_widths = widths | {"context": config.head_dim * config.n_heads}
+    width = config.d_model + sum(kept_widths[name] for name in kept)  # the input of a block is always kept
+    activations = 2 * 2 * config.n_layers * tokens * width / chips
+    sums = 2 * 4 * n / chips * (num_micro_batches if num_micro_batches > 1 else 0)
+    state = 0 if frozen else (8 if update else 2) * 4 * n / chips + sums
+    hbm_bytes = passes * 2 * n / tp + activations + state
     return RooflineCost(model_flops / chips, executed_flops / chips, hbm_bytes, tokens)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from astro_jax import config as cfg
+from astro_jax import stages
 from astro_jax.storage import Json
+from astro_jax.traces import dataset
+from astro_jax.traces.rewriting import model_kinds
 
 
 def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json], roofline_share: float) -> Json:
@@ -13,8 +16,13 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
 
     Search by mcts: each simulation of each tree expands `num_parallel_leaves` nodes. Each node gets `num_proposals`
     steps, and each step `num_rollouts` rollouts. Search by rounds: each tree samples the rollouts of all rounds, though
-    most trees end before. SFT: an example is a prompt and one rollout for each branch. RL: one response for each
-    sample. All steps, rollouts and responses have their maximum length.
+    most trees end before. SFT of ASTRO: an example is a prompt and one rollout for each branch; of Direct: a prompt and
+    one rollout. RL: one response for each sample. All steps, rollouts and responses have their maximum length.
+
+    Traces that a model writes: each branch of each example of ASTRO is written once, and each example ends at a
+    solution of its own that the model judges. Direct's samples count too. Difficulty: `problems.rl` prompts, or
+    `max_difficulty_prompts`. Evaluation: a sampled and a greedy answer of each model; majority votes are left out,
+    since their number follows from the answers.
 
     Two more entries say how much a feature can save. "..., no prefix shared" is decoding when each sample has its own
     copy of its prefix, with as much memory for caches. "..., one iteration a tree" is the search when every tree ends
@@ -28,46 +36,62 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
       roofline_share: share of the roofline's speed that the run is assumed to reach.
 
     Returns:
-      `reached` (the share) and by "stage program", such as "sft step": `tokens`, `hours`, `chip_hours`.
+      `reached` (the share) and by stage and program, such as "astro-sft step": `tokens`, `hours`, `chip_hours`, and
+      `of` [stage, program], the row that the cost belongs to. The two entries above have no `of`.
     """
     costs: Json = {"reached": roofline_share}
+    by_program = {(row["stage"], row["program"]): row for row in rows if "tokens_per_s" in row}
 
-    def add(name: str, tokens: float, tokens_per_s: int) -> None:
+    def cost(tokens: float, tokens_per_s: int) -> Json:
         hours = tokens / (tokens_per_s * roofline_share) / 3600
-        costs[name] = {"tokens": round(tokens), "hours": round(hours, 2), "chip_hours": round(hours * chips, 1)}
+        return {"tokens": round(tokens), "hours": round(hours, 2), "chip_hours": round(hours * chips, 1)}
 
-    tokens_by_program = _tokens(c, prompt_tokens)
-    for row in rows:
-        tokens = tokens_by_program.get((row["stage"], row["program"]))
-        if tokens is None or "tokens_per_s" not in row:
+    for stage, kind, program, tokens in _work(c, prompt_tokens):
+        if (row := by_program.get((kind, program))) is None:
             continue
-        name = f"{row['stage']} {row['program']}"
-        add(name, tokens, row["tokens_per_s"])
-        if "unshared_tokens_per_s" in row:
-            add(f"{name}, no prefix shared", tokens, row["unshared_tokens_per_s"])
-        if row["stage"] == "search":
+        name = f"{stage} {program}"
+        costs[name] = cost(tokens, row["tokens_per_s"]) | {"of": [kind, program]}
+        if "unshared_tokens_per_s" in row and kind in ("search", "grpo"):
+            costs[f"{name}, no prefix shared"] = cost(tokens, row["unshared_tokens_per_s"])
+        if kind == "search":
             s = c.search
             share = s.rounds[0] / sum(s.rounds) if s.method == "rounds" else 1 / s.num_simulations
-            add(f"{name}, one iteration a tree", tokens * share, row["tokens_per_s"])
+            costs[f"{name}, one iteration a tree"] = cost(tokens * share, row["tokens_per_s"])
     return costs
 
 
-def _tokens(c: cfg.Config, prompt_tokens: int) -> dict[tuple[str, str], float]:
-    """Return the tokens of a whole run by (stage, program)."""
-    s, t, g = c.search, c.traces, c.grpo
+def _work(c: cfg.Config, prompt_tokens: int) -> Iterator[tuple[str, str, str, float]]:
+    """Yield (stage of the run, planned stage, program, tokens in a whole run)."""
+    s, t, g, p = c.search, c.traces, c.grpo, c.problems
+    if c.base_sft is not None and "base" in c.stages:
+        solutions = (p.search + p.rl) * (prompt_tokens + s.max_rollout_tokens)
+        yield "base", "base", "step", c.base_sft.num_train_epochs * solutions
     steps = s.num_simulations * s.num_parallel_leaves * s.num_proposals
     tokens_per_tree = {
         "mcts": steps * (s.max_step_tokens + s.num_rollouts * s.max_rollout_tokens),
         "rounds": sum(s.rounds) * s.max_rollout_tokens,
         "best-of-n": s.num_samples * s.max_rollout_tokens,
     }[s.method]
+    if "search" in c.stages:
+        yield "search", "search", "decode", p.search * tokens_per_tree
     examples = t.direct_examples + t.search_examples
     branches = t.direct_examples + t.search_examples * (1 + (1 + t.max_backtracks) / 2)
-    tokens_per_problem = examples * prompt_tokens + branches * s.max_rollout_tokens
+    if "traces" in c.stages and dataset.needs_model(t):
+        written = branches * s.max_rollout_tokens if model_kinds(t) else 0
+        judged = examples * t.self_evaluation * t.self_evaluation_tokens
+        direct = t.direct_samples * t.direct_tokens if t.direct == "best-of-n" else 0
+        yield "traces", "traces", "decode", p.search * (written + judged + direct)
+    for name, rollouts in (("direct-sft", examples), ("astro-sft", branches)):
+        if name in c.stages:
+            tokens = examples * prompt_tokens + rollouts * s.max_rollout_tokens
+            yield name, "sft", "step", c.sft.num_train_epochs * p.search * tokens
+    if n := p.difficulty_samples:
+        prompts = p.max_difficulty_prompts or p.rl
+        for model in stages.difficulty_models(c.stages, p.difficulty_model):
+            yield f"difficulty of {model}", "difficulty", "decode", prompts * n * c.eval.max_tokens
     responses = g.max_steps * g.prompts_per_step * g.num_generations
-    return {
-        ("search", "decode"): c.problems.search * tokens_per_tree,
-        ("sft", "step"): c.sft.num_train_epochs * c.problems.search * tokens_per_problem,
-        ("grpo", "decode"): responses * g.max_completion_length,
-        ("grpo", "gradient"): responses * (prompt_tokens + g.max_completion_length),
-    }
+    for name in (name for name in c.stages if stages.get(name).command == "grpo"):
+        yield name, "grpo", "decode", responses * g.max_completion_length
+        yield name, "grpo", "gradient", responses * (prompt_tokens + g.max_completion_length)
+    if "eval" in c.stages:
+        yield "eval", "eval", "decode", len(stages.models_of(c.stages)) * p.eval * 2 * c.eval.max_tokens

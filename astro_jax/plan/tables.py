@@ -34,7 +34,11 @@ def print_plan(plan: Json) -> None:
     print_tables(table("collectives in one call of each program", collectives))
     if unprinted := [f"{r['stage']} {r['program']}" for r in plan["programs"] if r.get("collectives", ()) is None]:
         print(f"collectives unknown, because libtpu does not print the program: {', '.join(unprinted)}")
-    costs = [{"stage": name} | cost for name, cost in plan["recipe"].items() if isinstance(cost, dict)]
+    costs = [
+        {"stage": name} | {key: value for key, value in cost.items() if key != "of"}
+        for name, cost in plan["recipe"].items()
+        if isinstance(cost, dict)
+    ]
     print_tables(table(RUN_COST_TITLE.format(plan["recipe"]["reached"]), costs))
 
 

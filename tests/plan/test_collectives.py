@@ -67,7 +67,7 @@ def test_loss_and_gradient_do_not_depend_on_the_mesh(loops, tied, sizes):
     def run(params, sharding):
         def loss(params):
             logp, entropy = losses.token_logprobs(params, batch, config, sharding)
-            return losses.cross_entropy(logp, batch.loss_weights), entropy
+            return losses.mean_nll(params, batch, config, sharding), (logp * batch.loss_weights, entropy)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -25,8 +25,9 @@ def planned(monkeypatch):
         peak = 6.0 * c.sft.batch_size / c.mesh.fsdp if c.mesh.tp > 1 else 30.0
         row = {"stage": stages[0], "program": "step", "at_once_gib": peak, "fits": peak < 16, "seconds": 2.0}
         links = 2.0 * c.mesh.tp
-        hours = {"hours": 10.0, "chip_hours": 160.0, "tokens": 1}
-        return {"fits": peak < 16, "programs": [row | {"links_s": links}], "recipe": {f"{stages[0]} step": hours}}
+        hours = {"hours": 5.0, "chip_hours": 80.0, "tokens": 1, "of": [stages[0], "step"]}
+        costs = {"reached": 0.4, "direct-sft step": hours, "astro-sft step": hours}
+        return {"fits": peak < 16, "programs": [row | {"links_s": links}], "recipe": costs}
 
     check = mesh_search.programs.check
 

@@ -1,5 +1,9 @@
 """`astro plan` without a TPU compiler: published architectures, bad input, exit codes. test_tpu.py compiles."""
 
+import json
+import os
+
+import jax
 import pytest
 from helpers import tiny_config
 
@@ -8,7 +12,7 @@ from astro_jax import config as cfg
 from astro_jax.llama.config import llama3_8b, llama3_70b
 from astro_jax.mesh import make_mesh
 from astro_jax.plan import planner, topology
-from astro_jax.plan.programs import Plan
+from astro_jax.plan.programs import Plan, size
 
 
 def test_published_architectures_have_their_published_number_of_parameters():
@@ -56,7 +60,7 @@ def test_program_that_does_not_fit_exits_with_3_and_names_the_config_keys(capsys
 def test_compile_only_reports_memory_without_roofline_and_collectives():
     config = tiny_config(n_layers=1, d_ff=40, vocab_size=48)
     plan = Plan(cfg.Config(sft=cfg.Sft(batch_size=2, max_length=16)), config, make_mesh())
-    (program,) = plan.programs("sft")
+    _, program = plan.programs("sft")
     full, memory = (planner._compile_program(program, topology.CHIPS["v5e"], x) for x in (False, True))
     assert {"collectives", "tokens_per_s", "links_s"} < full.keys() - memory.keys()
     assert memory["fits"] and {k: full[k] for k in memory.keys() - {"compile_s"}} == {
@@ -65,8 +69,73 @@ def test_compile_only_reports_memory_without_roofline_and_collectives():
 
 
 @pytest.mark.parametrize(
-    "flags", [["--search", "--compile-only"], ["--search", "--markdown"], ["--compile-only", "--markdown"]]
+    "flags",
+    [
+        ["--search", "--compile-only"],
+        ["--search", "--markdown"],
+        ["--compile-only", "--markdown"],
+        ["--remat", "--markdown"],
+        ["--remat", "--stage", "grpo"],
+    ],
 )
 def test_contradictory_flags_are_an_error(flags, capsys):
     assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4", *flags]) == 2
     assert capsys.readouterr().err.startswith("astro: plan: ")
+
+
+def test_plan_covers_the_base_and_a_resume():
+    """The base loaded float32 parameters over tp alone: fsdp=8 put all of them on each chip."""
+    config = tiny_config(n_layers=1, vocab_size=48)
+    plan = Plan(cfg.Config(), config, make_mesh(fsdp=4, tp=2))
+    (base,), resume = plan.programs("base"), plan.programs("sft")[0]
+    rows = [planner._compile_program(p, topology.CHIPS["v5e"], True) for p in (base, resume)]
+    assert [(row["stage"], row["program"], row["fits"]) for row in rows] == [
+        ("base", "load", True), ("sft", "resume", True)
+    ]  # fmt: skip
+    parameters = llama.params.count(config)
+    norms = 3 * config.d_model  # split over fsdp alone
+    assert size(base.resident) == 4 * ((parameters - norms) / 8 + norms / 4)
+    assert size(resume.resident) == pytest.approx(3 * size(base.resident), abs=100)  # parameters and two moments
+
+
+@pytest.mark.parametrize(
+    "changes, stage, names",
+    [({"model": "scratch"}, "base", ["resume", "step"]),
+     ({}, "traces", []), ({"traces": {"self_evaluation": 8}}, "traces", ["prefill", "decode", "pack"]),
+     ({}, "difficulty", []), ({"problems": {"difficulty_samples": 4}}, "difficulty", ["prefill", "decode", "pack"]),
+     ({}, "eval", ["prefill", "decode", "pack"])],
+)  # fmt: skip
+def test_plan_has_the_programs_of_the_stages_that_the_run_has(changes, stage, names):
+    plan = Plan(cfg.parse(changes), tiny_config(vocab_size=48), make_mesh(), prompt=20)
+    assert [program.name for program in plan.programs(stage)] == names
+
+
+def test_stack_trace_of_a_program_that_cannot_be_printed_is_hidden(capfd):
+    class Compiled:
+        def as_text(self):
+            os.write(2, b"*** Check failure stack trace ***")
+            raise jax.errors.JaxRuntimeError("too large")
+
+    assert planner._text(Compiled()) is None
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
+
+
+def test_remat_chooses_the_fastest_policy_within_90_percent_of_the_memory(capsys, monkeypatch):
+    gib = {"none": 15.0, "minimal_with_context": 14.5, "save_dot_except_mlp": 12.0, "save_out_proj": 9.0, "full": 8.0}
+    mfu = {"none": 0.97, "minimal_with_context": 0.96, "save_dot_except_mlp": 0.84, "save_out_proj": 0.8, "full": 0.78}
+
+    def plan_run(c, name, stages, prompt):
+        assert stages == ("sft",) and prompt == 7
+        policy = c.sft.remat_policy
+        step = {"program": "step", "at_once_gib": gib[policy], "fits": True, "compile_s": 1.0, "max_mfu": mfu[policy]}
+        return {"hbm_gib": 15.75, "programs": [{"program": "resume"}, step]}
+
+    monkeypatch.setattr(planner, "plan_run", plan_run)
+    command = ["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4", "--remat", "--prompt", "7"]
+    assert cli.main([*command, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["remat_policy"]: row["max_mfu"] for row in rows} == mfu
+    assert [row["remat_policy"] for row in rows if row["best"]] == ["save_dot_except_mlp"]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.endswith("\nsft.remat_policy=save_dot_except_mlp\n")

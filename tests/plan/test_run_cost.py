@@ -9,18 +9,22 @@ from astro_jax.plan.run_cost import run_cost
 def test_run_cost_equals_a_count_by_hand():
     c = cfg.parse(
         {
-            "problems": {"search": 10},
+            "problems": {"search": 10, "eval": 9, "difficulty_samples": 5, "max_difficulty_prompts": 6},
             "search": {
                 "num_simulations": 3, "num_parallel_leaves": 2, "num_proposals": 4, "num_rollouts": 5,
                 "max_step_tokens": 7, "max_rollout_tokens": 11,
             },
-            "traces": {"direct_examples": 1, "search_examples": 3, "max_backtracks": 2},
-            "sft": {"num_train_epochs": 2},
+            "traces": {"direct_examples": 1, "search_examples": 3, "max_backtracks": 2, "self_evaluation": 8,
+                       "self_evaluation_tokens": 19, "clone": "model", "direct": "best-of-n", "direct_samples": 3,
+                       "direct_tokens": 23},
+            "sft": {"num_train_epochs": 2}, "eval": {"max_tokens": 29},
             "grpo": {"max_steps": 6, "prompts_per_step": 8, "num_generations": 4, "max_completion_length": 13},
         }
     )  # fmt: skip
-    programs = (("search", "decode"), ("sft", "step"), ("grpo", "decode"), ("grpo", "gradient"))
+    decoded = ("search", "traces", "difficulty", "grpo", "eval")
+    programs = [*((stage, "decode") for stage in decoded), ("sft", "step"), ("grpo", "gradient"), ("grpo", "update")]
     rows = [{"stage": stage, "program": program, "tokens_per_s": 100} for stage, program in programs]
+    del rows[-1]["tokens_per_s"]
     rows[0]["unshared_tokens_per_s"] = 20
     costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
     assert costs.pop("reached") == 0.5
@@ -31,11 +35,16 @@ def test_run_cost_equals_a_count_by_hand():
     assert one_simulation["tokens"] == pytest.approx(search["tokens"] / 3, abs=1)
     tokens = {
         "search decode": 10 * 3 * 2 * 4 * (7 + 5 * 11),
-        "sft step": 2 * 10 * (4 * 17 + (1 + 3 * 2.5) * 11),
-        "grpo decode": 6 * 8 * 4 * 13,
-        "grpo gradient": 6 * 8 * 4 * (17 + 13),
+        "traces decode": round(10 * (8.5 * 11 + 4 * 8 * 19 + 3 * 23)),
+        "direct-sft step": 2 * 10 * (4 * 17 + 4 * 11),
+        "astro-sft step": 2 * 10 * (4 * 17 + (1 + 3 * 2.5) * 11),
+        "difficulty of base decode": 6 * 5 * 29,
+        "eval decode": 5 * 9 * 2 * 29,
     }
+    for name in ("direct-rl", "astro-rl"):
+        tokens |= {f"{name} decode": 6 * 8 * 4 * 13, f"{name} gradient": 6 * 8 * 4 * (17 + 13)}
     assert {name: cost["tokens"] for name, cost in costs.items()} == tokens
+    assert costs["astro-rl gradient"]["of"] == ["grpo", "gradient"]
     hours = tokens["search decode"] / 50 / 3600
     assert search["hours"] == round(hours, 2)
     assert search["chip_hours"] == round(4 * hours, 1)
