@@ -49,7 +49,7 @@ from astro_jax.traces.writer import TraceWriter
 from astro_jax.traces.wrong_steps import wrong_spans
 from astro_jax.train import data, examples, grpo, loop, rewards, sft
 from astro_jax.train.collapse_guard import CollapseGuard
-from astro_jax.train.data import Example
+from astro_jax.train.data import Document, Example
 from astro_jax.train.restarts import Restarts
 from astro_jax.train.rollouts import RolloutLog
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
@@ -279,17 +279,18 @@ def train_sft(
     for verb, n in counts.items():
         if n:
             log(f"{folder.name}: {n} examples have more than max_length={c.max_length} tokens and are {verb}")
-    n_examples, held_out = len(documents) + counts["dropped"], []
+    n_examples, held_out = len(documents) + counts["dropped"], list[Document]()
     if c.eval_share:
         documents, held_out = data.hold_out(documents, c.eval_share, seed)
         counts["held_out"] = len(held_out)
     batches = data.packed_batches(documents, c.batch_size, c.max_length, seed, c.num_train_epochs, c.packing_strategy)
     steps = sum(1 for _ in batches)
     tx = make_optimizer(c, steps)
-    like, trained, frozen = abstract_state(config, tx, sharding, c.lora), params, None
+    like = abstract_state(config, tx, sharding, c.lora)
+    trained: Any = params
     if c.lora is not None:
         trained = lora.init(jax.random.key(seed), config, c.lora.rank, c.lora.target_modules)
-        frozen = params
+    frozen = None if c.lora is None else params
     with contextlib.closing(sft.SFTTrainer(c, batches, tx, config, sharding, held_out, steps, frozen)) as trainer:
         state = loop.run(
             folder, folder.name, place(new_state(trained, tx), like), like, trainer.step, trainer.examples, steps,
@@ -299,7 +300,9 @@ def train_sft(
             raise AstroError(
                 f"{folder.name}: the loss of the trained model is not finite, so it is not saved; lower learning_rate"
             )
-    trained = state.params if c.lora is None else lora.merge(params, state.params, c.lora.scale)
+    trained = state.params
+    if c.lora is not None:
+        trained = lora.merge(params, trained, c.lora.scale)
     checkpoint.save(folder / "model", config, trained, tokenizer)
     return {"examples": n_examples} | counts | {"steps": steps}
 

@@ -27,7 +27,7 @@ from astro_jax.sampler import SamplingParams
 from astro_jax.search import run as searching
 from astro_jax.stage_folder import Inputs
 from astro_jax.stages import DEFAULT_STAGES, STAGES, evaluations, models_of
-from astro_jax.train import loop
+from astro_jax.train.checkpoints import Checkpoints
 from astro_jax.train.data import Example
 
 jax.devices()  # all eight are there before a run asks for one
@@ -208,9 +208,7 @@ def test_resume_after_a_failed_write_is_bitwise_equal(finished, tmp_path, monkey
 
     monkeypatch.setattr(storage, "write_text", breakable(storage.write_text, "file"))
     monkeypatch.setattr(checkpoint, "save", breakable(checkpoint.save, "model"))
-    checkpointer = loop.ocp.training.Checkpointer
-    save = breakable(checkpointer.save_checkpointables, "checkpoint")
-    monkeypatch.setattr(checkpointer, "save_checkpointables", save)
+    monkeypatch.setattr(Checkpoints, "save", breakable(Checkpoints.save, "checkpoint"))
     stops = 0
     for moments in (2, 7, 12, 9, 15, 18, 13, 16, 11, 0):
         left = moments
@@ -374,6 +372,20 @@ def test_a_stage_counts_the_verdicts_from_before_a_kill(tmp_path, monkeypatch):
     assert manifest["verdicts"] == {"correct": 3, "wrong": 1, "timeout": 1} and manifest["disagreements"] == 1
     listed = json.loads((run.folder / "base" / "verdicts-0-of-1.json").read_text())["disagreements"]
     assert listed == [{"gold": "50", "answer": "50%", "correct": True}]
+
+
+def test_tokens_of_wrong_steps_have_no_weight_with_correct_steps():
+    tokenizer = countdown_tokenizer(25)
+    texts = [("step", 1, " 2 + 3 = 5, left 5 4.\n"), ("step", 2, " 5 + 4 = 9, left 9.\n"),
+             ("backtrack", 1, "Let us make 1 from 5 4.\n"), ("step", 3, " 5 - 4 = 1, left 1.\n")]  # fmt: skip
+    record = {
+        "prompt": "Let us make 1 from 2 3 4.\n", "response": "".join(text for *_, text in texts),
+        "segments": [{"kind": kind, "node": node, "text": text} for kind, node, text in texts],
+    }  # fmt: skip
+    example = pipeline._trace_example(record, tokenizer, "correct-steps")
+    assert tokenizer.decode([example.completion[i] for i in example.wrong]) == texts[1][2]
+    whole = pipeline._trace_example(record, tokenizer, "completion")
+    assert whole.wrong == [] and whole.completion == example.completion and whole.prompt == example.prompt
 
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 2, "tp": 2}])

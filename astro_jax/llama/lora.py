@@ -6,6 +6,7 @@ at 0, so an adapted model starts as the base model. `merge` adds the adapters to
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -98,7 +99,7 @@ def attach(params: Params, adapters: Adapters, scale: float) -> Params:
         name: AdaptedWeight(getattr(params.layers, name), adapter.a, adapter.b, scale)
         for name, adapter in adapters.items()
     }
-    return params.replace(layers=params.layers.replace(**adapted))
+    return dataclasses.replace(params, layers=dataclasses.replace(params.layers, **adapted))
 
 
 def merge(params: Params, adapters: Adapters, scale: float) -> Params:
@@ -110,7 +111,7 @@ def merge(params: Params, adapters: Adapters, scale: float) -> Params:
         return weight + scale * jnp.einsum("lir,lro->lio", a, b).reshape(weight.shape)
 
     weights = {name: merged(getattr(params.layers, name), adapter) for name, adapter in adapters.items()}
-    return params.replace(layers=params.layers.replace(**weights))
+    return dataclasses.replace(params, layers=dataclasses.replace(params.layers, **weights))
 
 
 def split_spec(spec: str) -> tuple[str, str]:

@@ -11,10 +11,10 @@ from astro_jax.plan import planner, programs, tables, topology
 from astro_jax.stages import PLANNED
 from astro_jax.storage import Json
 
-# The config key that a program's memory grows with, as (section, field).
+# The config key that a program's memory grows with, as (section, field). A smaller micro-batch keeps the results.
 BATCH_KEYS = {
-    "step": ("sft", "batch_size"), "gradient": ("grpo", "micro_batch_size"), "decode": ("sampler", "max_num_seqs"),
-    "prefill": ("sampler", "max_num_seqs"), "pack": ("sampler", "max_num_seqs"),
+    "step": ("sft", "micro_batch_size"), "gradient": ("grpo", "micro_batch_size"),
+    "decode": ("sampler", "max_num_seqs"), "prefill": ("sampler", "max_num_seqs"), "pack": ("sampler", "max_num_seqs"),
 }  # fmt: skip
 
 
@@ -94,7 +94,10 @@ def _halve_batches(c: cfg.Config, plan: Json) -> dict[str, int]:
         if row["program"] not in BATCH_KEYS:
             return {}
         section, field = BATCH_KEYS[row["program"]]
-        half, rest = divmod(getattr(getattr(c, section), field), 2)
+        if row["stage"] == "base":
+            section = "pretrain" if c.model == "scratch" else "base_sft"
+        settings = getattr(c, section)
+        half, rest = divmod(getattr(settings, field) or settings.batch_size, 2)
         if rest or half % devices or not half:
             return {}
         halves[f"{section}.{field}"] = half

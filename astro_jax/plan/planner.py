@@ -192,7 +192,7 @@ def _seconds_since(start: float) -> float:
 def suggest_changes(plan: Json) -> str:
     """Return which config keys to change so that every program of a plan fits."""
     keys = {
-        "step": "lower sft.batch_size or sft.max_length, or set sft.remat_policy=full",
+        "step": "lower sft.micro_batch_size or sft.max_length, or set sft.remat_policy (--remat compares)",
         "gradient": "lower grpo.micro_batch_size or grpo.max_length, or set grpo.remat_policy=full",
         "decode": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
         "prefill": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",

@@ -45,6 +45,7 @@ class Checkpoints:
         self._checkpointer = ocp.training.Checkpointer(
             folder, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
         )
+        self._interval = None if c.save_minutes is None else 60 * c.save_minutes
         self._saving: Any = None
         self._clock = time.monotonic()
 
@@ -101,11 +102,11 @@ class Checkpoints:
         """Return whether a checkpoint is due after a step, by `save_steps` or `save_minutes`."""
         if step % self._c.save_steps == 0:
             return True
-        if self._c.save_minutes is None:
+        if self._interval is None:
             return False
         # The clocks of the processes differ: the first one decides.
         seconds = distributed.all_gather("time since the last checkpoint", time.monotonic() - self._clock)[0]
-        return seconds >= 60 * self._c.save_minutes
+        return seconds >= self._interval
 
     def save(self, step: int, state: TrainState) -> None:
         """Copy a state to the host, and write it in the background. The state may be donated afterwards.
@@ -113,7 +114,9 @@ class Checkpoints:
         Wait first for the checkpoint before, and raise the error where its write has failed.
         """
         self.wait()
-        contents = {"state": state} | ({"data": self._data_iterator.get_state()} if self._data_iterator else {})
+        contents: dict[str, Any] = {"state": state}
+        if self._data_iterator is not None:
+            contents["data"] = self._data_iterator.get_state()
         # A checkpoint of this step that could not be read is replaced.
         self._saving = self._checkpointer.save_checkpointables_async(
             step, contents, force=True, overwrite=step in self.steps

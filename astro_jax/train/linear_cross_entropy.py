@@ -156,6 +156,6 @@ def _chunks(
 
     start = (zeros((), *batch), *((zeros(weight.shape, *batch, *vocab),) if with_gradient else ()))
     sums, dx = jax.lax.scan(chunk, start, (split(x), split(targets), split(loss_weights)))
-    if not with_gradient:
+    if dx is None:
         return sums
     return sums[0], dx.reshape(-1, d_model)[: b * s].reshape(x.shape), sums[1]

@@ -70,7 +70,9 @@ def _weights(c: cfg.Sft, params: Any, *frozen: Params) -> Params:
     """The weights of the model, as it computes with them."""
     if c.lora is None:
         return losses.mixed(params, c.dtype)
-    return lora.attach(losses.cast(*frozen, c.dtype), losses.mixed(params, c.dtype), c.lora.scale)
+    (base,) = frozen
+    adapters: Any = losses.mixed(params, c.dtype)
+    return lora.attach(losses.cast(base, c.dtype), adapters, c.lora.scale)
 
 
 class SFTTrainer:

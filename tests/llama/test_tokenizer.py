@@ -53,6 +53,14 @@ def test_text_encoded_line_by_line_survives_byte_for_byte(tokenizer):
     assert "".join(tokenizer.decode(tokenizer.encode_after(line)) for line in lines) == TEXT
 
 
+def test_each_token_of_a_text_starts_where_its_characters_do(tokenizer):
+    text = "One line.\nTwo lines, 12.\n"
+    starts, token_ids = tokenizer.starts_after(text), tokenizer.encode_after(text)
+    assert len(starts) == len(token_ids) and starts == sorted(starts)
+    first = [i for i, start in enumerate(starts) if start < text.index("Two")]
+    assert tokenizer.decode([token_ids[i] for i in first]).strip() == "One line."
+
+
 def test_saved_tokenizer_encodes_alike(tokenizer, tmp_path):
     tokenizer.save(epath.Path(tmp_path))
     saved = load_tokenizer(str(tmp_path))

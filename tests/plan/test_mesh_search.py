@@ -21,8 +21,9 @@ def planned(monkeypatch):
     calls = []
 
     def plan_run(c, name, stages, *_):
-        calls.append((stages[0], c.mesh.tp, c.sft.batch_size))
-        peak = 6.0 * c.sft.batch_size / c.mesh.fsdp if c.mesh.tp > 1 else 30.0
+        rows = c.sft.micro_batch_size or c.sft.batch_size
+        calls.append((stages[0], c.mesh.tp, rows))
+        peak = 6.0 * rows / c.mesh.fsdp if c.mesh.tp > 1 else 30.0
         row = {"stage": stages[0], "program": "step", "at_once_gib": peak, "fits": peak < 16, "seconds": 2.0}
         links = 2.0 * c.mesh.tp
         hours = {"hours": 5.0, "chip_hours": 80.0, "tokens": 1, "of": [stages[0], "step"]}
@@ -49,12 +50,15 @@ def test_search_finds_the_mesh_and_the_batch_size_that_fit(planned, capsys):
     assert cli.main([*command, "--json"]) == 0
     best, other = json.loads(capsys.readouterr().out)
     assert best == {
-        "mesh": "{fsdp: 8, tp: 2}", "changes": {"sft.batch_size": 16}, "fits": True, "at_once_gib": 12.0, "hours": 20.0
+        "mesh": "{fsdp: 8, tp: 2}", "changes": {"sft.micro_batch_size": 16}, "fits": True, "at_once_gib": 12.0,
+        "hours": 20.0,
     }  # fmt: skip
-    assert other["mesh"] == "{fsdp: 16, tp: 1}" and not other["fits"] and other["changes"] == {"sft.batch_size": 16}
+    assert (
+        other["mesh"] == "{fsdp: 16, tp: 1}" and not other["fits"] and other["changes"] == {"sft.micro_batch_size": 16}
+    )
     assert planned == [("sft", 1, 32), ("sft", 1, 16), ("sft", 2, 32), ("sft", 2, 16)]
     assert cli.main(command) == 0
-    assert '"mesh={fsdp: 8, tp: 2}" sft.batch_size=16' in capsys.readouterr().out
+    assert '"mesh={fsdp: 8, tp: 2}" sft.micro_batch_size=16' in capsys.readouterr().out
 
 
 def test_search_without_a_mesh_that_fits_exits_with_3(planned, capsys):

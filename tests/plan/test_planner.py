@@ -53,7 +53,7 @@ def test_program_that_does_not_fit_exits_with_3_and_names_the_config_keys(capsys
     monkeypatch.setattr(planner, "plan_run", lambda *_: plan | {"recipe": {"reached": 0.4}})
     assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4"]) == 3
     out, err = capsys.readouterr()
-    assert "sft step needs 20.0 of 15.75 GiB a chip: lower sft.batch_size" in err
+    assert "sft step needs 20.0 of 15.75 GiB a chip: lower sft.micro_batch_size" in err
     assert "NO" in out
 
 

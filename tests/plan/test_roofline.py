@@ -12,6 +12,7 @@ from astro_jax.mesh import make_mesh
 from astro_jax.plan import programs, roofline, topology
 from astro_jax.plan.programs import Plan, size
 from astro_jax.train import grpo, losses, sft
+from astro_jax.train.policy_loss import RolloutBatch
 
 CONFIG = tiny_config(n_layers=6, d_ff=40, vocab_size=48)
 
@@ -41,7 +42,7 @@ def test_training_flops_equal_those_of_the_program(stage, remat, chunks, monkeyp
     plan = Plan(c, CONFIG, make_mesh())
     batch, cost = programs.batch(2, 2048), plan._train_cost(getattr(c, stage), 2, update=False)
     if stage == "grpo":
-        batch = losses.RolloutBatch(batch, programs.floats(2, 2048), programs.floats(2, 2048))
+        batch = RolloutBatch(batch, programs.floats(2, 2048), programs.floats(2, 2048))
     loss = (grpo if stage == "grpo" else sft).make_loss(getattr(c, stage), CONFIG, plan.train)
     gradient = jax.value_and_grad(loss, has_aux=True)
     jaxpr = jax.make_jaxpr(lambda params, batch: gradient(params, batch))(plan.state.params, batch)

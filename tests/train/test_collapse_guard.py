@@ -160,8 +160,8 @@ def train(folder, kill=None):
         return state, metrics | {"kl": 9.0 if i == 4 and not guard.rollbacks else 0.1}
 
     abstract = abstract_state(CONFIG, make_optimizer(GRPO, GRPO.max_steps), one_device_train())
-    path = epath.Path(folder)
-    return loop.run(path, "rl", fresh(), abstract, step, trainer.examples, 7, 2, 3, collapse_guard=guard)
+    path, c = epath.Path(folder), GRPO.model_copy(update={"save_steps": 2})
+    return loop.run(path, "rl", fresh(), abstract, step, trainer.examples, 7, c, collapse_guard=guard)
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,8 @@ def train(folder, kill_at=None):
 
     tx = make_optimizer(GRPO, GRPO.max_steps)
     abstract = abstract_state(CONFIG, tx, one_device_train())
-    return loop.run(epath.Path(folder), "rl", fresh(), abstract, step, dynamic.examples, 4, 2, 3)
+    c = GRPO.model_copy(update={"save_steps": 2})
+    return loop.run(epath.Path(folder), "rl", fresh(), abstract, step, dynamic.examples, 4, c)
 
 
 def test_resume_with_dynamic_sampling_is_bitwise_equal(tmp_path):

@@ -170,7 +170,7 @@ def test_checkpoints_are_saved_and_kept_by_policy(settings, steps, uninterrupted
 def test_save_in_the_background_holds_the_state_of_its_step(tmp_path, uninterrupted):
     """The step after a save donates the state whose copy is being written."""
     run(tmp_path, save_steps=1, save_total_limit=99)
-    for last in range(STEPS - 1, 0, -1):
+    for last in (6, 4, 1):
         for step in saved_steps(tmp_path):
             if step > last:
                 shutil.rmtree(tmp_path / "checkpoints" / str(step))

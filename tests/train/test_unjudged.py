@@ -95,7 +95,8 @@ def train(folder, verifier, kill_at=None):
 
     tx = make_optimizer(GRPO, GRPO.max_steps)
     abstract = abstract_state(CONFIG, tx, one_device_train())
-    state = loop.run(epath.Path(folder), "rl", fresh(), abstract, step, flaky.examples, 4, 2, 3)
+    c = GRPO.model_copy(update={"save_steps": 2})
+    state = loop.run(epath.Path(folder), "rl", fresh(), abstract, step, flaky.examples, 4, c)
     return state, (folder / "metrics.jsonl").read_text()
 
 
