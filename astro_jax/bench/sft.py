@@ -179,7 +179,7 @@ def transformers(
         torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return loss.item()
 
     _, loss = _timed_loss(run)
     return {"loss": loss} | rate(work, run)
