@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -169,7 +169,7 @@ class GRPOTrainer:
         self._score = make_score(c, config, train_sharding)
         self._norm = jax.jit(optax.tree.norm, out_shardings=train_sharding.named())
         self._batches = 1  # batches of prompts of the last step
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def step(self, state: TrainState, i: int) -> tuple[TrainState, dict[str, Any]]:
         """Sample, score and update: step i, from 0. The state is donated.
