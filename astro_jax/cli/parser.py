@@ -197,7 +197,9 @@ def _sample(parser: Parser) -> None:
 
 def _verify(parser: Parser) -> None:
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL (default: standard input)")
-    parser.add_argument("--rule", choices=("strict", "lenient"), default="strict", help="default: strict (rewards)")
+    parser.add_argument(
+        "--rule", choices=("strict", "lenient", "math500"), default="strict", help="default: strict (rewards)"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="deadline (default 5)")
     parser.add_argument("--memory", type=float, default=1.0, metavar="GIB", help="memory limit (default 1)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")

@@ -63,7 +63,9 @@ class Verify(Section):
     """The verifier of mathematics. The paper says only that the reward comes from a verifier."""
 
     reward_rule: Literal["strict", "lenient"] = key("strict", "Rule by which search and RL judge answers.")
-    report_rule: Literal["strict", "lenient"] = key("lenient", "Rule by which evaluation judges answers.")
+    report_rule: Literal["strict", "lenient", "math500"] = key(
+        "lenient", "Rule by which evaluation judges answers. `math500`: as published figures of MATH-500 are judged."
+    )
     timeout_seconds: float = key(5.0, "Deadline of one answer, in seconds.", gt=0)
     memory_gib: float = key(1.0, "Memory limit of one answer, in GiB.", gt=0)
     num_workers: int = key(0, "Worker processes. 0: one a core.", ge=0, effect="none")

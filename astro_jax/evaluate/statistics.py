@@ -90,7 +90,7 @@ def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def interval(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the 95% interval of a mean of rates: `bootstrap`, or Wilson's interval where all rates are 0 or all are 1.
+    """Compute the 95% interval of a mean of rates: `bootstrap`, or Wilson's interval where all are 0 or all are 1.
 
     There the bootstrap shows no variation: 0 of 30 problems would have the interval 0 to 0.
 
