@@ -185,7 +185,7 @@ def test_bad_names_are_one_clear_line(spec, message):
 @pytest.mark.parametrize(
     "records, spec, message",
     [
-        ([{"text": "1+1?", "answer": 2}], "", "line 1: no field of the problem; the record has text, answer: name it with"),
+        ([{"text": "1+1?", "answer": 2}], "", "line 1: no field of the problem; the record has text, answer: name"),
         ([{"problem": "1+1?", "result": 2}], "", "line 1: no field of the answer; the record has problem, result"),
         ([{"problem": "1+1?", "result": 2}], ":answer=value", "no field `value`; the record has problem, result"),
         ([{"problem": "Prove it.", "answer": None}], "", "no problem is left .1 no answer that can be checked"),
