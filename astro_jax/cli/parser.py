@@ -9,7 +9,7 @@ from typing import Any
 
 import astro_jax
 from astro_jax import distributed
-from astro_jax.cli import commands, own_model
+from astro_jax.cli import commands, model_suites, own_model
 from astro_jax.stages import STAGES, stages_of
 
 Parser = argparse.ArgumentParser
@@ -125,6 +125,11 @@ def _sft(parser: Parser) -> None:
 def _grpo(parser: Parser) -> None:
     _stage(parser)
     own_model.add_arguments(parser, "grpo")
+
+
+def _eval(parser: Parser) -> None:
+    _stage(parser)
+    model_suites.add_arguments(parser)
 
 
 def _search(parser: Parser) -> None:
@@ -263,7 +268,7 @@ def _stage_commands() -> list[Command]:
     """The commands that run one or two stages, from the registry."""
     special = {
         "search": (_search, commands.run), "traces": (_traces, commands.traces), "sft": (_sft, commands.run),
-        "grpo": (_grpo, commands.run),
+        "grpo": (_grpo, commands.run), "eval": (_eval, commands.evaluate),
     }  # fmt: skip
     table = []
     for name in dict.fromkeys(stage.command for stage in STAGES.values()):

@@ -94,6 +94,7 @@ def run(c: cfg.Config, model: str, out: epath.Path, against: epath.Path | None =
     if against is not None and not (against / RESULTS).exists():
         raise AstroError(f"--against {against}: no evaluation is there; give the out= of another `astro eval`")
     folder = paths.resolve(model, download=True)
+    meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
     mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
     sharding = meshes.decode_sharding(mesh, c.attention)
     config, params = checkpoint.load(folder, sharding, jnp.dtype(c.sampler.dtype))

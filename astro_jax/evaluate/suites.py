@@ -27,6 +27,7 @@ from astro_jax.verify.answer import RULES, Rule
 
 ANSWERS, RESULT = "answers.parquet", "result.json"
 MAX_LISTED = 20  # of a list of examples in result.json
+_HEADLINE = ("prompts", "n", "rule", "truncated", "unparsed", "failed", "rules", "overlap")
 _OVERLAP = 0.7  # share of common 5-grams, as problems.overlap_threshold
 
 
@@ -283,6 +284,15 @@ def limit_tokens(
 def _cut(r: responses.SampledResponse, limit: int, policy: Policy) -> responses.SampledResponse:
     token_ids = r.token_ids[:limit]
     return dataclasses.replace(r, text=policy.tokenizer.decode(token_ids), token_ids=token_ids, stopped=False)
+
+
+def headline(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a suite for a run's results.json: those of result.json without lists of examples."""
+    last = str(result["n"])
+    return {key: result[key] for key in _HEADLINE} | {
+        "pass@1": result["pass@k"]["1"], f"pass@{last}": result["pass@k"][last], f"maj@{last}": result["maj@k"][last],
+        "tokens": result["tokens"]["mean"],
+    }  # fmt: skip
 
 
 # ---- Two models
