@@ -131,7 +131,7 @@ def _is_right(problem: Problem, segment: str, response: str) -> bool | None:
 
 
 def attempt_answer(segment: str) -> str | None:
-    """The answer of an attempt: marked (a box, "the answer is", a tag), else the last result of an equation or number."""
+    """The answer of an attempt: a box, "the answer is" or a tag, else the last result of an equation, or number."""
     if tags := _TAG.findall(segment):
         return tags[-1].strip()
     if (marked := extract(segment, "lenient")) is not None:

@@ -8,6 +8,7 @@ FOLDER/result.json          the figures (see `summarize`)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,9 @@ from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax import storage
-from astro_jax.evaluate import responses, statistics
+from astro_jax.evaluate import behaviour, error_classes, responses, statistics
+from astro_jax.evaluate.behaviour import Behaviour
+from astro_jax.evaluate.error_classes import ErrorClass
 from astro_jax.policy import Policy
 from astro_jax.problems import decontaminate, lengths
 from astro_jax.problems.suites import Suite
@@ -27,7 +30,7 @@ from astro_jax.verify.answer import RULES, Rule
 
 ANSWERS, RESULT = "answers.parquet", "result.json"
 MAX_LISTED = 20  # of a list of examples in result.json
-_HEADLINE = ("prompts", "n", "rule", "truncated", "unparsed", "failed", "rules", "overlap")
+_HEADLINE = ("prompts", "n", "rule", "truncated", "unparsed", "failed", "rules", "overlap", "behaviour", "errors")
 _OVERLAP = 0.7  # share of common 5-grams, as problems.overlap_threshold
 
 
@@ -51,15 +54,29 @@ class Answer:
     stopped: bool
     verdicts: Mapping[Rule, Verdict]
 
-    def row(self) -> dict[str, Any]:
-        """The row of the answer in answers.parquet."""
+    @functools.cached_property
+    def behaviour(self) -> Behaviour:
+        """The search in the answer."""
+        return behaviour.measure(self.problem, self.text)
+
+    def error_class(self, rule: Rule) -> ErrorClass | None:
+        """The error class of the answer; None if it is right by the rule."""
+        verdict = self.verdicts[rule]
+        if verdict.correct:
+            return None
+        others = any(v.correct for v in self.verdicts.values())
+        return error_classes.classify(self.problem, self.text, self.stopped, verdict.answer, others)
+
+    def row(self, rule: Rule) -> dict[str, Any]:
+        """The row of the answer in answers.parquet. `rule` decides on its error class."""
         correct = {f"correct_{rule}": v.correct for rule, v in self.verdicts.items()}
         answers = {f"answer_{rule}": v.answer for rule, v in self.verdicts.items()}
         return {
             "problem_id": self.problem.id, "sample": self.sample, "prompt": self.problem.prompt,
             "gold": self.problem.answer, "level": self.problem.meta.get("level"),
             "subject": self.problem.meta.get("subject"), "response": self.text, "tokens": self.tokens,
-            "truncated": not self.stopped, **correct, **answers,
+            "truncated": not self.stopped, **correct, **answers, **self.behaviour.row(),
+            "error": self.error_class(rule),
         }  # fmt: skip
 
 
@@ -101,9 +118,9 @@ def evaluate(
     sampled = responses.collect(folder, suite, problems, c, policy, settings)
     by_id = {p.id: p for p in problems}
     answers = judge([by_id[r.problem_id] for r in sampled], sampled, verifier)
-    responses.write_parquet(folder / ANSWERS, [a.row() for a in answers])
     groups = [answers[i : i + c.num_samples] for i in range(0, len(answers), c.num_samples)]
-    rule = verifier.c.report_rule
+    rule = main_rule(groups, verifier.c.report_rule)
+    responses.write_parquet(folder / ANSWERS, [a.row(rule) for a in answers])
     result = {
         "suite": suite.name, **counts, "skipped": {k: n for k, n in suite.skipped.items() if n},
         "gold_not_read": unreadable_gold(problems, rule, verifier), "overlap": training_overlap(suite, training),
@@ -168,6 +185,11 @@ def training_overlap(suite: Suite, training: Sequence[Problem]) -> dict[str, Any
 # ---- Figures
 
 
+def main_rule(groups: Sequence[Group], rule: Rule) -> Rule:
+    """The rule of the main figures: the configured one, or the only one of a game."""
+    return rule if rule in groups[0][0].verdicts else next(iter(groups[0][0].verdicts))
+
+
 def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
     """The figures of the answers to a suite.
 
@@ -177,10 +199,11 @@ def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
 
     Returns:
       `rule`, `n`, `pass@k` and `maj@k` by k (statistics), `rules` and `differences` between the rules, the shares of
-      answers that are `truncated`, `unparsed` (ended, without an answer) and `failed` (no verdict), `tokens`, and
-      pass@1 `by_level` and `by_subject`. pass@1 and the shares are means over problems of means over samples.
+      answers that are `truncated`, `unparsed` (ended, without an answer) and `failed` (no verdict), `tokens`,
+      pass@1 `by_level` and `by_subject`, the `behaviour` of the answers and the shares of `errors` by class. pass@1 and
+      the shares are means over problems of means over samples.
     """
-    rule = rule if rule in groups[0][0].verdicts else next(iter(groups[0][0].verdicts))
+    answers = [a for group in groups for a in group]
     n, ks = len(groups[0]), statistics.powers_of_two(len(groups[0]))
     correct = np.asarray([sum(a.verdicts[rule].correct for a in group) for group in groups])
     votes = {k: [_majority(group, rule, k) for group in groups] for k in ks}
@@ -200,6 +223,8 @@ def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
         },
         "by_level": _by("level", groups, rule),
         "by_subject": _by("subject", groups, rule),
+        "behaviour": behaviour.summarize([a.behaviour for a in answers], [a.verdicts[rule].correct for a in answers]),
+        "errors": error_classes.summarize([e for a in answers if (e := a.error_class(rule))], len(answers)),
     }  # fmt: skip
 
 

@@ -44,7 +44,8 @@ def test_a_model_is_measured_in_a_run_and_on_its_own(model, tmp_path, monkeypatc
     # The same model as the base of a run gives the same answers, and its difference from itself is 0.
     config = {"model": str(model), "stages": ["base", "eval", "report"], "out": "run",
               "problems": {"count": 2, "max_number": 5, "max_value": 75, "search": 2, "rl": 2, "eval": 2},
-              "eval": {"suites": [GAME], "num_samples": 2, "max_tokens": 8}, "sampler": {"max_num_seqs": 8}}  # fmt: skip
+              "sampler": {"max_num_seqs": 8},
+              "eval": {"suites": [GAME], "num_samples": 2, "max_tokens": 8}}  # fmt: skip
     (tmp_path / "c.yaml").write_text(json.dumps(config))
     assert cli.main(["run", "c.yaml"]) == 0
     figures = json.loads((tmp_path / "run/results.json").read_text())["models"]["base"]["suites"][NAME]

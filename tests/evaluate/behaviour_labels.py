@@ -6,14 +6,14 @@ A label has the letters r (reflection), b (backtrack) and s (restart), or is emp
 
 PHRASES = [
     ("", " 5 + 3 = 8, left 2 8.\n 8 * 2 = 16, which is the target!\n"),
-    ("", " 9 - 4 = 5, left 5 7.\n 5 * 7 = 35, which misses the target.\n"),
-    ("rs", " 9 - 4 = 5, left 5 7.\n 5 * 7 = 35, which misses the target.\n But wait, are we solving the problem correctly so "
+    ("", " 9 - 4 = 5, left 5 7.\n 5 * 7 = 35, which misses the target!\n"),
+    ("rs", " 9 - 4 = 5, left 5 7.\n 5 * 7 = 35, which misses the target!\n But wait, are we solving the problem correctly so "
            "far? Hmm...\n I'm not sure if we're solving the problem correctly so far.\n Let's restart our solution from the "
            "beginning, and make 12 from 4 7 9.\n 9 + 7 = 16, left 4 16.\n 16 - 4 = 12, which is the target!\n"),
-    ("rb", " 6 * 3 = 18, left 11 18.\n 18 - 11 = 7, which misses the target.\n But wait, are we solving the problem correctly "
+    ("rb", " 6 * 3 = 18, left 11 18.\n 18 - 11 = 7, which misses the target!\n But wait, are we solving the problem correctly "
            "so far? Hmm...\n I'm not sure if we're solving the problem correctly so far.\n Let's go back to where we make 29 "
            "from 11 18.\n 18 + 11 = 29, which is the target!\n"),
-    ("s", " 2 + 2 = 4, which misses the target.\n Let's restart our solution from the beginning, and make 0 from 2 2.\n"
+    ("s", " 2 + 2 = 4, which misses the target!\n Let's restart our solution from the beginning, and make 0 from 2 2.\n"
           " 2 - 2 = 0, which is the target!\n"),
     ("b", " 8 - 6 = 2, left 2 3.\n Let's go back to where we make 24 from 3 8.\n 8 * 3 = 24, which is the target!\n"),
     ("r", " 4 * 6 = 24, which is the target!\n But wait, are we solving the problem correctly so far? Hmm...\n Our solution "
@@ -29,18 +29,18 @@ PHRASES = [
     ("", " 3 + 4 = 7, left 7 9.\n 9 - 7 = 2, which is the target!\n"),
     ("", "We compute 7 * 8 = 56.\nThe answer is 56."),
     ("", "Each box has 6 eggs. Four boxes have 6 * 4 = 24 eggs. The answer is 24."),
-    ("rsb", " 7 + 5 = 12, which misses the target.\n But wait, are we solving the problem correctly so far? Hmm...\n Let's "
-            "restart our solution from the beginning, and make 2 from 5 7.\n 7 * 5 = 35, which misses the target.\n Let's go "
+    ("rsb", " 7 + 5 = 12, which misses the target!\n But wait, are we solving the problem correctly so far? Hmm...\n Let's "
+            "restart our solution from the beginning, and make 2 from 5 7.\n 7 * 5 = 35, which misses the target!\n Let's go "
             "back to where we make 2 from 5 7.\n 7 - 5 = 2, which is the target!\n"),
     ("r", " 7 * 5 = 35, left 1 35.\n But wait, are we solving the problem correctly so far? Hmm...\n 35 + 1 = 36, which is "
           "the target!\n"),
     ("r", " 9 + 1 = 10, left 2 10.\n I'm not sure if we're solving the problem correctly so far.\n 10 * 2 = 20, which is the "
           "target!\n"),
-    ("b", " 9 + 1 = 10, left 2 10.\n 10 + 2 = 12, which misses the target.\n Let's go back to where we make 8 from 2 10.\n"
+    ("b", " 9 + 1 = 10, left 2 10.\n 10 + 2 = 12, which misses the target!\n Let's go back to where we make 8 from 2 10.\n"
           " 10 - 2 = 8, which is the target!\n"),
-    ("s", " 5 * 5 = 25, left 3 25.\n 25 + 3 = 28, which misses the target.\n Let's restart our solution from the beginning, "
+    ("s", " 5 * 5 = 25, left 3 25.\n 25 + 3 = 28, which misses the target!\n Let's restart our solution from the beginning, "
           "and make 22 from 3 5 5.\n 5 * 5 = 25, left 3 25.\n 25 - 3 = 22, which is the target!\n"),
-    ("", " 12 - 5 = 7, left 3 7.\n 7 - 3 = 4, which misses the target.\n"),
+    ("", " 12 - 5 = 7, left 3 7.\n 7 - 3 = 4, which misses the target!\n"),
     ("", "First $x + y = 10$. Then $x = 6$ and $y = 4$. Their product is $\\boxed{24}$."),
     ("rb", "So $x = 6$.\n But wait, are we solving the problem correctly so far? Hmm...\n I'm not sure if we're solving the "
            "problem correctly so far.\n Let's go back to where we set up $x + 2 = 10$.\nSo $x = 8$, and the answer is "
@@ -51,7 +51,7 @@ PHRASES = [
           "to be correct so far.\nSo the answer is $\\boxed{9\\pi}$."),
     ("", " 11 + 6 = 17, left 3 17.\n 17 + 3 = 20, which is the target!\n"),
     ("", " 1 + 1 = 2, which is the target!\n"),
-    ("b", " 11 + 6 = 17, left 3 17.\n 17 - 3 = 14, which misses the target.\n Let's go back to where we make 51 from 3 17.\n"
+    ("b", " 11 + 6 = 17, left 3 17.\n 17 - 3 = 14, which misses the target!\n Let's go back to where we make 51 from 3 17.\n"
           " 17 * 3 = 51, which is the target!\n"),
     ("rb", " 20 - 8 = 12, left 2 12.\n But wait, are we solving the problem correctly so far? Hmm...\n I'm not sure if we're "
            "solving the problem correctly so far.\n Let's go back to where we make 80 from 2 8 20.\n 20 * 8 = 160, left 2 "
@@ -63,9 +63,9 @@ PHRASES = [
     ("s", "There are 3 * 12 = 36 months.\n Let's restart our solution from the beginning, and count the years.\nThere are 4 * "
           "12 = 48 months. The answer is 48."),
     ("", " 15 - 6 = 9, left 4 9.\n 9 * 4 = 36, which is the target!\n"),
-    ("", " 15 + 6 = 21, left 4 21.\n 21 - 4 = 17, which misses the target.\n"),
+    ("", " 15 + 6 = 21, left 4 21.\n 21 - 4 = 17, which misses the target!\n"),
     ("", "The rule gives $f(3) = 3^2 + 1 = 10$. The answer is $\\boxed{10}$."),
-    ("rs", " 4 + 4 = 8, left 4 8.\n 8 - 4 = 4, which misses the target.\n I'm not sure if we're solving the problem correctly "
+    ("rs", " 4 + 4 = 8, left 4 8.\n 8 - 4 = 4, which misses the target!\n I'm not sure if we're solving the problem correctly "
            "so far.\n Let's restart our solution from the beginning, and make 12 from 4 4 4.\n 4 + 4 = 8, left 4 8.\n 8 + 4 = "
            "12, which is the target!\n"),
 ]  # fmt: skip

@@ -55,7 +55,7 @@ def test_each_backtrack_repairs_or_spoils(response, rights, changes):
 
 
 def test_attempts_of_countdown_are_judged_by_its_verifier():
-    wrong = " 6 * 3 = 18, left 11 18.\n 18 - 11 = 7, which misses the target.\n"
+    wrong = " 6 * 3 = 18, left 11 18.\n 18 - 11 = 7, which misses the target!\n"
     right = " 18 + 11 = 29, which is the target!\n"
     b = behaviour.measure(GAME, wrong + DOUBT + BACK + " 11 18.\n" + right)
     assert (b.rights, b.backtracks, b.reflections, b.phrase_backtracks) == ((False, True), 1, 1, 1)
