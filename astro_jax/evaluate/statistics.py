@@ -54,7 +54,7 @@ def majority_is_correct(answers: Sequence[str | None], correct: Sequence[bool]) 
     for answer, right in zip(answers, correct, strict=True):
         if answer is not None:
             votes.setdefault(value_key(answer), []).append(right)
-    return any(max(votes.values(), key=len)) if votes else False
+    return any(max(votes.values(), key=lambda group: len(group))) if votes else False
 
 
 def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
