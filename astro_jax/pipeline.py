@@ -347,7 +347,7 @@ def evaluate_on_suites(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     name, folder = inputs.stage.removeprefix("eval/").removesuffix("-suites"), run.folder / inputs.stage
     policy = run.policy(name)
     settings = model_suites.model_settings(run.c, name, run.folder_of(name) / "model")
-    training = model_suites.training_problems(run.c)
+    training = model_suites.training_problems(run.draws)
     results = {}
     for suite in run.suites:
         result = suites.evaluate(folder / suite.name, suite, run.c.eval, policy, run.verifier, settings, training)

@@ -61,11 +61,8 @@ def run_config(model: epath.Path) -> cfg.Config | None:
         return None
 
 
-def training_problems(c: cfg.Config | None) -> list[Problem]:
+def training_problems(draws: Draws) -> list[Problem]:
     """The problems that a run has searched, and its prompts of RL; empty where they cannot be drawn any more."""
-    if c is None:
-        return []
-    draws = Draws.of(c.problems, c.seed)
     try:
         return [*{p.id: p for use in ("search", "rl") for p in draws.draw(use)}.values()]
     except AstroError as e:
@@ -100,7 +97,8 @@ def run(c: cfg.Config, model: str, out: epath.Path, against: epath.Path | None =
     config, params = checkpoint.load(folder, sharding, jnp.dtype(c.sampler.dtype))
     tokenizer = tokenizers.load(str(folder), c.chat)
     policy = Policy(Engine.from_config(c.sampler, config, sharding, c.seed), params, tokenizer)
-    training = training_problems(run_config(folder))
+    of_run = run_config(folder)
+    training = [] if of_run is None else training_problems(Draws.of(of_run.problems, of_run.seed))
     settings = model_settings(c, model, folder)
     results: dict[str, Any] = {"model": model, "settings": settings, "suites": {}}
     with contextlib.closing(Verifier(c.verify)) as verifier:

@@ -176,10 +176,17 @@ def training_overlap(suite: Suite, training: Sequence[Problem]) -> dict[str, Any
       `compared`, the training problems, and `exact`, `near` and `contained` problems of the suite.
     """
     if suite.is_mathematics:
-        removed = decontaminate.remove_overlapping(suite.problems, [p.prompt for p in training], _OVERLAP)[1]
-        return {"compared": len(training), **removed}
+        return {
+            "compared": len(training),
+            **_overlapping(*(tuple(p.prompt for p in x) for x in (suite.problems, training))),
+        }
     known = {p.id for p in training} | {p.prompt for p in training}
     return {"compared": len(training), "exact": sum(p.id in known or p.prompt in known for p in suite.problems)}
+
+
+@functools.lru_cache(maxsize=16)  # the models of a run have the same training problems
+def _overlapping(texts: tuple[str, ...], training: tuple[str, ...]) -> Mapping[str, int]:
+    return decontaminate.remove_overlapping([Problem("", text, "") for text in texts], training, _OVERLAP)[1]
 
 
 # ---- Figures
