@@ -176,10 +176,8 @@ def training_overlap(suite: Suite, training: Sequence[Problem]) -> dict[str, Any
       `compared`, the training problems, and `exact`, `near` and `contained` problems of the suite.
     """
     if suite.is_mathematics:
-        return {
-            "compared": len(training),
-            **_overlapping(*(tuple(p.prompt for p in x) for x in (suite.problems, training))),
-        }
+        texts, training_texts = (tuple(p.prompt for p in problems) for problems in (suite.problems, training))
+        return {"compared": len(training), **_overlapping(texts, training_texts)}
     known = {p.id for p in training} | {p.prompt for p in training}
     return {"compared": len(training), "exact": sum(p.id in known or p.prompt in known for p in suite.problems)}
 
