@@ -49,13 +49,12 @@ def test_a_model_is_measured_in_a_run_and_on_its_own(model, tmp_path, monkeypatc
     (tmp_path / "c.yaml").write_text(json.dumps(config))
     assert cli.main(["run", "c.yaml"]) == 0
     figures = json.loads((tmp_path / "run/results.json").read_text())["models"]["base"]["suites"][NAME]
-    assert figures["pass@1"] == result["pass@k"]["1"] and figures["overlap"]["compared"] == 4
+    assert figures["pass@1"] == result["pass@k"]["1"] and figures["overlap"]["compared"] == 2
     in_run = responses.read_parquet(epath.Path("run/eval/base-suites") / NAME / "answers.parquet")
     assert [r["response"] for r in in_run] == [r["response"] for r in rows]
     capsys.readouterr()
-    assert (
-        cli.main(["show", "run"]) == 0 and f"{NAME} {100 * figures['pass@1']['mean']:.1f}%" in capsys.readouterr().out
-    )
+    assert cli.main(["show", "run"]) == 0
+    assert f"{NAME} {100 * figures['pass@1']['mean']:.1f}%" in capsys.readouterr().out
     command = ["eval", "run/base/model", "--suite", GAME, "--n", "2", "--against", "own", *settings]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
