@@ -54,7 +54,10 @@ def majority_is_correct(answers: Sequence[str | None], correct: Sequence[bool]) 
     for answer, right in zip(answers, correct, strict=True):
         if answer is not None:
             votes.setdefault(value_key(answer), []).append(right)
-    return any(max(votes.values(), key=lambda group: len(group))) if votes else False
+    if not votes:
+        return False
+    winner = max(votes.values(), key=len)  # the first of those with most votes
+    return any(winner)
 
 
 def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
