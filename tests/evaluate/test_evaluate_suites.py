@@ -1,5 +1,6 @@
 """Suites with a scripted model: figures against counts by hand, resuming, limits of tokens, two models, the export."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -69,22 +70,26 @@ def suite(tmp_path_factory):
     return problem_suites.load(str(path))
 
 
-def evaluate(folder, suite, script=SCRIPT, training=(), **changes):
+@pytest.fixture(scope="module")
+def verifier():
+    """One verifier for all tests: its workers take a second to start."""
+    with contextlib.closing(Verifier()) as verifier:
+        yield verifier
+
+
+def evaluate(folder, suite, verifier, script=SCRIPT, training=(), **changes):
     c = cfg.Eval(max_tokens=40, num_samples=N, prompt=PROMPT, shard_size=8, **changes)
-    engine, verifier = Scripted(script), Verifier()
-    try:
-        policy = Policy(engine, None, chat_tokenizer())
-        result = suites.evaluate(epath.Path(folder), suite, c, policy, verifier, SETTINGS, training)
-    finally:
-        verifier.close()
+    engine = Scripted(script)
+    policy = Policy(engine, None, chat_tokenizer())
+    result = suites.evaluate(epath.Path(folder), suite, c, policy, verifier, SETTINGS, training)
     return result, engine.asked
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, suite):
+def evaluated(tmp_path_factory, suite, verifier):
     """(folder, result, problems that were asked)"""
     folder = tmp_path_factory.mktemp("evaluated") / "sums"
-    return folder, *evaluate(folder, suite, token_limits=(10,))
+    return folder, *evaluate(folder, suite, verifier, token_limits=(10,))
 
 
 def test_figures_equal_counts_by_hand(evaluated):
@@ -137,7 +142,7 @@ def test_every_response_is_kept_with_its_verdicts(evaluated):
     assert all(r["text"] == chat_tokenizer().decode(r["token_ids"]) for r in sampled if not r["stopped"])
 
 
-def test_a_stopped_suite_goes_on_with_the_missing_file(evaluated, suite, tmp_path):
+def test_a_stopped_suite_goes_on_with_the_missing_file(evaluated, suite, verifier, tmp_path):
     folder, result, _ = evaluated
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -146,18 +151,18 @@ def test_a_stopped_suite_goes_on_with_the_missing_file(evaluated, suite, tmp_pat
         "responses-00001.parquet",
     ]
     (tmp_path / "responses-00001.parquet").unlink()
-    again, asked = evaluate(tmp_path, suite, token_limits=(10,))
+    again, asked = evaluate(tmp_path, suite, verifier, token_limits=(10,))
     assert asked == [suite.problems[2].id] and again == result
 
 
-def test_responses_of_other_settings_are_refused(evaluated, suite):
+def test_responses_of_other_settings_are_refused(evaluated, suite, verifier):
     with pytest.raises(AstroError, match=r"holds responses of other settings \(temperature was 1.0\); choose another"):
-        evaluate(evaluated[0], suite, temperature=0.5)
+        evaluate(evaluated[0], suite, verifier, temperature=0.5)
 
 
-def test_models_are_compared_on_the_same_problems(evaluated, suite, tmp_path):
+def test_models_are_compared_on_the_same_problems(evaluated, suite, verifier, tmp_path):
     better = {p: (level, gold, [f"\\boxed{{{gold}}}"] * 4) for p, (level, gold, _) in SCRIPT.items()}
-    evaluate(tmp_path / "better", suite, better)
+    evaluate(tmp_path / "better", suite, verifier, better)
     d = suites.compare(epath.Path(tmp_path / "better"), epath.Path(evaluated[0]), "strict")
     assert d["difference"] == 0.75 and d["n"] == 3 and 0 < d["low"] <= 0.75 <= d["high"]
     assert suites.compare(epath.Path(evaluated[0]), epath.Path(evaluated[0]), "strict")["difference"] == 0
@@ -170,14 +175,22 @@ def test_overlap_with_training_problems_is_counted(suite):
     assert suites.training_overlap(games, games.problems[:2]) == {"compared": 2, "exact": 2}
 
 
-def test_gold_answers_that_are_not_read_are_counted_and_listed():
+def test_gold_answers_that_are_not_read_are_counted_and_listed(verifier):
     bad = Problem("bad", "What?", "\\frac{1}{", task="math")
-    verifier = Verifier()
-    try:
-        counted = suites.unreadable_gold([bad, Problem("good", "What?", "1", task="math")], "lenient", verifier)
-    finally:
-        verifier.close()
+    counted = suites.unreadable_gold([bad, Problem("good", "What?", "1", task="math")], "lenient", verifier)
     assert counted == {"count": 1, "first": [{"problem_id": "bad", "gold": "\\frac{1}{"}]}
+
+
+def test_behaviour_and_errors_stand_in_the_result_and_in_each_row(evaluated):
+    folder, result, _ = evaluated
+    assert result["behaviour"]["attempts"] == 1 and result["behaviour"]["first_attempt_right"] == round(6 / 12, 4)
+    # "So $x = 2$." is right by the rule math500; "I do not know." gives up; the other wrong answers have valid steps.
+    errors = {name: share for name, share in result["errors"].items() if share}
+    expected = {"cut off": 1, "gave up": 1, "format": 1, "planning": 5}
+    assert errors == {name: round(n / 12, 4) for name, n in expected.items()}
+    rows = responses.read_parquet(epath.Path(folder) / suites.ANSWERS)
+    assert [r["error"] for r in rows[8:]] == ["cut off", "gave up", "planning", "planning"]
+    assert rows[0]["error"] is None and rows[0]["attempts"] == 1
 
 
 def test_export_has_the_form_of_lm_evaluation_harness(evaluated, tmp_path):
