@@ -21,11 +21,12 @@ from astro_jax.phrases import count_backtracks
 from astro_jax.types import Problem
 from astro_jax.verify import countdown
 from astro_jax.verify.answer import extract, until_end_token
-from astro_jax.verify.number import NUMBER
+from astro_jax.verify.number import NUMBER, SIGNED
 from astro_jax.verify.same_answer import value_key
 
 _EQUATION = re.compile(r"[^\s=,;.][^=\n,;.]*=\s*[^\s=,;.\n]+")
 _RESULT = re.compile(r"=\s*\$?([-\d.,/\\a-z{}()^*+ ]*\d[})]*|[a-z])\$?(?=[\s,.;]|$)", re.IGNORECASE)
+_WITH_UNIT = re.compile(rf"\$?({SIGNED})\s+[a-zA-Z].*")  # "15 dollars"
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 MOST_ATTEMPTS = 5  # in the table of accuracy by attempts, "5+" stands for more
 
@@ -135,7 +136,7 @@ def attempt_answer(segment: str) -> str | None:
     if tags := _TAG.findall(segment):
         return tags[-1].strip()
     if (marked := extract(segment, "lenient")) is not None:
-        return number[1] if (number := NUMBER.match(marked)) and not marked.startswith("\\") else marked
+        return number[1] if (number := _WITH_UNIT.fullmatch(marked)) else marked
     if results := _RESULT.findall(segment):
         return results[-1].strip(" .,")
     numbers = NUMBER.findall(segment)
