@@ -115,8 +115,7 @@ def _claim(folder: epath.Path, settings: Mapping[str, Any]) -> None:
     path = folder / SETTINGS
     if not path.exists():
         storage.write_json(path, dict(settings))
-        distributed.assert_equal_across_processes(f"{folder.name}: settings")
-        return
+    distributed.assert_equal_across_processes(f"{folder.name}: settings")
     old = storage.read_json(path)
     changed = [
         f"{key} was {old.get(key)}" for key in settings if key not in _UNCOMPARED and old.get(key) != settings[key]

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import storage
+from astro_jax import distributed, storage
 from astro_jax.evaluate import behaviour, error_classes, responses, statistics
 from astro_jax.evaluate.behaviour import Behaviour
 from astro_jax.evaluate.error_classes import ErrorClass
@@ -129,6 +129,7 @@ def evaluate(
         "token_limits": limit_tokens(groups, sampled, c.token_limits, policy, verifier), "settings": settings,
     }  # fmt: skip
     storage.write_json(folder / RESULT, result)
+    distributed.assert_equal_across_processes(f"{suite.name}: result")
     return result
 
 
