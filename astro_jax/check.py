@@ -22,12 +22,13 @@ from astro_jax import prompts as prompt_files
 from astro_jax import stage_folder, stage_inputs, storage
 from astro_jax import stages as registry
 from astro_jax.errors import AstroError
+from astro_jax.evaluate import responses
 from astro_jax.llama import checkpoint, params, paths
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.plan import planner, programs, topology
-from astro_jax.problems import lengths, source
+from astro_jax.problems import lengths, source, suites
 from astro_jax.problems.draws import Draws
 from astro_jax.traces import dataset
 from astro_jax.types import Problem, Response
@@ -171,6 +172,18 @@ def _problems(s: Subject) -> Iterator[str]:
         dataset.check(s.c.traces, [] if s.c.trees else s.problems("search"))
 
 
+def _suites(s: Subject) -> Iterator[str]:
+    """Suites that cannot be read, and Parquet that cannot be written."""
+    if not any(name.endswith("-suites") for name in s.names):
+        return
+    for spec in s.c.eval.suites:
+        try:
+            suites.load(spec, s.c.eval.limit)
+        except AstroError as e:
+            yield str(e)
+    responses.require_parquet()
+
+
 def _prompts(s: Subject) -> Iterator[str]:
     """A chat template that is missing, and limits that leave no prompt."""
     if s.tokenizer is None or s.model is None or not s.uses:
@@ -259,7 +272,7 @@ def _disk(s: Subject) -> Iterator[str]:
 
 
 _CHECKS: tuple[Callable[[Subject], Iterator[str]], ...] = (
-    _settings, _problems, _prompts, _answer_format, _mesh, _memory, _disk,
+    _settings, _problems, _suites, _prompts, _answer_format, _mesh, _memory, _disk,
 )  # fmt: skip
 
 

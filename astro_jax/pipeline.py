@@ -27,7 +27,7 @@ from astro_jax import mesh as meshes
 from astro_jax import stages as registry
 from astro_jax.countdown.tokenizer import countdown_tokenizer
 from astro_jax.errors import AstroError
-from astro_jax.evaluate import difficulty
+from astro_jax.evaluate import difficulty, model_suites, suites
 from astro_jax.evaluate import run as evaluation
 from astro_jax.llama import checkpoint, lora, paths
 from astro_jax.llama import params as llama_params
@@ -73,7 +73,7 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
     for name in only or c.stages:
         if name not in STAGES:
             raise AstroError(f"stages: no stage {name!r}; there are {', '.join(STAGES)}")
-    names = registry.expand(only, c.stages) if only else stage_inputs.planned(c)
+    names = registry.expand(only, c.stages, bool(c.eval.suites)) if only else stage_inputs.planned(c)
     try:
         run = RunContext(c, command, shard)
         plans = run_plan.plan(run, names)
@@ -390,6 +390,36 @@ def vote(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     return {"results": evaluation.majority_vote(name, problems, run.c.eval, policy, run.verifier, k)} | counts
 
 
+def evaluate_on_suites(run: RunContext, inputs: Inputs) -> dict[str, Any]:
+    """Evaluate one model on the suites of `eval.suites`: the stage "eval/MODEL-suites"."""
+    name, folder = inputs.stage.removeprefix("eval/").removesuffix("-suites"), run.folder / inputs.stage
+    policy = run.policy(name)
+    settings = model_suites.model_settings(run.c, name, run.folder_of(name) / "model")
+    training = model_suites.training_problems(run.draws)
+    results = {}
+    for suite in run.suites:
+        result = suites.evaluate(folder / suite.name, suite, run.c.eval, policy, run.verifier, settings, training)
+        model_suites.report_doubts(result)
+        results[suite.name] = suites.headline(result)
+    return {"results": results}
+
+
+def _suite_differences(run: RunContext, models: Sequence[str]) -> dict[str, Any]:
+    """Paired differences on each suite: of each model to the base, and of ASTRO to Direct."""
+    pairs = [(name, "base") for name in models if name != "base"]
+    pairs += [(name, name.replace("astro", "direct")) for name in models if name.startswith("astro-")]
+    folders = {name: run.folder_of(f"eval/{name}-suites") for name in models}
+    rule = run.c.verify.report_rule
+    return {
+        suite.name: {
+            f"{a} - {b}": suites.compare(folders[a] / suite.name, folders[b] / suite.name, rule)
+            for a, b in pairs
+            if b in models
+        }
+        for suite in run.suites
+    }
+
+
 def _eval_prompts(run: RunContext, policy: Policy) -> tuple[list[Problem], dict[str, int]]:
     """Return the held-out problems with their counts. Prompts that leave no room for an answer are left out."""
     limit = lengths.max_prompt_tokens(run.c, policy.engine.config, "eval")
@@ -412,7 +442,12 @@ def write_report(run: RunContext, inputs: Inputs) -> None:
     for name in models:
         if f"eval/{name}-vote" in stages:
             models[name]["maj"] = _results(run, f"eval/{name}-vote")
-    storage.write_json(run.folder / "results.json", {"seed": run.c.seed, "wall_s": wall, "models": models})
+        if run.c.eval.suites:
+            models[name]["suites"] = _results(run, f"eval/{name}-suites")
+    results: dict[str, Any] = {"seed": run.c.seed, "wall_s": wall, "models": models}
+    if run.c.eval.suites:
+        results["differences"] = _suite_differences(run, list(models))
+    storage.write_json(run.folder / "results.json", results)
     report.write(run.folder)
 
 
@@ -427,6 +462,9 @@ FUNCTIONS: dict[str, Callable[[RunContext, Inputs], dict[str, Any] | None]] = {
     "direct-rl": reinforce,
     "astro-rl": reinforce,
     "grpo": reinforce,
-    **{name: vote if name.endswith("-vote") else evaluate for name in registry.EVALUATIONS},
+    **{
+        name: {"vote": vote, "suites": evaluate_on_suites}.get(name.rpartition("-")[2], evaluate)
+        for name in registry.EVALUATIONS
+    },
     "report": write_report,
 }

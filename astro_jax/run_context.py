@@ -18,8 +18,9 @@ from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.policy import Policy
-from astro_jax.problems import source
+from astro_jax.problems import source, suites
 from astro_jax.problems.draws import Draws
+from astro_jax.problems.suites import Suite
 from astro_jax.sampler import Engine
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
@@ -114,6 +115,15 @@ class RunContext:
         if source.has_source(draws.c):
             source.log_counts(draws.c, draws.problem_set.counts)
         return draws
+
+    @functools.cached_property
+    def suites(self) -> list[Suite]:
+        """The suites that the models are evaluated on.
+
+        Raises:
+          AstroError: when a suite cannot be read.
+        """
+        return [suites.load(spec, self.c.eval.limit) for spec in self.c.eval.suites]
 
     @property
     def problem_counts(self) -> dict[str, Any]:

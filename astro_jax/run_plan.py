@@ -145,6 +145,8 @@ def content(run: RunContext, name: str) -> str:
         if not path.exists():
             raise AstroError(f"{name}={path}: is not there; give an existing path")
         return storage.fingerprint(path)
+    if name == "suites":
+        return stage_folder.content_hash([suite.digest for suite in run.suites])
     if name == "problems.rl_candidates":
         return stage_folder.content_hash(repr(run.draws.rl_candidates()))
     use = next(use for use in cfg.USES if name == f"problems.{use}")

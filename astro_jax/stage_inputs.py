@@ -72,13 +72,14 @@ def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
 
     Returns:
       "problems.USE", "model" (the files of the base model), "prompts", "reward" (the file of `grpo.reward`), "examples"
-      and "trees" (files of the user).
+      and "trees" (files of the user), "suites" (the problems of `eval.suites`).
     """
     names = [f"problems.{use}" for use in problem_uses(c, stage)]
     names += ["model"] * (stage == "base" and c.model != "scratch")
     names += ["reward"] * (stages.get(stage).command == "grpo" and c.grpo.reward is not None)
     names += ["examples"] * (stage == "sft" and bool(c.examples))
     names += ["trees"] * (stage == "traces" and bool(c.trees))
+    names += ["suites"] * stage.endswith("-suites")
     names += ["prompts"] * (stage == "traces" and dataset.needs_model(c.traces))
     return tuple(names)
 
@@ -94,7 +95,10 @@ def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:
         return ("base",)
     if stage == "difficulty":
         return stages.difficulty_models(c.stages, c.problems.difficulty_model)
-    names = [*stages.expand(declared.parents, c.stages), *([declared.initial_model] if declared.initial_model else [])]
+    names = [
+        *stages.expand(declared.parents, c.stages, bool(c.eval.suites)),
+        *([declared.initial_model] if declared.initial_model else []),
+    ]
     if declared.command == "grpo":
         names += ["difficulty"] * bool(c.problems.difficulty_samples) + ["traces"] * bool(c.grpo.restart_rate)
     return tuple(dict.fromkeys(names))
@@ -103,7 +107,7 @@ def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:
 def planned(c: cfg.Config) -> tuple[str, ...]:
     """Return the stages of a whole run: "eval" by its parts, and `difficulty` where the config asks for it."""
     names = stages.with_difficulty(c.stages) if c.problems.difficulty_samples else c.stages
-    return stages.expand(names, c.stages)
+    return stages.expand(names, c.stages, bool(c.eval.suites))
 
 
 def of_run(c: cfg.Config, names: Sequence[str], content: Callable[[str], str]) -> dict[str, Inputs]:

@@ -69,7 +69,8 @@ STAGES: dict[str, Stage] = {
         _sft("astro", "ASTRO-SFT", "fine-tune the base on ASTRO's traces"),
         # parents: `difficulty_models`
         Stage("difficulty", "difficulty", "Difficulty", "measure how often a model solves each RL prompt",
-              reads=(*_SAMPLING, "eval", *_DIFFICULTY, "grpo.max_length", "grpo.max_completion_length"),
+              reads=(*_SAMPLING, "eval.max_tokens", "eval.shard_size", *_DIFFICULTY, "grpo.max_length",
+                     "grpo.max_completion_length"),
               problems=("rl",)),
         Stage("sft", "sft", "SFT", "fine-tune the base on the examples of a file", ("base",), "base", True,
               (*_MODEL, "sft", "examples")),
@@ -110,17 +111,24 @@ def models_of(stages: Sequence[str]) -> tuple[str, ...]:
 
 
 def _evaluation(name: str, title: str, *parents: str) -> Stage:
-    return Stage(f"eval/{name}", "eval", title, f"evaluate {title}", parents, reads=(*_SAMPLING, "eval"),
-                 problems=("eval",))  # fmt: skip
+    reads = (*_SAMPLING, "eval.max_tokens", "eval.shard_size")
+    return Stage(f"eval/{name}", "eval", title, f"evaluate {title}", parents, reads=reads, problems=("eval",))
 
 
-# The parts of the stage `eval`: the answers of each model, and the majority votes of the Direct models.
+def _suites(name: str) -> Stage:
+    title = f"{STAGES[name].title} on suites"
+    return Stage(f"eval/{name}-suites", "eval", title, f"evaluate {title}", (name,), reads=(*_SAMPLING, "eval"))
+
+
+# The parts of the stage `eval`: the answers of each model, the majority votes of the Direct models, and the answers of
+# each model to suites.
 EVALUATIONS: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         *(_evaluation(name, STAGES[name].title, name) for name in MODELS),
         *(_evaluation(f"{direct}-vote", f"{STAGES[direct].title}'s majority vote", f"eval/{direct}", f"eval/{astro}")
           for direct, astro in (("direct-sft", "astro-sft"), ("direct-rl", "astro-rl"))),
+        *map(_suites, MODELS),
     )
 }  # fmt: skip
 
@@ -130,16 +138,21 @@ def get(name: str) -> Stage:
     return STAGES.get(name) or EVALUATIONS[name]
 
 
-def evaluations(run_stages: Sequence[str]) -> tuple[str, ...]:
-    """Return the parts of the evaluation of a run: those whose models the run makes."""
+def evaluations(run_stages: Sequence[str], suites: bool = False) -> tuple[str, ...]:
+    """Return the parts of the evaluation of a run: those whose models the run makes.
+
+    Args:
+      suites: whether the run evaluates on suites (`eval.suites`).
+    """
     models = models_of(run_stages)
     answers = {name for name, stage in EVALUATIONS.items() if set(stage.parents) <= set(models)}
-    return tuple(n for n, stage in EVALUATIONS.items() if n in answers or set(stage.parents) <= answers)
+    parts = [n for n, stage in EVALUATIONS.items() if n in answers or set(stage.parents) <= answers]
+    return tuple(name for name in parts if suites or not name.endswith("-suites"))
 
 
-def expand(names: Sequence[str], run_stages: Sequence[str]) -> tuple[str, ...]:
+def expand(names: Sequence[str], run_stages: Sequence[str], suites: bool = False) -> tuple[str, ...]:
     """Replace "eval" by its parts."""
-    return tuple(part for name in names for part in (evaluations(run_stages) if name == "eval" else (name,)))
+    return tuple(part for name in names for part in (evaluations(run_stages, suites) if name == "eval" else (name,)))
 
 
 def difficulty_models(run_stages: Sequence[str], difficulty_model: Literal["base", "sft"]) -> tuple[str, ...]:

@@ -256,5 +256,7 @@ class Shards:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on, by package name."""
-    names = ("astro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers")
+    names = (
+        "astro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "math-verify",
+    )  # fmt: skip
     return {name: importlib.metadata.version(name) for name in names}

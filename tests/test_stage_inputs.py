@@ -15,8 +15,9 @@ jax.devices()  # all eight are there before a run asks for one
 
 STAGES = (*stages.DEFAULT_STAGES, "sft", "grpo")
 SFT, RL = "direct-sft astro-sft sft", "direct-rl astro-rl grpo"
+SUITES = " ".join(name for name in stages.evaluations(STAGES, suites=True) if name.endswith("-suites"))
 EVALUATED = " ".join(stages.evaluations(STAGES))
-SAMPLED = f"search traces difficulty {RL} {EVALUATED}"
+SAMPLED = f"search traces difficulty {RL} {EVALUATED} {SUITES}"
 # Stages whose own inputs change, by keys. Stages after these change by their parents' digests. A name of a section
 # stands for its keys that are not listed.
 INVALIDATED = {
@@ -34,7 +35,7 @@ INVALIDATED = {
         "grpo.logged_groups"
     ),
     f"base {SAMPLED} {SFT} report": "seed",
-    f"base search traces {SFT} {RL} difficulty {EVALUATED}": "chat",
+    f"base search traces {SFT} {RL} difficulty {EVALUATED} {SUITES}": "chat",
     "base": "model architecture pretrain base_sft",
     "base direct-sft astro-sft": "corpus",
     f"base direct-sft astro-sft search difficulty {RL} {EVALUATED}": (
@@ -47,7 +48,9 @@ INVALIDATED = {
     "base search": "problems.search",
     f"base difficulty {RL}": "problems.rl",
     EVALUATED: "problems.eval",
-    f"difficulty {RL} {EVALUATED}": "eval.max_tokens",
+    f"difficulty {RL} {EVALUATED} {SUITES}": "eval.max_tokens",
+    f"{SUITES} report ": "eval.suites",
+    SUITES: "eval.num_samples eval.limit eval.temperature eval.prompt eval.token_limits",
     f"difficulty {RL} report": "problems.difficulty_samples",
     RL: "grpo",
     f"difficulty {RL}": (
@@ -78,6 +81,8 @@ OTHER_VALUES = {
     "examples": "PATH", "trees": "PATH", "grpo.reward": "REWARD:reward",
     "grpo.epsilon_high": 0.3, "grpo.delta": 2.0, "grpo.max_log_ratio": 5.0, "grpo.importance_sampling_cap": 2.0,
     "grpo.guard.rules": [{"metric": "entropy", "below": 0.1, "action": "stop"}],
+    "eval.suites": ["PATH.jsonl", "countdown:size=2"], "eval.limit": 1, "eval.token_limits": [3],
+    "eval.prompt": "{problem}?",
     "problems.sources": [], "problems.evaluation": [{"path": "PATH2"}],
     **{f"{x}.save_minutes": 9 for x in ("sft", "pretrain", "base_sft", "grpo")},
     **{f"{x}.keep_every_steps": 9 for x in ("sft", "pretrain", "base_sft", "grpo")},
@@ -115,7 +120,7 @@ def configs(tmp_path_factory):
     words = {
         "model": "countdown-base", "base_sft": sft, "prompts": {},
         "problems": dict(path=f"{folder}/PATH", difficulty_samples=2, held_out=0.4),
-        "search": dict(method="best-of-n"),
+        "search": dict(method="best-of-n"), "eval": dict(suites=[f"{folder}/PATH.jsonl"]),
         "traces": dict(replay=0, self_evaluation=2, clone="model", direct="best-of-n"),
     }  # fmt: skip
     counts = dict(search=2, rl=2, eval=1, difficulty_samples=2)
@@ -129,7 +134,7 @@ def own_inputs(c, contents={}):  # noqa: B006 (a cache)
     """The inputs of each stage without those that come from its parents."""
 
     def content(name):
-        key = (name, c.seed, c.model, repr(c.problems), repr(c.prompts), c.examples, c.trees, c.grpo.reward)
+        key = (name, c.seed, c.model, *map(repr, (c.problems, c.prompts, c.eval)), c.examples, c.trees, c.grpo.reward)
         if key not in contents:
             contents[key] = run_plan.content(RunContext(c), name)
         return contents[key]
@@ -172,6 +177,7 @@ def expected_of(key):
 COUNTDOWN_ALONE = {"model", "traces.replay", "search.method", "search.keep_rollouts", "search.early_stop",
                    "search.max_tree_tokens", "search.max_total_tokens", "search.rollout_rounds"}  # fmt: skip
 WORDS_ALONE = {"base_sft", "problems.path", "problems.fields", "problems.task"}
+SUITES_ALONE = {f"eval.{name}" for name in ("suites", "num_samples", "limit", "temperature", "prompt", "token_limits")}
 ROUNDS_ALONE = {"search.rounds", "search.focus", "search.lines_per_step"}
 
 
@@ -179,7 +185,7 @@ def test_each_key_invalidates_the_stages_that_the_table_names(configs):
     (countdown, words, rounds), with_paths = configs
     every = set(cfg.flatten(countdown)) | set(cfg.flatten(words))
     uses = (
-        (countdown, every - WORDS_ALONE - ROUNDS_ALONE), (words, every - COUNTDOWN_ALONE - ROUNDS_ALONE),
+        (countdown, every - WORDS_ALONE - ROUNDS_ALONE - SUITES_ALONE), (words, every - COUNTDOWN_ALONE - ROUNDS_ALONE),
         (rounds, ROUNDS_ALONE),
     )  # fmt: skip
     changed_stages = defaultdict(set)

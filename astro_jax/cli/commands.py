@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from astro_jax import distributed
-from astro_jax.cli import own_model
+from astro_jax.cli import model_suites, own_model
 from astro_jax.errors import AstroError
 from astro_jax.stages import DEFAULT_STAGES, PLANNED
 
@@ -48,6 +48,14 @@ def _config(args: argparse.Namespace) -> tuple[cfg.Config, tuple[str, ...]]:
         if stages := tuple(stage for stage in args.stages if stage in chosen):
             return c, stages
     return c, args.stages
+
+
+def evaluate(args: argparse.Namespace, command: str) -> int:
+    """Evaluate the models of a run, or with --suite any model on suites."""
+    if args.suite:
+        return model_suites.run(args, command)
+    model_suites.require_suite(args)
+    return run(args, command)
 
 
 def sweep(args: argparse.Namespace, command: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import astro_jax
 from astro_jax import distributed
-from astro_jax.cli import commands, own_model
+from astro_jax.cli import commands, model_suites, own_model
 from astro_jax.stages import PLANNED, STAGES, stages_of
 
 Parser = argparse.ArgumentParser
@@ -127,6 +127,11 @@ def _grpo(parser: Parser) -> None:
     own_model.add_arguments(parser, "grpo")
 
 
+def _eval(parser: Parser) -> None:
+    _stage(parser)
+    model_suites.add_arguments(parser)
+
+
 def _search(parser: Parser) -> None:
     _stage(parser)
     parser.add_argument("--shard", metavar="i/n", help="search only shard i of n, i from 0, as in 0/4")
@@ -199,7 +204,9 @@ def _sample(parser: Parser) -> None:
 
 def _verify(parser: Parser) -> None:
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="JSONL (default: standard input)")
-    parser.add_argument("--rule", choices=("strict", "lenient"), default="strict", help="default: strict (rewards)")
+    parser.add_argument(
+        "--rule", choices=("strict", "lenient", "math500"), default="strict", help="default: strict (rewards)"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="deadline (default 5)")
     parser.add_argument("--memory", type=float, default=1.0, metavar="GIB", help="memory limit (default 1)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one a core)")
@@ -274,7 +281,7 @@ def _stage_commands() -> list[Command]:
     """The commands that run one or two stages, from the registry."""
     special = {
         "search": (_search, commands.run), "traces": (_traces, commands.traces), "sft": (_sft, commands.run),
-        "grpo": (_grpo, commands.run),
+        "grpo": (_grpo, commands.run), "eval": (_eval, commands.evaluate),
     }  # fmt: skip
     table = []
     for name in dict.fromkeys(stage.command for stage in STAGES.values()):

@@ -64,7 +64,9 @@ class Verify(Section):
     """The verifier of mathematics. The paper says only that the reward comes from a verifier."""
 
     reward_rule: Literal["strict", "lenient"] = key("strict", "Rule by which search and RL judge answers.")
-    report_rule: Literal["strict", "lenient"] = key("lenient", "Rule by which evaluation judges answers.")
+    report_rule: Literal["strict", "lenient", "math500"] = key(
+        "lenient", "Rule by which evaluation judges answers. `math500`: as published figures of MATH-500 are judged."
+    )
     timeout_seconds: float = key(5.0, "Deadline of one answer, in seconds.", gt=0)
     memory_gib: float = key(1.0, "Memory limit of one answer, in GiB.", gt=0)
     num_workers: int = key(0, "Worker processes. 0: one a core.", ge=0, effect="none")
@@ -305,10 +307,34 @@ class Sft(Training):
 
 
 class Eval(Section):
-    """Evaluation on held-out problems."""
+    """Evaluation on held-out problems, and on suites."""
 
     max_tokens: int = key(256, "Most tokens of an answer.", ge=1)
-    shard_size: int = key(512, "Problems of one file of answers.", ge=1, effect="none")
+    shard_size: int = key(
+        512, "Problems of one file of answers; of a suite: answers, those of a problem together.", ge=1, effect="none"
+    )
+    suites: tuple[str, ...] = key(
+        (),
+        "Suites, on which each model is measured too: `math500`, `amc2023`, `aime2024`, `aime2025`, `aime2026`, "
+        "`gsm8k`, `math-test`, `countdown`, `gym:TASK`, a file, or a data set of the hub.",
+        "ours; the paper has MATH-500, AMC 2023 and AIME 2024 (section 4)",
+    )
+    num_samples: int = key(16, "Answers n to each problem of a suite.", ge=1)
+    limit: int | None = key(None, "Only the first problems of each suite. Null: all.", ge=1)
+    temperature: float = key(1.0, "Sampling temperature of the answers to suites. 0: greedy.", ge=0)
+    prompt: str = key(
+        "{problem}", "Text that a problem of mathematics in a suite is put into, in the place of `{problem}`."
+    )
+    token_limits: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = key(
+        (), "Smaller limits of tokens: the same answers to suites, cut there, are judged for each of them too."
+    )
+
+    @pydantic.field_validator("prompt")
+    @classmethod
+    def _names_the_problem(cls, value: str) -> str:
+        if "{problem}" not in value:
+            raise ValueError("must hold {problem}, the place of the problem")
+        return value
 
 
 class Config(Section):

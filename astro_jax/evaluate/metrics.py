@@ -1,14 +1,11 @@
-"""Success rates with 95% intervals, and majority votes."""
+"""Success rates of one answer a problem, with 95% intervals."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import scipy.stats
-
-from astro_jax.verify.same_answer import value_key
 
 
 def success_rate(outcomes: Sequence[bool]) -> dict[str, Any]:
@@ -32,13 +29,3 @@ def success_rate(outcomes: Sequence[bool]) -> dict[str, Any]:
         "high": round(interval.high, 4),
         "n": n,
     }
-
-
-def majority(answers: Sequence[str | None]) -> str | None:
-    """The most common answer; in a tie, the answer that came first. An answer that did not parse (None) has no vote.
-
-    Answers of equal value are one answer. Example: `["3", "\\sqrt{8}", "2\\sqrt{2}", None]` gives `"\\sqrt{8}"`.
-    """
-    votes = Counter(value_key(a) for a in answers if a is not None)
-    winner = votes.most_common(1)[0][0] if votes else None
-    return next((a for a in answers if a is not None and value_key(a) == winner), None)

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax.evaluate.metrics import majority, success_rate
+from astro_jax.evaluate.metrics import success_rate
+from astro_jax.evaluate.statistics import majority_is_correct
 from astro_jax.policy import Policy
 from astro_jax.progress import ProgressBar
 from astro_jax.sampler import Completion, SamplingParams
 from astro_jax.storage import Json, Shards
 from astro_jax.types import Problem, Response, Verdict
 from astro_jax.verify import Verifier
-from astro_jax.verify.same_answer import value_key
 
 ANSWERS = "answers"  # the store of a model's answers, in the folder of its evaluation
 
@@ -96,7 +96,7 @@ def majority_vote(
     """
     with ProgressBar(f"{name} vote", k * len(problems), "answers") as bar:
         groups = sample_and_judge(f"{name}/vote", problems, c, policy, verifier, k, 1.0, bar.advance)
-    outcomes = [_majority_is_correct(group) for group in groups]
+    outcomes = [majority_is_correct([a["answer"] for a in group], [a["correct"] for a in group]) for group in groups]
     tokens = sum(a["tokens"] for group in groups for a in group) / len(problems)
     return {"k": k} | success_rate(outcomes) | {"mean_tokens": round(tokens, 4)}
 
@@ -129,13 +129,6 @@ def sample_and_judge(
     completions = (completion for group in groups for completion in group)
     records = map(_record, responses, verifier.judge(responses, use), completions)
     return [[next(records) for _ in group] for group in groups]
-
-
-def _majority_is_correct(answers: Sequence[Json]) -> bool:
-    winner = majority([a["answer"] for a in answers])
-    if winner is None:
-        return False
-    return any(a["correct"] for a in answers if a["answer"] is not None and value_key(a["answer"]) == value_key(winner))
 
 
 def _record(response: Response, verdict: Verdict, completion: Completion) -> Json:

@@ -57,7 +57,7 @@ def _is_checkable(record: Record) -> bool:
     )
 
 
-_SUBJECTS = (
+SUBJECTS = (  # the subsets of MATH
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra",
     "precalculus",
 )  # fmt: skip
@@ -66,7 +66,7 @@ DATASETS = {
         "number", ("main",), FIELDS | {"problem": "question", "solution": "answer"}, _after_hashes
     ),
     "hendrycks/competition_math": DatasetSpec(answer=_boxed),
-    "EleutherAI/hendrycks_math": DatasetSpec(subsets=_SUBJECTS, answer=_boxed),
+    "EleutherAI/hendrycks_math": DatasetSpec(subsets=SUBJECTS, answer=_boxed),
     "nlile/hendrycks-MATH-benchmark": DatasetSpec(),
     "HuggingFaceH4/MATH-500": DatasetSpec(),
     "AI-MO/NuminaMath-1.5": DatasetSpec(keep=_is_checkable),
@@ -147,7 +147,7 @@ def _load(
       skipped: counts the records with other values.
     """
     for subset in subsets:
-        data = _load_subset(name, subset, split)
+        data = load_subset(name, subset, split)
         if filters and skipped is not None:
             selected = _with_values(data, filters)
             skipped["not asked for (problems.filters)"] += len(data) - len(selected)
@@ -163,7 +163,12 @@ def _with_values(data: Any, filters: Mapping[str, list[Any]]) -> Any:
     return data.select([i for i, row in rows if all(v in a for v, a in zip(row, allowed, strict=True))])
 
 
-def _load_subset(name: str, subset: str | None, split: str) -> Any:
+def load_subset(name: str, subset: str | None, split: str) -> Any:
+    """Load one subset and split of a data set, or of a folder of its files.
+
+    Raises:
+      AstroError: if `datasets` is missing, or if the data set cannot be loaded.
+    """
     try:
         import datasets
     except ImportError as e:

@@ -79,7 +79,7 @@ def _problem(record: Mapping[str, Any], task: RecordTask) -> Problem | str:
         return "`solution` must be a text"
     if task == "number" and parse(str(answer)) is None:
         return f"`answer` must be a number, found {answer!r}"
-    if task == "math" and not _is_mathematics(answer):
+    if task == "math" and not is_mathematics(answer):
         return f"`answer` must be mathematics, found {answer!r}"
     digest = hashlib.blake2b(normalized(text).encode(), digest_size=8).hexdigest()
     return Problem(digest, text, str(answer), {"solution": solution}, task)
@@ -90,7 +90,7 @@ def normalized(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _is_mathematics(answer: Any) -> bool:
+def is_mathematics(answer: Any) -> bool:
     """Whether a gold answer is a number, or a text that the verifier accepts and that does not say "none"."""
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or answer != answer:
         return False

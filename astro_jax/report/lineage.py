@@ -110,6 +110,9 @@ def _figures(run: RunFolder, name: str) -> str:
     """The main figures of a stage in a few words."""
     manifest = run.manifests.get(name)
     extra = (manifest.model_extra or {}) if manifest else {}
+    if name.endswith("-suites"):
+        rates = extra.get("results", {}).items()
+        return ", ".join(f"{suite} {100 * figures['pass@1']['mean']:.1f}%" for suite, figures in rates)
     if "pass@1" in (results := extra.get("results", {})):
         return f"pass@1 {100 * results['pass@1']['mean']:.1f}%, greedy {100 * results['greedy']['mean']:.1f}%"
     if "k" in results:

@@ -1,15 +1,14 @@
-"""Examples of the user for SFT: a JSONL or Parquet file of messages, or of prompts and responses."""
+"""Examples of the user for SFT: a JSONL, JSON or Parquet file of messages, or of prompts and responses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.llama.tokenizer import Tokenizer
+from astro_jax.problems import record_files
 from astro_jax.storage import Json
 
 _RESPONSES = ("response", "completion")
@@ -29,31 +28,13 @@ def read(path: epath.PathLike, tokenizer: Tokenizer) -> list[tuple[list[int], li
       AstroError: when the file cannot be read or is empty, for a record of another form, and for an empty response. The
         message names the record.
     """
-    examples = [_tokenize(record, place, tokenizer) for place, record in _records(epath.Path(path))]
+    examples = [_tokenize(record, place, tokenizer) for place, record in record_files.read(epath.Path(path))]
     if not examples:
         raise AstroError(f"{path}: has no examples; write one a line, as in {_FORMS}")
     return examples
 
 
 _FORMS = '{"prompt": "...", "response": "..."} or {"messages": [...]}'
-
-
-def _records(path: epath.Path) -> Iterator[tuple[str, Json]]:
-    """Yield (place, record): "FILE, line 3" or "FILE, row 3"."""
-    if path.suffix != ".parquet":
-        for i, record in enumerate(storage.read_jsonl(path), 1):
-            yield f"{path}, line {i}", record
-        return
-    try:
-        import pyarrow.parquet
-    except ImportError as e:
-        raise AstroError(f"{path}: reading Parquet needs the extra `hub`: pip install pyarrow") from e
-    try:
-        rows = pyarrow.parquet.read_table(str(path)).to_pylist()
-    except (OSError, ValueError) as e:  # pyarrow's errors are of both kinds
-        raise AstroError(f"{path}: cannot be read as Parquet ({str(e).splitlines()[0]})") from e
-    for i, record in enumerate(rows, 1):
-        yield f"{path}, row {i}", record
 
 
 def _tokenize(record: Json, place: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

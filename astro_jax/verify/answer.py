@@ -15,7 +15,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-Rule = Literal["strict", "lenient"]
+# "math500" is the rule of published MATH-500 figures (verify.math). It extracts answers of its own.
+Rule = Literal["strict", "lenient", "math500"]
+RULES: tuple[Rule, ...] = ("strict", "lenient", "math500")
 
 END_TOKENS = ("<|eot_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "</s>")
 # The limits are ours. They are generous for the answers of mathematics competitions.

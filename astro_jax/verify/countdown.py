@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Literal
 
 from astro_jax import phrases
 from astro_jax.countdown import HIT, MISS, Numbers, apply, remove
@@ -31,6 +32,9 @@ _BACKTRACK = re.compile(
 _REFLECTIONS = (phrases.DOUBT, phrases.UNSURE, phrases.CORRECT)
 
 
+Fault = Literal["format", "arithmetic", "rule broken", "copying"]
+
+
 @dataclasses.dataclass
 class _Replay:
     """The state of a replay.
@@ -45,6 +49,7 @@ class _Replay:
       answer: the last number of the last branch.
       expression: the expression that makes the answer.
       backtracks: the number of backtracks so far.
+      fault: the first fault of the last branch.
     """
 
     root: Numbers
@@ -56,14 +61,37 @@ class _Replay:
     answer: str | None = None
     expression: str | None = None
     backtracks: int = 0
+    fault: Fault | None = None
 
-    def fail(self) -> None:
+    def fail(self, fault: Fault) -> None:
         """Note an invalid line. Only a backtrack can follow."""
         self.valid, self.numbers, self.hit, self.answer = False, None, False, None
+        self.fault = self.fault or fault
 
 
 def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
     """Judge a response (tasks.verify)."""
+    replay = _replay(problem, response)
+    return Verdict(
+        correct=stopped and replay.hit,
+        valid=replay.valid and stopped,
+        answer=replay.answer if stopped else None,
+        backtracks=replay.backtracks,
+        expression=replay.expression if stopped and replay.hit else None,
+    )
+
+
+def find_fault(problem: Problem, response: str) -> Fault | None:
+    """Find the first fault of the last branch of a response; None if all its lines are valid.
+
+    "format": a line of no known form. "arithmetic": a false equation. "rule broken": an operand that is not among the
+    current numbers, or an end with numbers left. "copying": numbers, a target or a state that are stated wrongly.
+    """
+    return _replay(problem, response).fault
+
+
+def _replay(problem: Problem, response: str) -> _Replay:
+    """Replay all lines of a response."""
     root: Numbers = tuple(sorted(problem.meta["numbers"]))
     replay = _Replay(root, problem.meta["target"], {root: tuple(map(str, root))}, root)
     for line in response.splitlines(keepends=True):
@@ -74,14 +102,8 @@ def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
         elif match := _BACKTRACK.fullmatch(line):
             _backtrack(replay, match)
         else:
-            replay.fail()
-    return Verdict(
-        correct=stopped and replay.hit,
-        valid=replay.valid and stopped,
-        answer=replay.answer if stopped else None,
-        backtracks=replay.backtracks,
-        expression=replay.expression if stopped and replay.hit else None,
-    )
+            replay.fail("format")
+    return replay
 
 
 def _sorted_numbers(text: str) -> Numbers:
@@ -93,19 +115,19 @@ def _step(r: _Replay, match: re.Match[str]) -> None:
     a, op, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
     rest = remove(r.numbers, a, b) if r.numbers is not None else None
     if rest is None or apply(a, op, b) != result:
-        return r.fail()
+        return r.fail("arithmetic" if rest is not None else "rule broken")
     assert r.numbers is not None
     numbers = tuple(sorted((*rest, result)))
     expressions = _combine(r.numbers, r.expressions[r.numbers], a, op, b, result)
     if match[5] is not None:
         if len(numbers) < 2 or _sorted_numbers(match[5]) != numbers:
-            return r.fail()
+            return r.fail("copying")
         r.expressions.setdefault(numbers, expressions)
         r.numbers, r.hit, r.answer = numbers, False, None
         return None
     states_hit = match[6] is not None
     if len(numbers) != 1 or states_hit != (result == r.target):
-        return r.fail()
+        return r.fail("copying" if len(numbers) == 1 else "rule broken")
     r.numbers, r.hit, r.answer, r.expression = None, states_hit, str(result), expressions[0]
     return None
 
@@ -124,8 +146,8 @@ def _backtrack(r: _Replay, match: re.Match[str]) -> None:
     """Replay a backtrack. RESTART goes back to the root, GO_BACK to any reached state."""
     numbers = _sorted_numbers(match[3])
     allowed = numbers == r.root if match[1] == phrases.RESTART else numbers in r.expressions
-    r.backtracks += 1
+    r.backtracks, r.fault = r.backtracks + 1, None
     if int(match[2]) != r.target or not allowed:
-        return r.fail()
+        return r.fail("copying")
     r.numbers, r.hit, r.answer = numbers, False, None
     return None

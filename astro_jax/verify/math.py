@@ -7,6 +7,10 @@ worker pool keeps the deadline.
 Strict rule: variables, brackets and units must have the same kind. A set is no pair, km are not cm, and a decimal is no
 surd. Lenient rule: they may differ, and a decimal may be rounded to two places or more. Under both rules "9 = 1" is not
 1: the text before "=" must be a name, unless the gold answer has an "=" too.
+
+Rule "math500": math-verify's own defaults on the whole response, as the metric `math_verify` of
+lm-evaluation-harness's task minerva_math500 calls it. The last box counts, else the last formula, else the last number.
+Published figures of MATH-500 are measured in this way. A response that was cut off may be right.
 """
 
 from __future__ import annotations
@@ -17,8 +21,10 @@ import re
 from typing import Any, NamedTuple
 
 from astro_jax.verify import second_grader
-from astro_jax.verify.answer import Rule, extract, normalize, strip_delimiters
+from astro_jax.verify.answer import Rule, extract, normalize, strip_delimiters, until_end_token
 from astro_jax.verify.number import parse_latex
+
+MAX_PARSED = 20_000  # characters at the end of a response that the rule "math500" parses
 
 
 class Grade(NamedTuple):
@@ -38,7 +44,9 @@ class Grade(NamedTuple):
 
 
 def grade(gold: str, response: str, rule: Rule) -> Grade:
-    """Grade a response that an end token ended."""
+    """Grade a response that an end token ended. By the rule "math500" it may be cut off."""
+    if rule == "math500":
+        return _grade_by_defaults(gold, response)
     written = extract(response, rule)
     if written is None:
         return Grade(None, False, None, None)
@@ -50,6 +58,22 @@ def grade(gold: str, response: str, rule: Rule) -> Grade:
     if parsed is None:
         return Grade(None, False, second, written)
     return Grade(_canonical(written), bool(value) and _equal(gold, written, parsed, rule), second, written)
+
+
+def _grade_by_defaults(gold: str, response: str) -> Grade:
+    """Grade a response by math-verify's defaults (the rule "math500")."""
+    import math_verify
+
+    _config()  # silences the library
+    expected, parsed = (
+        math_verify.parse(text, parsing_timeout=None)
+        for text in (f"\\boxed{{{strip_delimiters(gold)}}}", until_end_token(response)[-MAX_PARSED:])
+    )
+    if not parsed:
+        return Grade(None, False, None, None)
+    written = str(parsed[-1])
+    correct = bool(expected) and math_verify.verify(expected, parsed, timeout_seconds=None, raise_on_error=True)
+    return Grade(_canonical(written), correct, None, written)
 
 
 def _canonical(answer: str) -> str:

@@ -26,10 +26,15 @@ def verify(problem: Problem, response: str, stopped: bool) -> Verdict:
     value = parse(matches[-1][1]) if stopped and matches else None
     return Verdict(
         correct=value is not None and value == parse(problem.answer),
-        valid=value is not None and all(map(_is_true, _EQUATION.finditer(response))),
+        valid=value is not None and not false_equations(response),
         answer=None if value is None else str(value),
         backtracks=count_backtracks(response),
     )
+
+
+def false_equations(text: str) -> list[str]:
+    """Find the equations of two operands that are false: "3 + 4 = 8"."""
+    return [match[0] for match in _EQUATION.finditer(text) if not _is_true(match)]
 
 
 def _is_true(match: re.Match[str]) -> bool:

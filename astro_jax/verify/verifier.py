@@ -11,6 +11,7 @@ from astro_jax import distributed
 from astro_jax.errors import AstroError
 from astro_jax.phrases import count_backtracks
 from astro_jax.types import Response, Verdict
+from astro_jax.verify.answer import Rule
 from astro_jax.verify.math import Grade
 from astro_jax.verify.pool import Call, Outcome, Timeout, WorkerPool
 from astro_jax.verify.tasks import VERIFIERS, WorkerVerifier, verify
@@ -35,7 +36,7 @@ class Verifier:
         self._pool: WorkerPool | None = None
 
     def judge(self, responses: Sequence[Response], use: Literal["reward", "report"] = "reward") -> list[Verdict]:
-        """Judge responses.
+        """Judge responses, and count the verdicts.
 
         Args:
           use: the rule for the answers of mathematics: verify.reward_rule or verify.report_rule of the config.
@@ -46,21 +47,25 @@ class Verifier:
         Raises:
           AstroError: if too large a share of all responses so far has no verdict (verify.max_failed_share).
         """
-        rule = self.c.reward_rule if use == "reward" else self.c.report_rule
-        calls: dict[int, Call] = {}  # by the index of the response
-        for i, response in enumerate(responses):
-            verifier = VERIFIERS[response.problem.task]
-            if isinstance(verifier, WorkerVerifier) and response.stopped:
-                self.pool.add_modules(verifier.modules)
-                calls[i] = verifier.call(response, rule)
-        outcomes = dict(zip(calls, self._run(list(calls.values())), strict=True))
-        verdicts = [
-            self._verdict(response, outcomes[i]) if i in outcomes else verify(*response)
-            for i, response in enumerate(responses)
-        ]
+        verdicts = self.grade(responses, self.c.reward_rule if use == "reward" else self.c.report_rule)
         self.counts.add(v.status for v in verdicts)
         self._stop_if_failing(responses)
         return verdicts
+
+    def grade(self, responses: Sequence[Response], rule: Rule) -> list[Verdict]:
+        """Judge responses by a named rule, without counting the verdicts. One verdict for each response, in order."""
+        calls: dict[int, Call] = {}  # by the index of the response
+        for i, response in enumerate(responses):
+            verifier = VERIFIERS[response.problem.task]
+            reads_cut_off = rule == "math500" and response.problem.task == "math"
+            if isinstance(verifier, WorkerVerifier) and (response.stopped or reads_cut_off):
+                self.pool.add_modules(verifier.modules)
+                calls[i] = verifier.call(response, rule)
+        outcomes = dict(zip(calls, self._run(list(calls.values())), strict=True))
+        return [
+            self._verdict(response, outcomes[i]) if i in outcomes else verify(*response)
+            for i, response in enumerate(responses)
+        ]
 
     def readable(self, gold_answers: Sequence[str]) -> list[bool]:
         """Say for each gold answer of mathematics whether the parser can read it."""

@@ -1,0 +1,187 @@
+"""How a model searches in its answers: attempts, backtracks, and whether a backtrack repairs or spoils.
+
+An attempt is the text between two backtracks (or restarts). Each attempt has an answer of its own, which is right,
+wrong or missing: so the measures say what was right before and after each backtrack, and whether the first attempt was
+right already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from astro_jax.evaluate import detector
+from astro_jax.evaluate.detector import Event
+from astro_jax.phrases import count_backtracks
+from astro_jax.types import Problem
+from astro_jax.verify import countdown
+from astro_jax.verify.answer import extract, until_end_token
+from astro_jax.verify.number import NUMBER, SIGNED
+from astro_jax.verify.same_answer import value_key
+
+_EQUATION = re.compile(r"[^\s=,;.][^=\n,;.]*=\s*[^\s=,;.\n]+")
+_RESULT = re.compile(r"=\s*\$?([-\d.,/\\a-z{}()^*+ ]*\d[})]*|[a-z])\$?(?=[\s,.;]|$)", re.IGNORECASE)
+_WITH_UNIT = re.compile(rf"\$?({SIGNED})\s+[a-zA-Z].*")  # "15 dollars"
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+MOST_ATTEMPTS = 5  # in the table of accuracy by attempts, "5+" stands for more
+
+
+@dataclasses.dataclass(frozen=True)
+class Behaviour:
+    """The search in one answer.
+
+    Attributes:
+      reflections, backtracks, restarts: events in any words (detector). Restarts are not among the backtracks.
+      phrase_backtracks: backtracks and restarts in our fixed phrases.
+      rights: for each attempt whether its answer is right; None for an attempt without an answer.
+      repeats: attempts that repeat the equations of an earlier attempt from the same place.
+    """
+
+    reflections: int
+    backtracks: int
+    restarts: int
+    phrase_backtracks: int
+    rights: tuple[bool | None, ...]
+    repeats: int
+
+    @property
+    def attempts(self) -> int:
+        """The number of attempts, at least 1."""
+        return len(self.rights)
+
+    @property
+    def changes(self) -> list[str]:
+        """What each backtrack did: "repair", "spoil", "stays right", "stays wrong", or "undecided"."""
+        names = {
+            (False, True): "repair",
+            (True, False): "spoil",
+            (True, True): "stays right",
+            (False, False): "stays wrong",
+        }
+        return [names.get((a, b), "undecided") for a, b in zip(self.rights, self.rights[1:], strict=False)]  # type: ignore[arg-type]
+
+    def row(self) -> dict[str, Any]:
+        """The columns of answers.parquet."""
+        changes = self.changes
+        return {
+            "reflections": self.reflections, "backtracks": self.backtracks, "restarts": self.restarts,
+            "attempts": self.attempts, "repeats": self.repeats, "first_attempt_right": self.rights[0],
+            "repairs": changes.count("repair"), "spoils": changes.count("spoil"),
+        }  # fmt: skip
+
+
+def measure(problem: Problem, response: str) -> Behaviour:
+    """Measure the search in one answer."""
+    response = until_end_token(response)
+    events = detector.find(response)
+    ends = _attempt_ends(response, events)
+    segments = [response[a:b] for a, b in zip((0, *ends), (*ends, len(response)), strict=True)]
+    rights = tuple(
+        _is_right(problem, segment, response[:end])
+        for segment, end in zip(segments, (*ends, len(response)), strict=True)
+    )
+    kept = [_content(segment) for segment in segments]
+    return Behaviour(
+        detector.count(events, "reflection"), detector.count(events, "backtrack"), detector.count(events, "restart"),
+        count_backtracks(response), rights, sum(bool(x) and x in kept[:i] for i, x in enumerate(kept)),
+    )  # fmt: skip
+
+
+def _attempt_ends(response: str, events: Sequence[Event]) -> list[int]:
+    """Where attempts end: at each backtrack, with the doubts just before it.
+
+    Backtracks without a number between them belong together ("That is wrong. Let me try again. From the beginning:").
+    A backtrack before the first number of a response leaves no attempt behind.
+    """
+    ends: list[int] = []
+    last = 0
+    for event in events:
+        if event.kind != "reflection":
+            if any(c.isdigit() for c in response[last : event.begin]):
+                ends.append(_with_doubts(event.begin, events, response))
+            last = event.end
+    return ends
+
+
+def _with_doubts(begin: int, events: Sequence[Event], response: str) -> int:
+    """Move the end of an attempt before the reflections that lead to its backtrack."""
+    for event in reversed([e for e in events if e.kind == "reflection" and e.end <= begin]):
+        if response[event.end : begin].strip():
+            break
+        begin = event.begin
+    return begin
+
+
+def _is_right(problem: Problem, segment: str, response: str) -> bool | None:
+    """Whether the answer of an attempt is right; None if it has none.
+
+    Args:
+      segment: the attempt.
+      response: the response up to the end of the attempt.
+    """
+    if problem.task == "countdown":
+        verdict = countdown.verify(problem, response, stopped=True)
+        return None if verdict.answer is None and "which" not in segment else verdict.correct
+    answer = attempt_answer(segment)
+    return None if answer is None else value_key(answer) == value_key(problem.answer)
+
+
+def attempt_answer(segment: str) -> str | None:
+    """The answer of an attempt: a box, "the answer is" or a tag, else the last result of an equation, or number."""
+    if tags := _TAG.findall(segment):
+        return tags[-1].strip()
+    if (marked := extract(segment, "lenient")) is not None:
+        return number[1] if (number := _WITH_UNIT.fullmatch(marked)) else marked
+    if results := _RESULT.findall(segment):
+        return results[-1].strip(" .,")
+    numbers = NUMBER.findall(segment)
+    return numbers[-1] if numbers else None
+
+
+def _content(segment: str) -> tuple[str, ...]:
+    """What an attempt does: its equations without spaces, or its words if it has none."""
+    equations = tuple(re.sub(r"\s", "", e) for e in _EQUATION.findall(segment))
+    return equations or tuple(re.findall(r"\w+", segment.lower()))
+
+
+def summarize(behaviours: Sequence[Behaviour], correct: Sequence[bool]) -> dict[str, Any]:
+    """The figures of many answers.
+
+    Args:
+      correct: whether each answer as a whole is right.
+
+    Returns:
+      mean events and `attempts` of an answer; the shares of answers that reflect, go back, restart, `repeat` an
+      attempt, and whose `first_attempt_right`; `changes`, the number of backtracks by what they did; `repair_rate`,
+      repairs among the backtracks from a wrong attempt, and `spoil_rate`, spoils among those from a right one (None if
+      there are none); and `by_attempts`, the answers and the share of right ones by the number of attempts.
+    """
+    changes = Counter(change for b in behaviours for change in b.changes)
+    by_attempts: dict[str, list[bool]] = {}
+    for b, right in sorted(zip(behaviours, correct, strict=True), key=lambda pair: pair[0].attempts):
+        name = str(b.attempts) if b.attempts < MOST_ATTEMPTS else f"{MOST_ATTEMPTS}+"
+        by_attempts.setdefault(name, []).append(right)
+    events = ("reflections", "backtracks", "restarts")
+    return {
+        **{name: _mean([getattr(b, name) for b in behaviours]) for name in (*events, "phrase_backtracks", "attempts")},
+        **{f"with_{name}": _mean([getattr(b, name) > 0 for b in behaviours]) for name in events},
+        "repeat": _mean([b.repeats > 0 for b in behaviours]),
+        "first_attempt_right": _mean([b.rights[0] is True for b in behaviours]),
+        "changes": dict(sorted(changes.items())),
+        "repair_rate": _rate(changes["repair"], changes["stays wrong"]),
+        "spoil_rate": _rate(changes["spoil"], changes["stays right"]),
+        "by_attempts": {name: {"answers": len(x), "correct": _mean(x)} for name, x in by_attempts.items()},
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 4)
+
+
+def _rate(part: int, rest: int) -> float | None:
+    return round(part / (part + rest), 4) if part + rest else None

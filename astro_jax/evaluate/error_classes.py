@@ -1,0 +1,113 @@
+"""Class the wrong answers of a model by rules. Each wrong answer has one class, the first that applies:
+
+1. cut off: the answer reached the limit of tokens.
+2. gave up: the answer is empty, or says that it does not know or that there is no solution, and gives none.
+3. format: the answer is right by another rule of grading, or no answer can be read; Countdown: a line of no known form.
+4. arithmetic: an equation is false.
+5. rule broken: Countdown only: a number that is not there is used, or numbers are left at the end.
+6. copying: a number of the problem or of an earlier line is stated wrongly.
+7. planning: all that can be checked is valid, and leads to a wrong answer.
+
+For Countdown the verifier decides, by the last branch alone. For texts the rules are rough: an equation counts if it
+has two operands, and a number counts as copied wrongly if it is an operand that neither the problem, nor an earlier
+line, nor everyday knowledge gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal, get_args
+
+from astro_jax.types import Problem
+from astro_jax.verify import countdown
+from astro_jax.verify.number import NUMBER, SIGNED, UNSIGNED, parse
+from astro_jax.verify.numeric_answer import false_equations
+
+ErrorClass = Literal["cut off", "gave up", "format", "arithmetic", "rule broken", "copying", "planning"]
+CLASSES: tuple[ErrorClass, ...] = get_args(ErrorClass)
+
+_GAVE_UP = re.compile(
+    r"\b(?:i|we) (?:(?:really|just|still|simply|honestly) )*(?:do not|don't|cannot|can't|could not|couldn't|am unable "
+    r"to|are unable to|am not able to|give up|have no idea|did not find|was unable to)\b(?! have to| need)"
+    r"|\b(?:there is|there's|has|have) no (?:solution|answer|way|valid)|\bno (?:solution|idea)\b|\bgiv(?:e|ing) up\b"
+    r"|\b(?:is|seems|looks) (?:impossible|unsolvable|not possible|not solvable|too hard|too difficult)\b"
+    r"|\bcannot be (?:solved|determined|answered|made|found|reached)|\bcan't be (?:solved|determined|made|reached)"
+    r"|\bnot enough information\b|\bsorry\b|\bas an ai\b|\bskip (?:this|it)\b",
+    re.IGNORECASE,
+)
+_OPERANDS = re.compile(rf"(?<![\w.,])({UNSIGNED})\s*[-+*/x×÷]\s*(?=({UNSIGNED}))")
+_RESULTS = re.compile(rf"=\s*\$?\s*({SIGNED})")
+_LATEX = (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("\\$", ""), ("$", ""), ("\\,", ""), ("−", "-"))
+# Numbers that a solution may use without the problem: units of time, length and angle, percent, squares.
+_EVERYDAY = frozenset(
+    map(Fraction, (0, 1, 2, 3, 4, 7, 8, 10, 12, 24, 30, 31, 36, 52, 60, 90, 100, 180, 360, 365, 1000))
+)
+_WORDS = {
+    word: Fraction(value)
+    for value, words in enumerate(
+        ("zero", "one once", "two twice double pair half", "three thrice triple third", "four quarter fourth",
+         "five fifth", "six", "seven week", "eight", "nine", "ten", "eleven", "twelve dozen year")
+    )
+    for word in words.split()
+}  # fmt: skip
+
+
+def classify(
+    problem: Problem, response: str, stopped: bool, answer: str | None, right_by_other_rule: bool
+) -> ErrorClass:
+    """Class a wrong answer.
+
+    Args:
+      response: the text.
+      stopped: whether an end token ended the text.
+      answer: the answer that the rule of grading has read; None if it has read none.
+      right_by_other_rule: whether another rule finds the answer right.
+    """
+    if not stopped:
+        return "cut off"
+    if not response.strip() or (_GAVE_UP.search(response) and not _claims_answer(response, answer)):
+        return "gave up"
+    if problem.task == "countdown":
+        return countdown.find_fault(problem, response) or "planning"
+    text = _plain(response)
+    if right_by_other_rule:
+        return "format"
+    if false_equations(text):
+        return "arithmetic"
+    if answer is None:
+        return "format"
+    return "copying" if unknown_operands(problem.prompt, text) else "planning"
+
+
+def _claims_answer(response: str, answer: str | None) -> bool:
+    """Whether a response that doubts gives an answer after all, with a number in it."""
+    return answer is not None and any(c.isdigit() for c in answer) and answer in response[-200:]
+
+
+def _plain(text: str) -> str:
+    for latex, plain in _LATEX:
+        text = text.replace(latex, plain)
+    return text
+
+
+def unknown_operands(prompt: str, text: str) -> list[str]:
+    """Find the operands that neither the problem, nor an earlier result, nor everyday knowledge gives."""
+    prompt = _plain(prompt)
+    known = {value for number in NUMBER.findall(prompt) if (value := parse(number)) is not None} | _EVERYDAY
+    known |= {abs(x) for x in known} | {_WORDS[w] for w in re.findall(r"[a-z]+", prompt.lower()) if w in _WORDS}
+    known |= {x / 100 for x in known} | {1 - x / 100 for x in known} | {1 + x / 100 for x in known}  # percents
+    unknown = []
+    for line in re.split(r"(?<=[.\n;])\s", text):
+        for match in _OPERANDS.finditer(line):
+            unknown += [number for number in match.groups() if parse(number) not in known]
+        known |= {value for number in _RESULTS.findall(line) if (value := parse(number)) is not None}
+    return unknown
+
+
+def summarize(classes: Sequence[ErrorClass], answers: int) -> dict[str, float]:
+    """The share of all answers that each class has."""
+    counts = Counter(classes)
+    return {name: round(counts[name] / answers, 4) for name in CLASSES}

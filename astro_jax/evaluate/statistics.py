@@ -1,0 +1,157 @@
+"""Estimators of an evaluation with n samples a problem: pass@k, maj@k, and intervals over problems.
+
+The problems are the unit: an interval says how a figure varies with the draw of problems (and of samples). All
+functions take one value or one row a problem, and work on several evaluations at once along leading axes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.special
+import scipy.stats
+
+from astro_jax.verify.same_answer import value_key
+
+LEVEL = 0.95
+RESAMPLES = 2000  # of the bootstrap
+_SEED = 0  # of the resamples, which are the same for all figures of as many problems
+
+
+def pass_at_k(correct: np.ndarray, n: int, k: int) -> np.ndarray:
+    """Estimate pass@k without bias: the chance that one of k samples is correct (arXiv 2107.03374, equation 1).
+
+    Args:
+      correct: [..., P] how many of the n samples of each problem are correct.
+      n: samples of a problem.
+      k: from 1 to n.
+
+    Returns:
+      [..., P] `1 - C(n - c, k) / C(n, k)` for c correct samples. For k = 1 it is c / n.
+
+    Raises:
+      ValueError: when k is not within 1 and n.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} needs {k} samples of a problem, and there are {n}")
+    misses = np.asarray([scipy.special.comb(n - c, k, exact=True) / scipy.special.comb(n, k, exact=True)
+                         for c in range(n + 1)])  # fmt: skip
+    return 1 - misses[np.asarray(correct, int)]
+
+
+def majority_is_correct(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
+    """Whether the majority vote of some answers to a problem is correct (arXiv 2203.11171).
+
+    Answers of equal value are one answer. An answer that did not parse (None) has no vote. In a tie the answer that
+    came first wins. The vote is correct if an answer of the winning value is correct.
+
+    Example: `["3", "\\\\sqrt{8}", "2\\\\sqrt{2}", None]` elects the second answer.
+    """
+    votes: dict[str, list[bool]] = {}
+    for answer, right in zip(answers, correct, strict=True):
+        if answer is not None:
+            votes.setdefault(value_key(answer), []).append(right)
+    if not votes:
+        return False
+    winner = max(votes.values(), key=len)  # the first of those with most votes
+    return any(winner)
+
+
+def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:
+    """Estimate maj@k of one problem: the mean over the n // k blocks of k samples in a row.
+
+    Raises:
+      ValueError: when k is not within 1 and n.
+    """
+    if not 1 <= k <= len(answers):
+        raise ValueError(f"maj@{k} needs {k} samples of a problem, and there are {len(answers)}")
+    starts = range(0, len(answers) - k + 1, k)
+    return float(np.mean([majority_is_correct(answers[i : i + k], correct[i : i + k]) for i in starts]))
+
+
+def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the 95% interval of a mean over problems, by a bootstrap over the problems.
+
+    It is the expanded percentile interval (Hesterberg, arXiv 1411.5279, section 5.2): the plain percentile interval is
+    too short for few problems, such as AIME's 30.
+
+    Args:
+      values: [..., P] one value a problem, P of at least 2.
+
+    Returns:
+      (low, high), each [...].
+    """
+    values = np.asarray(values, float)
+    p = values.shape[-1]
+    means = values @ _resamples(p).T
+    alpha = scipy.stats.norm.cdf(scipy.stats.t.ppf((1 - LEVEL) / 2, p - 1) * np.sqrt(p / (p - 1)))
+    low, high = np.quantile(means, (alpha, 1 - alpha), axis=-1)
+    return low, high
+
+
+def interval(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the 95% interval of a mean of rates: `bootstrap`, or Wilson's interval where all are 0 or all are 1.
+
+    There the bootstrap shows no variation: 0 of 30 problems would have the interval 0 to 0.
+
+    Args:
+      rates: [..., P] a rate from 0 to 1 for each problem.
+
+    Returns:
+      (low, high), each [...].
+    """
+    rates = np.asarray(rates, float)
+    p, mean = rates.shape[-1], rates.mean(-1)
+    low, high = bootstrap(rates) if p > 1 else (mean, mean)
+    wilson_low, wilson_high = _wilson(mean, p)
+    constant = (p == 1) | np.isin(mean, (0.0, 1.0))
+    return np.where(constant, wilson_low, low), np.where(constant, wilson_high, high)
+
+
+@functools.lru_cache(maxsize=8)
+def _resamples(p: int) -> np.ndarray:
+    """[RESAMPLES, P] weights: how often each resample draws each problem, over P."""
+    return np.random.default_rng(_SEED).multinomial(p, np.full(p, 1 / p), RESAMPLES) / p
+
+
+def _wilson(share: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    z = scipy.stats.norm.ppf((1 + LEVEL) / 2)
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return np.clip(center - half, 0, 1), np.clip(center + half, 0, 1)
+
+
+def summarize(rates: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """The mean rate over problems with its 95% interval: `mean`, `low`, `high` to 4 digits, and `n`, the problems."""
+    array = np.asarray(rates, float)
+    low, high = interval(array)
+    return {
+        "mean": round(float(array.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4),
+        "n": len(array),
+    }  # fmt: skip
+
+
+def paired_difference(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """The mean of b - a over the same problems, with its 95% interval.
+
+    The problems are drawn in pairs, so the interval is shorter than those of a and b where the two models find the same
+    problems hard.
+
+    Args:
+      a, b: [P] one value a problem, in the same order.
+    """
+    differences = np.asarray(b, float) - np.asarray(a, float)
+    p = len(differences)
+    low, high = bootstrap(differences) if p > 1 else (-1.0, 1.0)  # one problem tells nothing about others
+    return {
+        "difference": round(float(differences.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4),
+        "n": p,
+    }  # fmt: skip
+
+
+def powers_of_two(n: int) -> list[int]:
+    """The k of pass@k and maj@k that are reported: 1, 2, 4, ... up to n, and n itself."""
+    return sorted({n, *(2**i for i in range(n.bit_length()) if 2**i <= n)})
