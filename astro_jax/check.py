@@ -21,7 +21,7 @@ from astro_jax import mesh as meshes
 from astro_jax import prompts as prompt_files
 from astro_jax import stage_folder, stage_inputs, storage
 from astro_jax import stages as registry
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, is_transient
 from astro_jax.llama import checkpoint, params, paths
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
@@ -128,6 +128,8 @@ def find(
         try:
             lines |= dict.fromkeys(check(subject))
         except AstroError as e:
+            if is_transient(e):  # says nothing about the run
+                raise
             lines[str(e)] = None
     return list(lines)
 
@@ -166,7 +168,11 @@ def _settings(s: Subject) -> Iterator[str]:
 
 def _problems(s: Subject) -> Iterator[str]:
     """Sources that cannot be read, and too few problems."""
-    yield from (str(drawn) for drawn in s.drawn.values() if isinstance(drawn, AstroError))
+    for drawn in s.drawn.values():
+        if isinstance(drawn, AstroError):
+            if is_transient(drawn):
+                raise drawn
+            yield str(drawn)
     if "traces" in s.names:
         dataset.check(s.c.traces, [] if s.c.trees else s.problems("search"))
 

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -41,6 +42,21 @@ def write_text(path: epath.Path, text: str) -> None:
     partial = path.parent / f"{path.name}.part"
     partial.write_text(text)
     partial.replace(path)
+    mark_write()
+
+
+_last_write = 0.0
+
+
+def last_write() -> float:
+    """Return when this process last saved work, as time.monotonic."""
+    return _last_write
+
+
+def mark_write(when: float | None = None) -> None:
+    """Note that work was saved, by default now: after a kill it need not be done again."""
+    global _last_write
+    _last_write = time.monotonic() if when is None else when
 
 
 def append_text(path: epath.Path, text: str) -> None:

@@ -28,7 +28,8 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
       roofline_share: share of the roofline's speed that the run is assumed to reach.
 
     Returns:
-      `reached` (the share) and by "stage program", such as "sft step": `tokens`, `hours`, `chip_hours`.
+      `reached` (the share), `total_hours` and `total_chip_hours` of these programs, and by "stage program", such as
+      "sft step": `tokens`, `hours`, `chip_hours`.
     """
     costs: Json = {"reached": roofline_share}
 
@@ -49,7 +50,8 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
             s = c.search
             share = s.rounds[0] / sum(s.rounds) if s.method == "rounds" else 1 / s.num_simulations
             add(f"{name}, one iteration a tree", tokens * share, row["tokens_per_s"])
-    return costs
+    hours = sum(cost["hours"] for name, cost in costs.items() if isinstance(cost, dict) and "," not in name)
+    return costs | {"total_hours": round(hours, 1), "total_chip_hours": round(hours * chips, 1)}
 
 
 def _tokens(c: cfg.Config, prompt_tokens: int) -> dict[tuple[str, str], float]:

@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from astro_jax import distributed
+from astro_jax import distributed, storage
 from astro_jax.progress import ProgressBar
 from astro_jax.train.metrics_logger import MetricsLogger
 from astro_jax.train.skip_guard import SkipGuard
@@ -81,6 +81,7 @@ def run(
                 if is_saved and not guard.in_a_row:
                     distributed.assert_equal_across_processes(f"{stage}, step {i + 1}", logger.latest)
                     checkpointer.save_checkpointables(i + 1, _checkpointables(state, data_iterator))
+                    storage.mark_write()
     return state
 
 
