@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax import mesh as meshes
@@ -262,8 +263,26 @@ def _disk(s: Subject) -> Iterator[str]:
         )
 
 
+def _bucket(s: Subject) -> Iterator[str]:
+    """A bucket that the account of this machine cannot use. With a topology another machine will run."""
+    if s.topology is None and (refusal := storage.bucket_refusal(storage.absolute(s.c.out))):
+        yield f"out={refusal}"
+
+
+def _workers(s: Subject) -> Iterator[str]:
+    """Files on the disk of this machine, for a run that other machines will do: its folder is in a bucket."""
+    if s.topology is None or not storage.is_remote(s.c.out):
+        return
+    sources = {"problems.path": s.c.problems.path, "examples": s.c.examples, "trees": s.c.trees}
+    files = {key: value for key, value in sources.items() if value and os.path.isabs(value)}
+    if s.c.model != "scratch" and epath.Path(s.c.model).exists() and not storage.is_remote(s.c.model):
+        files["model"] = s.c.model
+    for key, value in files.items():
+        yield f"{key}={value} is on the disk of this machine, which the workers do not see; upload it to the bucket"
+
+
 _CHECKS: tuple[Callable[[Subject], Iterator[str]], ...] = (
-    _settings, _problems, _prompts, _answer_format, _mesh, _memory, _disk,
+    _settings, _bucket, _workers, _problems, _prompts, _answer_format, _mesh, _memory, _disk,
 )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
     if max_hours is not None and before >= 3600 * max_hours:
         raise AstroError(_limit_message(run, before, max_hours))
     start, started_s, compile_s, ended = time.monotonic(), _start_seconds(command), 0.0, threading.Event()
-    name = datetime.datetime.now(datetime.UTC).strftime(f"%Y%m%d-%H%M%S-{socket.gethostname()}-{os.getpid()}")
+    name = datetime.datetime.now(datetime.UTC).strftime(f"%Y%m%d-%H%M%S-%f-{socket.gethostname()}-{os.getpid()}")
     path = run / FOLDER / f"{name}.json"
     chips = {"chips": jax.device_count(), "chip": jax.devices()[0].device_kind}
 

@@ -58,7 +58,7 @@ check() { # NAME PATTERN WHAT
 
 read_settings() {
     [[ -f $settings ]] || fail "no settings file ${settings:-''}: copy launch/tpu.env.example to this path and fill it in"
-    CONFIG='' OVERRIDES=() STAGE=run MAX_HOURS='' MAX_WAIT_HOURS=24 PRICE='' RUNTIME='' TPU_SERVICE_ACCOUNT=''
+    CONFIG='' OVERRIDES=() STAGE=run MAX_HOURS='' MAX_WAIT_HOURS=24 PRICE='' LIBTPU_ARGS='' RUNTIME='' TPU_SERVICE_ACCOUNT=''
     CLUSTER='' IMAGE='' SERVICE_ACCOUNT=default SHARDS=1
     local message # a child shell reads the file first: an unset name or an open quote ends the shell
     # shellcheck disable=SC2016
@@ -117,6 +117,7 @@ derive() {
     out=$BUCKET/$NAME
     # --processes: a worker that finds fewer processes than the slice has stops, in place of a run of its own.
     command=(astro "$STAGE" "$CONFIG" "out=$out" "${OVERRIDES[@]}" --processes "$hosts" --max-hours "$MAX_HOURS")
+    [[ ! $LIBTPU_ARGS ]] || command=(env "LIBTPU_INIT_ARGS=$LIBTPU_ARGS" "${command[@]}")
 }
 
 bucket() { cut -d/ -f1-3 <<<"$BUCKET"; }

@@ -25,7 +25,8 @@ resources:
     max_restarts_on_errors: 5
 setup: bash launch/worker.sh setup
 run: |
-  .venv/bin/$(quoted "${command[@]}")
+  export PATH=\$PWD/.venv/bin:\$PATH
+  $(quoted "${command[@]}")
 YAML
 }
 

@@ -19,7 +19,7 @@ source launch/settings.sh
 # Every loop ends: after so many queries in a row without an answer, refused requests in a row, failures of the run (a
 # run of an hour is a new start), failures on one slice, whose node may be at fault, and slices.
 poll=${ASTRO_POLL:-30} runs=${ASTRO_RUNS:-runs} # seconds between two queries; where logs and results go
-max_unknown=20 max_refused=5 max_failures=5 max_failures_on_slice=2 max_slices=50
+max_unknown=${ASTRO_MAX_UNKNOWN:-10} max_refused=5 max_failures=5 max_failures_on_slice=2 max_slices=50
 billed="the slice may still exist and cost money: run launch/tpu.sh delete"
 
 tpus() { limited "$1" gcloud compute tpus "${@:2}" --project="$PROJECT" --zone="$ZONE"; } # SECONDS COMMAND ...

@@ -12,6 +12,10 @@ case ${1:-} in
             uv python install -q 3.12
         fi
         bash launch/setup.sh requirements-tpu.lock
+        # JAX asks for huge pages on TPU VMs: the start and transfers from the host are faster.
+        if compgen -G '/dev/accel*' >/dev/null || compgen -G '/dev/vfio/[0-9]*' >/dev/null; then
+            sudo -n sh -c 'echo always >/sys/kernel/mm/transparent_hugepage/enabled' || true
+        fi
         ;;
     start)
         shift

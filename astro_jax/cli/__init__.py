@@ -56,6 +56,8 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
             return _fail(f"no space left on device: free some, and {_resume_hint(args)}")
         if isinstance(e, PermissionError):
             return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
+        if is_transient(e):
+            return _fail(f"{type(e).__name__}: {e}; {_resume_hint(args)}", code=1)
         if distributed.process_count() == 1:
             raise
         if lost := distributed.silent_processes():

@@ -117,6 +117,7 @@ class Cloud:
         env = {
             "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin", "HOME": str(self.folder), "ASTRO_POLL": "0.01",
             "ASTRO_LIMIT": limit, "ASTRO_VENV": str(self.folder / "venv"), "ASTRO_RUNS": str(self.folder),
+            "ASTRO_MAX_UNKNOWN": "3",
         }  # fmt: skip
         return subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, timeout=60)
 

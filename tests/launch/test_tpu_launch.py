@@ -93,7 +93,11 @@ def test_overrides_with_spaces_and_quotes_survive_every_shell(cloud):
     container = job_of(yaml.safe_load(cloud.run("gke.sh", "manifest").stdout))["template"]["spec"]["containers"][0]
     assert shlex.split(container["command"][2]) == ["exec", *expected]
     task = yaml.safe_load(cloud.run("sky.sh", "task").stdout)
-    assert shlex.split(task["run"]) == [".venv/bin/astro", *expected[1:]]
+    path, line = task["run"].splitlines()
+    assert path == "export PATH=$PWD/.venv/bin:$PATH" and shlex.split(line) == expected
+    cloud.change(LIBTPU_ARGS="'--xla_a=true --xla_b=1'")
+    task = yaml.safe_load(cloud.run("sky.sh", "task").stdout)
+    assert shlex.split(task["run"].splitlines()[1])[:3] == ["env", "LIBTPU_INIT_ARGS=--xla_a=true --xla_b=1", "astro"]
 
 
 def test_search_makes_one_jobset_for_each_shard(cloud):
@@ -482,6 +486,17 @@ def test_every_command_of_the_guide_works_in_a_dry_run(cloud):
         elif name == "setup.sh":
             assert all((ROOT / lock).exists() for lock in words[1:]), command
         else:
-            assert name in ("gcloud", "gsutil", "docker", "cp", "git", "kubectl", "local.sh", "pip"), command
+            assert name in (
+                "gcloud",
+                "gsutil",
+                "docker",
+                "cp",
+                "git",
+                "kubectl",
+                "local.sh",
+                "pip",
+                "ssh-keygen",
+                "ssh-add",
+            ), command
     assert {"tpu.sh", "gke.sh", "sky.sh", "astro", "setup.sh"} <= seen
     assert not cloud.calls

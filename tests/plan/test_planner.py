@@ -22,7 +22,7 @@ def test_published_architectures_have_their_published_number_of_parameters():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--topology", "v9:4x4"], "unknown TPU; choose one of v5e, v6e, v5p"),
+        (["--topology", "v9:4x4"], "unknown TPU; choose one of v4, v5e, v6e, v5p"),
         (["--topology", "v5e:3x3"], "unknown slice of v5e; choose one of 1x1, 2x2"),
         (["--topology", "v5e:4x4"], "has 2 devices and v5e:4x4 has 16 chips"),
         (["--topology", "v5e:1x1", "--prompt", "0"], "--prompt must be at least 1"),
