@@ -134,7 +134,7 @@ def traces(args: argparse.Namespace, command: str) -> int:
     export.check(out=bool(args.out), push=bool(args.push))
     args.overrides += [f"traces.clone={args.clone}"] if args.clone else []
     c, stages = _config(args)
-    run = pipeline.execute(c, command, stages, max_hours=args.max_hours)
+    run = pipeline.execute(c, command, stages, (0, 1), args.max_hours)
     if not distributed.is_main_process():
         return 0
     if args.out:
