@@ -1,7 +1,8 @@
 """What would stop a run, found before its first token and listed at once (`astro check`).
 
 `astro run` checks the stages that it is about to run. Each function of `_CHECKS` looks at one subject, and yields a
-line for each problem: what is wrong, where, and what to do. Nothing is written, and no weights are read.
+line for each problem: what is wrong, where, and what to do. Nothing is written, but for a probe of a bucket that is
+removed again, and no weights are read.
 """
 
 from __future__ import annotations
@@ -273,8 +274,10 @@ def _workers(s: Subject) -> Iterator[str]:
     """Files on the disk of this machine, for a run that other machines will do: its folder is in a bucket."""
     if s.topology is None or not storage.is_remote(s.c.out):
         return
-    sources = {"problems.path": s.c.problems.path, "examples": s.c.examples, "trees": s.c.trees}
-    files = {key: value for key, value in sources.items() if value and os.path.isabs(value)}
+    p = s.c.problems
+    paths = {"problems.path": p.path, "examples": s.c.examples, "trees": s.c.trees}
+    paths |= {f"problems.{name}": x.path for name in ("sources", "evaluation") for x in getattr(p, name)}
+    files = {key: value for key, value in paths.items() if value and os.path.isabs(value)}
     if s.c.model != "scratch" and epath.Path(s.c.model).exists() and not storage.is_remote(s.c.model):
         files["model"] = s.c.model
     for key, value in files.items():
