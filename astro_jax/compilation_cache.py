@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from etils import epath
@@ -22,15 +23,15 @@ def use(run: epath.Path) -> Iterator[None]:
 
     A folder that the user has set stays in use. Of several processes the first writes, and all read.
     """
-    if jax.config.jax_compilation_cache_dir:
-        yield
-        return
-    changes = {
+    changes: dict[str, Any] = {
         "jax_compilation_cache_dir": str(run / FOLDER / _machine()),
         "jax_persistent_cache_min_compile_time_secs": 0.0,  # JAX leaves out what compiles within a second
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     before = {name: getattr(jax.config, name) for name in changes}
+    if before["jax_compilation_cache_dir"]:
+        yield
+        return
     try:
         _set(changes)
         yield
@@ -38,7 +39,7 @@ def use(run: epath.Path) -> Iterator[None]:
         _set(before)
 
 
-def _set(values: dict[str, object]) -> None:
+def _set(values: dict[str, Any]) -> None:
     for name, value in values.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # JAX opens a cache once, and would keep the one of the run before

@@ -51,10 +51,10 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
     path = run / FOLDER / f"{name}.json"
     chips = {"chips": jax.device_count(), "chip": jax.devices()[0].device_kind}
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         nonlocal compile_s
         if event == "/jax/core/compile/backend_compile_duration":
-            compile_s += duration
+            compile_s += duration_secs
 
     def state(is_running: bool, is_complete: bool = False) -> Json:
         seconds = started_s + time.monotonic() - start
