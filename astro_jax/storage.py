@@ -176,7 +176,7 @@ def new_folder(path: epath.Path) -> Iterator[epath.Path]:
     try:
         yield partial
     except BaseException:
-        partial.rmtree()
+        partial.rmtree(missing_ok=True)  # in a bucket a folder without files does not exist
         raise
     partial.rename(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,13 +123,15 @@ def read_rows(tensor: Tensor, spec: ParamSpec, sharding: NamedSharding) -> jax.A
       spec: of the parameter that the tensor is, or is a layer of.
       sharding: of the result, which has the shape of `spec.layer_shape`.
     """
-    assert tensor.rows is not None
-    devices = Mesh(sharding.mesh.devices.reshape(-1), ("rows",))
+    devices, read = Mesh(sharding.mesh.devices.reshape(-1), ("rows",)), tensor.rows
+    assert read is not None
     n = tensor.shape[0] // devices.size
-    rows = jax.make_array_from_callback(
-        tensor.shape, NamedSharding(devices, P("rows")),
-        lambda index: tensor.rows(index[0].start or 0, (index[0].start or 0) + n),
-    )  # fmt: skip
+
+    def share(index: Any) -> np.ndarray:
+        first = index[0].start or 0
+        return read(first, first + n)
+
+    rows = jax.make_array_from_callback(tensor.shape, NamedSharding(devices, P("rows")), share)
     return _exchange(spec.n_in, spec.layer_shape, sharding)(rows)
 
 
