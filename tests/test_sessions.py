@@ -83,7 +83,7 @@ def test_status_shows_progress_speed_and_cost(run, capsys):
     storage.write_jsonl(run / "astro-sft" / "timings.jsonl", steps)
     assert main(["status", str(run), "--price", "1.5"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("2 of 14 stages finished")
+    assert lines[0].endswith("2 of 15 stages finished")
     assert lines[1].startswith("in progress: astro-sft at step 30, 2 steps/s, ")
     assert lines[2] == "1 commands, none runs now; 1 hours, 16 chip-hours, cost 24"
     assert lines[3].startswith("goodput 0.900; hours lost: start 0.1, ")

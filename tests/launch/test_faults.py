@@ -29,9 +29,7 @@ def together(tmp_path, cases):
         return [(case, *run.result()) for case, run in zip(cases, runs, strict=True)]
 
 
-@pytest.mark.parametrize(
-    "mode", ["fail", "hang", pytest.param("late", marks=pytest.mark.slow), pytest.param("lie", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("mode", COMMANDS)
 def test_one_fault_is_overcome_or_said_in_one_line(tmp_path, mode):
     for case, cloud, done in together(tmp_path, [(part, mode, 1) for part in COMMANDS[mode]]):
         billed = "cost money" in done.stderr
@@ -58,7 +56,6 @@ ENDS = {
 }
 
 
-@pytest.mark.slow
 def test_permanent_faults_end_with_one_line_and_give_the_slice_back(tmp_path):
     for case, cloud, done in together(tmp_path, [(part, "fail", 999) for part in ENDS]):
         assert done.returncode in (1, 2), (case, done.stderr)
