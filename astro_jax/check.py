@@ -1,7 +1,8 @@
 """What would stop a run, found before its first token and listed at once (`astro check`).
 
 `astro run` checks the stages that it is about to run. Each function of `_CHECKS` looks at one subject, and yields a
-line for each problem: what is wrong, where, and what to do. Nothing is written, and no weights are read.
+line for each problem: what is wrong, where, and what to do. Nothing is written, but for a probe of a bucket that is
+removed again, and no weights are read.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax import mesh as meshes
 from astro_jax import prompts as prompt_files
 from astro_jax import stage_folder, stage_inputs, storage
 from astro_jax import stages as registry
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, is_transient
 from astro_jax.evaluate import responses
 from astro_jax.llama import checkpoint, params, paths
 from astro_jax.llama import tokenizer as tokenizers
@@ -129,6 +131,8 @@ def find(
         try:
             lines |= dict.fromkeys(check(subject))
         except AstroError as e:
+            if is_transient(e):  # says nothing about the run
+                raise
             lines[str(e)] = None
     return list(lines)
 
@@ -167,7 +171,11 @@ def _settings(s: Subject) -> Iterator[str]:
 
 def _problems(s: Subject) -> Iterator[str]:
     """Sources that cannot be read, and too few problems."""
-    yield from (str(drawn) for drawn in s.drawn.values() if isinstance(drawn, AstroError))
+    for drawn in s.drawn.values():
+        if isinstance(drawn, AstroError):
+            if is_transient(drawn):
+                raise drawn
+            yield str(drawn)
     if "traces" in s.names:
         dataset.check(s.c.traces, [] if s.c.trees else s.problems("search"))
 
@@ -271,8 +279,28 @@ def _disk(s: Subject) -> Iterator[str]:
         )
 
 
+def _bucket(s: Subject) -> Iterator[str]:
+    """A bucket that the account of this machine cannot use. With a topology another machine will run."""
+    if s.topology is None and (refusal := storage.bucket_refusal(storage.absolute(s.c.out))):
+        yield f"out={refusal}"
+
+
+def _workers(s: Subject) -> Iterator[str]:
+    """Files on the disk of this machine, for a run that other machines will do: its folder is in a bucket."""
+    if s.topology is None or not storage.is_remote(s.c.out):
+        return
+    p = s.c.problems
+    paths = {"problems.path": p.path, "examples": s.c.examples, "trees": s.c.trees}
+    paths |= {f"problems.{name}": x.path for name in ("sources", "evaluation") for x in getattr(p, name)}
+    files = {key: value for key, value in paths.items() if value and os.path.isabs(value)}
+    if s.c.model != "scratch" and epath.Path(s.c.model).exists() and not storage.is_remote(s.c.model):
+        files["model"] = s.c.model
+    for key, value in files.items():
+        yield f"{key}={value} is on the disk of this machine, which the workers do not see; upload it to the bucket"
+
+
 _CHECKS: tuple[Callable[[Subject], Iterator[str]], ...] = (
-    _settings, _problems, _suites, _prompts, _answer_format, _mesh, _memory, _disk,
+    _settings, _bucket, _workers, _problems, _suites, _prompts, _answer_format, _mesh, _memory, _disk,
 )  # fmt: skip
 
 

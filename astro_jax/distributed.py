@@ -23,9 +23,12 @@ import time
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, TransientError
 
-TIMEOUT_SECONDS = 300.0  # until all processes have connected; and without a heartbeat or at a synchronization point
+TIMEOUT_SECONDS = 300.0  # without a heartbeat
+# Until all processes have connected, and at a synchronization point: a process that sends heartbeats may be late, as
+# when it reads a large model.
+START_TIMEOUT_SECONDS = 1800.0
 _HEARTBEAT_SECONDS = 0.5  # between two heartbeats
 _EXIT_WAIT_SECONDS = 5.0  # the main process, which holds the store, waits so long for the others after an error
 _START_HINT = (
@@ -35,7 +38,7 @@ _MISMATCH_HINT = "run the same program on the same files in every process"
 _EXIT_PROCESS_LOST = 1  # exit code when another process is lost: run the same command again to resume
 
 
-class ProcessLostError(AstroError):
+class ProcessLostError(TransientError):
     """Another process is lost. The input is not at fault: run the same command again to resume."""
 
 
@@ -46,7 +49,8 @@ class _ProcessGroup:
     Attributes:
       index: number of this process, from 0.
       count: number of processes.
-      timeout: seconds to wait for another process.
+      start_timeout: seconds to wait for another process that sends heartbeats.
+      timeout: seconds to wait for a heartbeat of another process.
       store: client of the coordination service's key-value store.
       num_synced: synchronization points that this process has passed.
       exiting: whether this process has written its last heartbeat.
@@ -56,6 +60,7 @@ class _ProcessGroup:
 
     index: int = 0
     count: int = 1
+    start_timeout: float = START_TIMEOUT_SECONDS
     timeout: float = TIMEOUT_SECONDS
     store: Any = None
     num_synced: int = 0
@@ -68,53 +73,62 @@ _group = _ProcessGroup()
 
 
 def initialize(
-    coordinator: str | None = None, count: int | None = None, index: int | None = None, timeout: float = TIMEOUT_SECONDS
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    timeout: float = TIMEOUT_SECONDS,
+    start_timeout: float = START_TIMEOUT_SECONDS,
 ) -> None:
     """Connect to the other processes of the run. Call before the first use of a device.
 
     With no arguments the processes are those of the TPU slice that this machine belongs to; without a slice the run has
-    one process.
+    one process. With `count` alone the slice must have so many processes: where their discovery fails, no process goes
+    on alone.
 
     Args:
       coordinator: HOST:PORT of the main process, which serves the store at this address.
       count: number of processes.
       index: number of this process, from 0.
-      timeout: seconds.
+      timeout: seconds without a heartbeat, after which a process counts as lost.
+      start_timeout: seconds to wait for a process that is alive.
 
     Raises:
-      AstroError: when only some of the first three arguments are set, when `index` is out of range, or when the other
-        processes cannot be reached.
+      AstroError: when only some of the first three arguments are set outside of a slice, or `index` is out of range.
+      TransientError: when the other processes cannot be found or reached.
     """
     if _group.count > 1 or count == 1:
         return
     arguments = (coordinator, count, index)
     explicit = all(x is not None for x in arguments)
-    if any(x is not None for x in arguments) and not explicit:
+    discovered = coordinator is None and index is None and on_tpu()
+    if any(x is not None for x in arguments) and not explicit and not discovered:
         raise AstroError("processes: set all of --coordinator, --processes and --process, or none of them")
-    if not explicit and not on_tpu():
+    if not explicit and not discovered:
         return
     if count is not None and index is not None and not 0 <= index < count:
         raise AstroError(f"processes: --process {index} is not one of 0 to {count - 1}")
     import jax
 
     # JAX's own limits are longer: JAX aborts the process without an error message of this program.
-    jax_timeout = int(timeout) + 60
-    timer = threading.Timer(timeout, _abort_start, (timeout,))
+    timer = threading.Timer(start_timeout, _abort_start, (start_timeout,))
     timer.daemon = True
     timer.start()
     try:
         jax.distributed.initialize(
-            coordinator, count, index, initialization_timeout=jax_timeout, heartbeat_timeout_seconds=jax_timeout
+            *(arguments if explicit else (None, None, None)),
+            initialization_timeout=int(start_timeout) + 60,
+            heartbeat_timeout_seconds=int(timeout) + 60,
         )
     except (RuntimeError, ValueError, OSError) as e:
-        if isinstance(e, ValueError) and not explicit:  # TPU chips outside of a slice, as in a notebook
+        if isinstance(e, ValueError) and discovered and count is None:  # TPU chips outside of a slice, as in a notebook
             return
-        raise AstroError(
+        error = AstroError if isinstance(e, ValueError) and explicit else TransientError
+        raise error(
             f"processes: cannot connect to the other processes ({str(e).splitlines()[0]}); {_START_HINT}"
         ) from e
     finally:
         timer.cancel()
-    _join_group(timeout)
+    _join_group(timeout, start_timeout, count)
 
 
 def _abort_start(timeout: float) -> NoReturn:
@@ -129,14 +143,21 @@ def on_tpu() -> bool:
     return bool(allowed and chips and importlib.util.find_spec("libtpu"))
 
 
-def _join_group(timeout: float) -> None:
-    """Fill in the process group and start the heartbeat thread."""
+def _join_group(timeout: float, start_timeout: float, count: int | None) -> None:
+    """Fill in the process group and start the heartbeat thread.
+
+    Raises:
+      TransientError: when the slice has not `count` processes.
+    """
     from jax._src import distributed  # JAX has no public name for the store
 
     state = distributed.global_state
+    if count is not None and state.num_processes != count:
+        raise TransientError(f"processes: {state.num_processes} of {count} found; {_START_HINT}")
     if state.num_processes == 1:
         return
     _group.index, _group.count, _group.timeout = state.process_id, state.num_processes, timeout
+    _group.start_timeout = start_timeout
     _group.store = state.client
     monitor = threading.Thread(target=_monitor, name="heartbeats", daemon=True)
     monitor.start()
@@ -218,11 +239,11 @@ def _read_entry(point: int, index: int, name: str) -> Any:
     """Wait for the [name, value] of a process at a synchronization point."""
     try:
         return json.loads(
-            _group.store.blocking_key_value_get(f"astro/sync/{point}/{index}", int(1000 * _group.timeout))
+            _group.store.blocking_key_value_get(f"astro/sync/{point}/{index}", int(1000 * _group.start_timeout))
         )
     except RuntimeError as e:
         raise ProcessLostError(
-            f"processes: {_describe(index)} did not reach {name!r} within {_group.timeout:g} s ({str(e)[:80]})"
+            f"processes: {_describe(index)} did not reach {name!r} within {_group.start_timeout:g} s ({str(e)[:80]})"
         ) from e
 
 

@@ -21,7 +21,19 @@ from typing import Any
 import jax
 from etils import epath
 
-from astro_jax import check, countdown, distributed, report, run_lock, run_plan, stage_folder, stage_inputs, storage
+from astro_jax import (
+    check,
+    compilation_cache,
+    countdown,
+    distributed,
+    report,
+    run_lock,
+    run_plan,
+    sessions,
+    stage_folder,
+    stage_inputs,
+    storage,
+)
 from astro_jax import config as cfg
 from astro_jax import mesh as meshes
 from astro_jax import stages as registry
@@ -58,7 +70,13 @@ from astro_jax.verify import verdict_counts
 from astro_jax.verify.verdict_counts import VerdictCounts
 
 
-def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: tuple[int, int] = (0, 1)) -> RunContext:
+def execute(
+    c: cfg.Config,
+    command: str = "",
+    only: Sequence[str] = (),
+    shard: tuple[int, int] = (0, 1),
+    max_hours: float | None = None,
+) -> RunContext:
     """Run the stages of a config in order. Keep the results of stages whose inputs have not changed.
 
     Args:
@@ -66,6 +84,7 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
       command: the command line, for config.json.
       only: the stages to run; empty for all.
       shard: (i, n): search only the i-th of n shards of the problems, and leave the stage unfinished.
+      max_hours: of all commands on this run together (`sessions.record`).
 
     Raises:
       AstroError: for an unknown stage, a config that cannot run (before anything is written), or a missing parent.
@@ -92,13 +111,14 @@ def execute(c: cfg.Config, command: str = "", only: Sequence[str] = (), shard: t
         return run
     with contextlib.closing(run.verifier), run_lock.hold(run.folder, command, shared=shard[1] > 1):
         run.claim_folder()
-        for name, stage in plans.items():
-            if stage.runs and name in names:
-                run_stage(run, stage)
-                log(f"{name}{f' {shard[0]}/{shard[1]}' * (shard[1] > 1)} done")
-            elif not stage.runs:
-                run_plan.adopt(run.folder, stage)
-            distributed.assert_equal_across_processes(f"{name} is done")
+        with compilation_cache.use(run.folder), sessions.record(run.folder, command, max_hours):
+            for name, stage in plans.items():
+                if stage.runs and name in names:
+                    run_stage(run, stage)
+                    log(f"{name}{f' {shard[0]}/{shard[1]}' * (shard[1] > 1)} done")
+                elif not stage.runs:
+                    run_plan.adopt(run.folder, stage)
+                distributed.assert_equal_across_processes(f"{name} is done")
     return run
 
 

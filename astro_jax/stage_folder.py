@@ -117,16 +117,14 @@ def put_aside(run: epath.Path, stage: str) -> None:
     target = previous(run, stage, inputs.digest)
     if target.exists():
         target.rmtree()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder.rename(target)
+    storage.move(folder, target)
 
 
 def restore(run: epath.Path, stage: str, digest: str) -> None:
     """Move results that were put aside back to RUN/STAGE."""
     if distributed.is_main_process():
         put_aside(run, stage)
-        (run / stage).parent.mkdir(parents=True, exist_ok=True)
-        previous(run, stage, digest).rename(run / stage)
+        storage.move(previous(run, stage, digest), run / stage)
 
 
 # ---- Reading

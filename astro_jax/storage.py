@@ -13,15 +13,20 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import fsspec
 from etils import epath
 
 from astro_jax import distributed
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, TransientError, is_transient
 
 Json = dict[str, Any]
+
+# gcsfs keeps listings, and would not see the files that another process has written since.
+fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 
 def absolute(path: str | epath.Path) -> epath.Path:
@@ -41,6 +46,21 @@ def write_text(path: epath.Path, text: str) -> None:
     partial = path.parent / f"{path.name}.part"
     partial.write_text(text)
     partial.replace(path)
+    mark_write()
+
+
+_last_write = 0.0
+
+
+def last_write() -> float:
+    """Return when this process last saved work, as time.monotonic."""
+    return _last_write
+
+
+def mark_write(when: float | None = None) -> None:
+    """Note that work was saved, by default now: after a kill it need not be done again."""
+    global _last_write
+    _last_write = time.monotonic() if when is None else when
 
 
 def append_text(path: epath.Path, text: str) -> None:
@@ -86,6 +106,51 @@ def local_copy(folder: epath.Path, skip_suffix: str) -> Iterator[epath.Path]:
         yield epath.Path(name)
 
 
+def move(source: epath.Path, target: epath.Path) -> None:
+    """Rename a folder. `target` must not exist; the folders above it are made."""
+    if is_remote(source):  # a bucket has no folders: epath would ask for the one above the target
+        filesystem, path = fsspec.core.url_to_fs(os.fspath(source))
+        filesystem.mv(path, os.fspath(target), recursive=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+
+
+def bucket_refusal(folder: epath.Path) -> str:
+    """Return why the account of this machine cannot use a bucket; empty if it can, and for a folder on a disk.
+
+    A run reads, writes and deletes files. Orbax also asks for the bucket itself (storage.buckets.get).
+
+    Raises:
+      TransientError: when the bucket does not answer.
+    """
+    if not is_remote(folder):
+        return ""
+    probe = folder.parent / f"{folder.name}.writable-{distributed.process_index()}"
+    try:
+        probe.write_text("of a run that has just started")
+        probe.read_text()
+        probe.unlink()
+        _get_bucket(os.fspath(folder).partition("://")[2].partition("/")[0])
+    except Exception as e:  # of gcsfs, google.auth or google.cloud
+        message = " ".join(str(e).split())[:200]
+        if is_transient(e):
+            raise TransientError(f"{folder}: the bucket does not answer ({message}); run the same command again") from e
+        return (
+            f"{folder}: this machine's account cannot use the bucket ({message}); give the account the roles Storage "
+            "Object Admin and Storage Legacy Bucket Reader on the bucket, as docs/tpu.md says"
+        )
+    return ""
+
+
+def _get_bucket(name: str) -> None:
+    try:
+        from google.cloud import storage
+    except ImportError:  # gcsfs, which has just written, came without it
+        return
+    storage.Client().get_bucket(name)
+
+
 def free_bytes(path: epath.Path) -> float:
     """Return the free bytes of the disk that holds `path`, which need not exist; infinity for a remote path."""
     path = absolute(path)
@@ -111,7 +176,7 @@ def new_folder(path: epath.Path) -> Iterator[epath.Path]:
     try:
         yield partial
     except BaseException:
-        partial.rmtree()
+        partial.rmtree(missing_ok=True)  # in a bucket a folder without files does not exist
         raise
     partial.rename(path)
 

@@ -1,42 +1,65 @@
 #!/usr/bin/env bash
 # Starts a run on a slice of TPU VMs. Usage: launch/tpu.sh COMMAND [--dry-run] [--settings FILE]
 #
-#   create   request the slice (a queued resource)        status   show the slice, and the run on each worker
-#   wait     wait until the slice is active               tail     follow the log of the first worker
-#   setup    install this commit on all workers           fetch    copy the run's folder to runs/NAME
-#   run      start the run on all workers                 delete   delete the slice
+#   check    check the run and the access to the bucket, and estimate time and chip-hours; rents nothing
+#   grant    give the workers' service account its two roles on the bucket
+#   create   the same checks, then request the slice (a queued resource)
+#   wait     wait until the slice is active               status   show the slice, and the run on each worker
+#   setup    install this working tree on all workers     tail     follow the log of the first worker
+#   run      start the run on all workers                 fetch    copy models, figures and the report to runs/NAME
 #   retry    all of these until the run has finished; after a preemption request a new slice and resume the run
+#   stop     end the run, delete the slice, and end a `retry` on this machine
+#   delete   delete the slice                             fetch-all   also copy checkpoints and replaced results
 #
 # Settings: launch/tpu.env, made from launch/tpu.env.example. --dry-run prints every command and runs none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/settings.sh
 
-poll=${ASTRO_POLL:-30} # seconds between two queries
-max_failures=5         # on one slice, before `retry` gives up
-still_billed="the slice still exists and costs money; delete it with launch/tpu.sh delete"
+# Every loop ends: after so many queries in a row without an answer, refused requests in a row, failures of the run (a
+# run of an hour is a new start), failures on one slice, whose node may be at fault, and slices.
+poll=${ASTRO_POLL:-30} runs=${ASTRO_RUNS:-runs} # seconds between two queries; where logs and results go
+max_unknown=${ASTRO_MAX_UNKNOWN:-10} max_refused=5 max_failures=5 max_failures_on_slice=2 max_slices=50
+billed="the slice may still exist and cost money: run launch/tpu.sh delete"
 
-tpus() { run gcloud compute tpus "$@" --project="$PROJECT" --zone="$ZONE"; }
-on_workers() { tpus tpu-vm ssh "$NAME" --worker="$1" --command="$2"; }
+tpus() { limited "$1" gcloud compute tpus "${@:2}" --project="$PROJECT" --zone="$ZONE"; } # SECONDS COMMAND ...
+on_workers() { # SECONDS WORKER COMMAND
+    tpus "$1" tpu-vm ssh "$NAME" --worker="$2" --command="$3" --quiet
+}
+note() { echo "$(date +%H:%M) $NAME: $*" >&2; }
+
+# The ssh of gcloud to several workers waits for ever where the agent lacks gcloud's key.
+check_ssh() {
+    [[ $dry_run || $hosts -eq 1 ]] && return
+    local key=$HOME/.ssh/google_compute_engine print
+    print=$(ssh-keygen -lf "$key" 2>/dev/null | cut -d' ' -f2) || true
+    [[ $print ]] || fail "gcloud has no ssh key: run ssh-keygen -t rsa -f $key -N '' and ssh-add $key"
+    ssh-add -l 2>/dev/null | grep -qF "$print" ||
+        fail "the ssh agent lacks gcloud's key: run eval \"\$(ssh-agent)\" and ssh-add $key"
+}
+
+check_all() { check_run && check_access && check_ssh; }
 
 create() {
-    check_access
-    local spot=()
-    [[ ${SPOT:?} == no ]] || spot=(--spot)
-    tpus queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$accelerator" \
-        --runtime-version="$runtime" "${spot[@]}" --async
+    local options=()
+    [[ ${SPOT:?} == no ]] || options+=(--spot)
+    [[ ! $TPU_SERVICE_ACCOUNT ]] || options+=(--service-account="$TPU_SERVICE_ACCOUNT")
+    tpus 300 queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$accelerator" \
+        --runtime-version="$runtime" --valid-until-duration="${MAX_WAIT_HOURS}h" "${options[@]}" --async
 }
 
 # Prints the state of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; NONE when the resource does not
 # exist, UNKNOWN when the query fails.
 state() {
+    local query=(60 queued-resources describe "$NAME" --format="value(state.state)")
     if [[ $dry_run ]]; then
-        tpus queued-resources describe "$NAME" --format="value(state.state)"
+        tpus "${query[@]}"
         return
     fi
     local answer
-    if answer=$(tpus queued-resources describe "$NAME" --format="value(state.state)" 2>&1); then
-        tail -n 1 <<<"$answer"
+    if answer=$(tpus "${query[@]}" 2>&1); then
+        answer=$(tail -n 1 <<<"$answer")
+        echo "${answer:-UNKNOWN}"
     elif [[ $answer == *NOT_FOUND* ]]; then
         echo NONE
     else
@@ -46,31 +69,54 @@ state() {
 
 wait_until_active() {
     if [[ $dry_run ]]; then state && return; fi
-    local slice
-    until slice=$(state) && [[ $slice == ACTIVE ]]; do
+    local slice unknown=0
+    while ((SECONDS < 3600 * MAX_WAIT_HOURS)); do
+        slice=$(state)
         case $slice in
-            NONE | FAILED | SUSPEND*) echo "$NAME: $slice" >&2 && return 1 ;;
+            ACTIVE) return ;;
+            NONE | FAILED | SUSPEND*) note "$slice" && return 1 ;;
+            UNKNOWN) ((++unknown < max_unknown)) || { note "no answer about the slice; $billed" && return 1; } ;;
+            *) unknown=0 ;;
         esac
-        echo "$(date +%H:%M) $NAME: $slice" >&2
+        note "$slice"
         sleep "$poll"
     done
+    note "no chips within MAX_WAIT_HOURS=$MAX_WAIT_HOURS hours; $billed"
+    return 1
+}
+
+# Ships the working tree: the commit, uncommitted changes and new files, but no file that git ignores.
+archive() { # FILE
+    local index
+    index=$(mktemp)
+    cp "$(git rev-parse --git-path index)" "$index"
+    GIT_INDEX_FILE=$index git add --all && GIT_INDEX_FILE=$index git write-tree >"$index.tree"
+    local changed
+    changed=$(git status --porcelain | cut -c4- | paste -sd ' ')
+    note "ships commit $(git rev-parse --short HEAD)${changed:+ and uncommitted changes of: $changed}"
+    git archive --format=tgz -o "$1" "$(cat "$index.tree")"
+    rm -f "$index" "$index.tree"
 }
 
 setup() {
-    local archive=astro.tgz
-    [[ $dry_run ]] || archive=$(mktemp -d)/astro.tgz
-    run git archive --format=tgz -o "$archive" HEAD &&
-        tpus tpu-vm scp "$archive" "$NAME:astro.tgz" --worker=all &&
-        on_workers all "mkdir -p astro && tar xzf astro.tgz -C astro && bash astro/launch/worker.sh setup"
+    local file=astro.tgz
+    if [[ $dry_run ]]; then
+        run git archive --format=tgz -o "$file" WORKING_TREE
+    else
+        file=$(mktemp -d)/astro.tgz
+        archive "$file" || return
+    fi
+    tpus 900 tpu-vm scp "$file" "$NAME:astro.tgz" --worker=all --quiet &&
+        on_workers 1800 all "mkdir -p astro && tar xzf astro.tgz -C astro && bash astro/launch/worker.sh setup"
 }
 
-start() { on_workers all "bash astro/launch/worker.sh start $(quoted "${command[@]}")"; }
+start() { on_workers 300 all "bash astro/launch/worker.sh start $(quoted "${command[@]}")"; }
 
 # Prints for each worker "running", "ended CODE" or "not started".
-workers() { on_workers all "bash astro/launch/worker.sh status"; }
+workers() { on_workers 120 all "bash astro/launch/worker.sh status"; }
 
 # Returns the state of the run: 0 finished, 1 failed (start again), 2 refused its input (do not start again), 3 running,
-# 4 unknown: no worker answered.
+# 4 unknown: a worker did not answer.
 run_state() {
     local answers
     answers=$(workers 2>/dev/null) || return 4
@@ -79,61 +125,142 @@ run_state() {
     [[ $(grep -c 'ended 0$' <<<"$answers") -eq $hosts ]]
 }
 
-running() {
-    local code=0
-    run_state || code=$?
-    ((code == 3))
+# Deletes the slice, and asks whether it is gone.
+give_back() {
+    local i
+    delete || [[ ! $dry_run ]] || return
+    if [[ $dry_run ]]; then return; fi
+    for ((i = 0; i < max_refused; i++)); do
+        [[ $(state) != NONE ]] || return 0
+        sleep "$poll"
+        delete || true
+    done
+    return 1
+}
+
+# Keeps the end of each worker's log, gives the slice back and exits.
+give_up() { # EXIT_CODE MESSAGE
+    local log=$runs/$NAME.log message=$2
+    mkdir -p "$runs"
+    if on_workers 120 all 'tail -n 200 astro/run.log' >"$log" 2>/dev/null && [[ -s $log ]]; then
+        message+="; the ends of the logs are in $log"
+    fi
+    if give_back; then
+        message+="; the slice is deleted"
+    else
+        message+="; $billed"
+    fi
+    echo "tpu.sh: $message" >&2
+    exit "$1"
+}
+
+# After a failure: start again on the same slice, then on another, then give up. Sets `started` and the counters.
+failed() { # MESSAGE
+    note "$1"
+    [[ ! $started ]] || ((SECONDS - started < 3600)) || failures=0
+    ((++failures < max_failures)) || give_up 1 "$1, and $max_failures failures in all"
+    started=''
+    ((++failures_on_slice < max_failures_on_slice)) || replace "$failures_on_slice failures on this slice"
+}
+
+replace() { # REASON
+    note "$1: requesting another slice"
+    give_back || give_up 1 "the slice cannot be deleted"
 }
 
 retry() {
-    check_access
+    check_all
     if [[ $dry_run ]]; then
-        state && create && wait_until_active && setup && start && workers && delete && fetch && return
+        state && create && wait_until_active && setup && start && workers && give_back && fetch && return
     fi
-    local slice code failures=0
+    local stop=$runs/$NAME.stop slice code started='' unknown=0 refused=0 failures=0 failures_on_slice=0 slices=0 since
+    since=$SECONDS
+    rm -f "$stop"
+    trap 'note "retry has ended, and the run goes on. $billed"; exit 130' INT TERM
     while true; do
+        if [[ -e $stop ]]; then give_up 1 "stopped by launch/tpu.sh stop"; fi
         slice=$(state)
-        case $slice in
-            NONE) failures=0 && { create || { sleep "$poll" && continue; }; } ;;
-            FAILED | SUSPEND*)
-                echo "$(date +%H:%M) $NAME: $slice, requesting a new slice" >&2 && delete && continue
-                ;;
-        esac
-        if [[ $slice == ACTIVE ]] && running; then
-            : # started by an earlier retry: only watch the run
-        elif ! { wait_until_active && setup && start; }; then
-            sleep "$poll"
+        if [[ $slice == UNKNOWN ]]; then
+            ((++unknown < max_unknown)) || give_up 1 "no answer about the slice"
+        elif [[ $slice == NONE ]]; then
+            started='' unknown=0 failures_on_slice=0 since=$SECONDS
+            ((++slices <= max_slices)) || give_up 1 "$max_slices slices were requested"
+            if create; then refused=0; else ((++refused < max_refused)) || give_up 1 "the request for a slice was refused"; fi
+        elif [[ $slice == FAILED || $slice == SUSPEND* ]]; then
+            unknown=0
+            replace "$slice"
             continue
-        fi
-        while true; do
-            sleep "$poll"
-            slice=$(state)
-            [[ $slice == ACTIVE || $slice == UNKNOWN ]] || break
+        elif [[ $slice != ACTIVE ]]; then
+            unknown=0
+            ((SECONDS - since < 3600 * MAX_WAIT_HOURS)) || give_up 1 "no chips within MAX_WAIT_HOURS=$MAX_WAIT_HOURS hours"
+        else
             code=0 && run_state || code=$?
+            # An answer that ends the run is asked for twice.
+            if ((code == 0 || code == 2)); then code=0 && run_state || code=$?; fi
             case $code in
-                0) delete && fetch && return ;;
-                2) fail "the run refused its input: see launch/tpu.sh tail; $still_billed" ;;
-                1)
-                    ((++failures < max_failures)) ||
-                        fail "the run has failed $max_failures times: see launch/tpu.sh tail; $still_billed"
-                    break
+                0) break ;;
+                2) give_up 2 "the run refused its input or has used its MAX_HOURS" ;;
+                3) started=${started:-$SECONDS} unknown=0 ;;
+                *)
+                    if [[ $started && $code == 1 ]]; then
+                        failed "the run has failed"
+                    elif [[ $started ]]; then
+                        if ((++unknown >= max_unknown)); then unknown=0 && failed "a worker does not answer"; fi
+                    elif setup && start; then
+                        started=$SECONDS unknown=0
+                    else
+                        failed "the set-up has failed"
+                    fi
                     ;;
             esac
-        done
+        fi
+        sleep "$poll"
     done
+    give_back || give_up 1 "the run has finished"
+    fetch || fail "the run has finished and the slice is deleted, but the copy failed: run launch/tpu.sh fetch"
 }
 
-fetch() { run gcloud storage rsync --recursive "$out" "runs/$NAME"; }
+fetch() { # [all]
+    local options=()
+    # What is large and not a result: optimizer states, results that others have replaced, compiled programs, the input.
+    [[ ${1:-} == all ]] ||
+        options=(--exclude='(.*/)?checkpoints/.*|previous/.*|compilation_cache/.*|base/model/.*')
+    limited 86400 gcloud storage rsync --recursive "${options[@]}" "$out" "$runs/$NAME"
+}
 
-delete() { tpus queued-resources delete "$NAME" --force --quiet; }
+delete() { tpus 900 queued-resources delete "$NAME" --force --quiet; }
+
+stop() {
+    if [[ ! $dry_run ]]; then mkdir -p "$runs" && touch "$runs/$NAME.stop"; fi
+    on_workers 120 all "bash astro/launch/worker.sh stop" || note "the workers do not answer"
+    give_back || fail "the slice could not be deleted; $billed"
+}
+
+# The account of the workers: that of the settings, or Compute Engine's default account of the project.
+service_account() {
+    if [[ $TPU_SERVICE_ACCOUNT ]]; then
+        echo "$TPU_SERVICE_ACCOUNT"
+    elif [[ $dry_run ]]; then
+        echo "NUMBER-compute@developer.gserviceaccount.com"
+    else
+        local number
+        number=$(limited 60 gcloud projects describe "$PROJECT" --format="value(projectNumber)") &&
+            echo "$number-compute@developer.gserviceaccount.com"
+    fi
+}
 
 options "$@"
 read_settings
 case ${words[*]} in
-    create | setup | retry | fetch | delete) "${words[0]}" ;;
+    setup | retry | fetch | delete | stop) "${words[0]}" ;;
+    check) check_all ;;
+    grant) account=$(service_account) && grant "serviceAccount:$account" ;;
+    create) check_all && create ;;
+    fetch-all) fetch all ;;
     wait) wait_until_active ;;
     run) start ;;
     status) state && workers ;;
-    tail) on_workers 0 "tail -n 100 -F astro/run.log" ;;
+    tail) run gcloud compute tpus tpu-vm ssh "$NAME" --worker=0 --command="tail -n 100 -F astro/run.log" \
+        --project="$PROJECT" --zone="$ZONE" ;;
     *) usage ;;
 esac

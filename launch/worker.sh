@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs on each worker of a slice. Usage: launch/worker.sh setup | start COMMAND ... | status
+# Runs on each worker of a slice. Usage: launch/worker.sh setup | start COMMAND ... | status | stop
 # A started command survives the end of the ssh connection and writes to run.log. Only one command runs at a time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,16 +12,20 @@ case ${1:-} in
             uv python install -q 3.12
         fi
         bash launch/setup.sh requirements-tpu.lock
+        # JAX asks for huge pages on TPU VMs: the start and transfers from the host are faster.
+        if compgen -G '/dev/accel*' >/dev/null || compgen -G '/dev/vfio/[0-9]*' >/dev/null; then
+            sudo -n sh -c 'echo always >/sys/kernel/mm/transparent_hugepage/enabled' || true
+        fi
         ;;
     start)
         shift
         exec 9>run.lock
         flock -n 9 || exit 0 # a command is running
-        rm -f run.code
+        rm -f run.code run.pid
         export PATH=$PWD/.venv/bin:$PATH
         # The command inherits the lock and releases it when it ends.
         # shellcheck disable=SC2016
-        setsid nohup bash -c 'code=0; "$@" || code=$?; echo "$code" >run.code' - "$@" >>run.log 2>&1 </dev/null &
+        setsid nohup bash -c 'echo $$ >run.pid; code=0; "$@" || code=$?; echo "$code" >run.code' - "$@" >>run.log 2>&1 </dev/null &
         ;;
     status)
         if ! flock -n run.lock true 2>/dev/null && [[ -e run.lock ]]; then
@@ -32,8 +36,17 @@ case ${1:-} in
             echo "$HOSTNAME: not started"
         fi
         ;;
+    stop) # the command and its children; after half a minute they are killed
+        for ((i = 0; i < 300; i++)); do
+            [[ -e run.lock && -e run.pid ]] && ! flock -n run.lock true || exit 0
+            ((i % 290)) || kill -"$([[ $i -gt 0 ]] && echo KILL || echo TERM)" -- "-$(cat run.pid)" 2>/dev/null || true
+            sleep 0.1
+        done
+        echo "$HOSTNAME: does not stop" >&2
+        exit 1
+        ;;
     *)
-        echo "Usage: launch/worker.sh setup | start COMMAND ... | status" >&2
+        echo "Usage: launch/worker.sh setup | start COMMAND ... | status | stop" >&2
         exit 2
         ;;
 esac

@@ -122,11 +122,28 @@ def unexpected_collectives(text, mesh, rows, length):
 
 
 class Bucket(MemoryFileSystem):
-    """An in-memory bucket in place of gs://. As in a bucket, nothing is appended to an object."""
+    """An in-memory bucket in place of gs://.
+
+    As in a bucket, nothing is appended to an object, and folders do not exist: a name with objects below it looks like
+    one. `refuse` lets operations fail.
+    """
 
     protocol = ("gs", "gcs")
     store: ClassVar[dict] = {}
     pseudo_dirs: ClassVar[list] = [""]
+    faults: ClassVar[list] = []
+
+    @classmethod
+    def refuse(cls, operation, error, times=1):
+        """Let the next calls of an operation fail: "read", "write", "delete" or "list"."""
+        cls.faults += [(operation, error)] * times
+
+    @classmethod
+    def _maybe_fail(cls, operation):
+        for fault in cls.faults:
+            if fault[0] == operation:
+                cls.faults.remove(fault)
+                raise fault[1]
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -135,7 +152,30 @@ class Bucket(MemoryFileSystem):
     def open(self, path, mode="rb", **options):
         if "a" in mode:
             raise NotImplementedError("objects of a bucket are written whole")
+        self._maybe_fail("read" if "r" in mode else "write")
         return super().open(path, mode, **options)
+
+    def ls(self, path, detail=True, **options):
+        self._maybe_fail("list")
+        return super().ls(path, detail, **options)
+
+    def rm(self, path, recursive=False, maxdepth=None):
+        self._maybe_fail("delete")
+        super().rm(path, recursive, maxdepth)
+
+    def exists(self, path, **options):
+        path = self._strip_protocol(path)
+        return path in self.store or any(key.startswith(f"{path}/") for key in self.store)
+
+    def mkdir(self, path, create_parents=True, **options):
+        """Do nothing, as gcsfs does below a bucket."""
+
+    def makedirs(self, path, exist_ok=False):
+        """Do nothing, as gcsfs does below a bucket."""
+
+    def cp_file(self, path1, path2, **options):
+        if self.isfile(path1):
+            super().cp_file(path1, path2, **options)
 
 
 def bucket(monkeypatch):
@@ -144,4 +184,5 @@ def bucket(monkeypatch):
         fsspec.register_implementation(name, Bucket, clobber=True)
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
+    monkeypatch.setattr(Bucket, "faults", [])
     return epath.Path("gs://bucket/run")

@@ -31,8 +31,9 @@ def micro(out, **changes):
 
 
 def files(folder):
-    """All files below a folder, by relative name."""
-    return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    """All files below a folder, by relative name, without the records of the commands that made them."""
+    paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.parent.name != "sessions")
+    return {str(p.relative_to(folder)): p for p in paths}
 
 
 def products(folder):

@@ -4,11 +4,12 @@ import json
 
 import jax
 import pytest
+from helpers import Bucket, bucket
 from micro_run import micro
 
 from astro_jax import check, cli, llama, pipeline
 from astro_jax import config as cfg
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, TransientError
 from astro_jax.types import Verdict
 
 jax.devices()  # all eight are there before a run asks for one
@@ -106,3 +107,24 @@ def test_the_command_prints_a_line_each_and_exits_with_2(tmp_path, capsys):
     assert "no source of problems" in capsys.readouterr().out
     assert cli.main(["check", "quickstart", f"out={tmp_path}/run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"problems": []}
+
+
+def test_files_of_this_machine_are_refused_for_a_slice_that_writes_to_a_bucket(tmp_path, monkeypatch):
+    """The workers of the slice do not see them."""
+    folder = bucket(monkeypatch)
+    (tmp_path / "model").mkdir()
+    c = micro(folder, model=str(tmp_path / "model"), problems=dict(path="/home/me/p.jsonl", task="math"))
+    lines = list(check._workers(check.Subject(c, (), "v5e:1x1")))
+    assert [line.split("=")[0] for line in lines] == ["problems.path", "model"]
+    assert not list(check._workers(check.Subject(c, ()))) and not Bucket.store
+
+
+def test_a_bucket_that_refuses_this_machine_is_listed_and_one_that_is_silent_is_no_fault_of_the_run(monkeypatch):
+    c = micro(bucket(monkeypatch))
+    assert check.find(c) == [] and not Bucket.store
+    Bucket.refuse("write", OSError("Forbidden: gs://bucket"))
+    (line,) = check.find(c)
+    assert line.startswith("out=gs://bucket/run: this machine's account cannot use the bucket (Forbidden")
+    Bucket.refuse("write", ConnectionResetError("reset by peer"))
+    with pytest.raises(TransientError, match="does not answer"):
+        check.find(c)

@@ -16,7 +16,7 @@ from micro_run import MICRO, products
 from astro_jax import config as cfg
 from astro_jax import distributed, pipeline, storage
 from astro_jax.cli import main
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, TransientError, is_transient
 from astro_jax.types import Problem, Response
 from astro_jax.verify import Verifier
 from astro_jax.verify.pool import Outcome
@@ -50,7 +50,7 @@ def start(tmp_path_factory):
             command = ["run", f"{folder}/run.yaml", f"out={out}", *changes]
             if count > 1:
                 command += [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}"]
-            command.append(f"--timeout={timeout}")
+            command += [f"--timeout={timeout}", f"--start-timeout={timeout}"]
             group.append(AstroProcess(command, folder / f"{next(numbers)}.log"))
         started.extend(group)
         return group
@@ -179,7 +179,7 @@ def tpu_calls(monkeypatch):
     """A machine with TPU chips. Records the calls that start the group of processes."""
     calls = []
     monkeypatch.setattr(distributed, "on_tpu", lambda: True)
-    monkeypatch.setattr(distributed, "_join_group", lambda timeout: calls.append("joined"))
+    monkeypatch.setattr(distributed, "_join_group", lambda *_: calls.append("joined"))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *addresses, **limits: calls.append(addresses))
     return calls
 
@@ -201,8 +201,19 @@ def test_initialize_runs_one_process_on_chips_outside_of_a_slice(tpu_calls, monk
     monkeypatch.setattr(jax.distributed, "initialize", no_slice)
     distributed.initialize()
     assert tpu_calls == [] and distributed.process_count() == 1
-    with pytest.raises(AstroError, match="cannot connect to the other processes"):
+    with pytest.raises(AstroError, match="cannot connect to the other processes") as explicit:
         distributed.initialize("localhost:1", 2, 0)
+    assert not is_transient(explicit.value)
+    with pytest.raises(TransientError, match="cannot connect to the other processes"):
+        distributed.initialize(count=4)  # a host of a slice that does not find the others does not run alone
+
+
+def test_slice_with_another_number_of_processes_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "on_tpu", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(jax._src.distributed.global_state, "num_processes", 1)
+    with pytest.raises(TransientError, match="processes: 1 of 4 found"):
+        distributed.initialize(count=4)
 
 
 # ---- Synchronization points, with a store in memory
@@ -233,7 +244,7 @@ class Store:
 @pytest.fixture
 def group(monkeypatch):
     """The state of the second of three processes."""
-    group = distributed._ProcessGroup(index=1, count=3, timeout=1, store=Store())
+    group = distributed._ProcessGroup(index=1, count=3, start_timeout=1, store=Store())
     monkeypatch.setattr(distributed, "_group", group)
     return group
 

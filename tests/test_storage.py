@@ -1,11 +1,15 @@
 """Atomic writes, JSON and JSONL files, shards and manifests, on a disk and in a bucket."""
 
+import sys
+import types
+
+import fsspec
 import pytest
 from etils import epath
-from helpers import bucket
+from helpers import Bucket, bucket
 
 from astro_jax import storage
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, TransientError
 from astro_jax.storage import Shards
 
 
@@ -18,7 +22,7 @@ def folder(request, tmp_path, monkeypatch):
 
 
 def names(folder):
-    return sorted(p.name for p in folder.iterdir())
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
 
 
 def test_write_text_replaces_the_file_and_leaves_no_temporary_file(folder):
@@ -34,7 +38,7 @@ def test_new_folder_is_complete_or_absent(folder):
             (partial / "a").write_text("incomplete")
             raise error
         assert names(folder / "deep") == []
-    (folder / "deep" / "new.part").mkdir()
+    (folder / "deep" / "new.part").mkdir(parents=True, exist_ok=True)
     (folder / "deep" / "new.part" / "old").write_text("of a process that was killed")
     with storage.new_folder(folder / "deep" / "new") as partial:
         (partial / "a").write_text("complete")
@@ -138,3 +142,53 @@ def test_fingerprint_of_a_large_file_reads_blocks_of_all_of_it(folder):
     content[middle : middle + 2**16] = b"1" * 2**16
     (folder / "large").write_bytes(bytes(content))
     assert storage.fingerprint(folder / "large") != before
+
+
+def test_move_makes_the_folders_above_the_target(folder):
+    storage.write_text(folder / "stage" / "deep" / "a", "1")
+    storage.move(folder / "stage", folder / "previous" / "stage-1")
+    assert names(folder) == ["previous"] and (folder / "previous" / "stage-1" / "deep" / "a").read_text() == "1"
+
+
+# ---- A bucket that refuses
+
+
+class Answer(Exception):
+    """As of gcsfs and google.api_core: `code` is the HTTP status."""
+
+    def __init__(self, code):
+        super().__init__(f"status {code}")
+        self.code = code
+
+
+@pytest.mark.parametrize("operation", ["write", "read", "delete"])
+def test_a_refusal_of_the_bucket_names_the_roles(monkeypatch, operation):
+    folder = bucket(monkeypatch)
+    assert storage.bucket_refusal(folder) == "" and not folder.parent.exists()
+    Bucket.refuse(operation, Answer(403))
+    assert "Storage Legacy Bucket Reader" in storage.bucket_refusal(folder)
+    Bucket.refuse(operation, Answer(503))
+    with pytest.raises(TransientError, match="does not answer"):
+        storage.bucket_refusal(folder)
+
+
+def test_an_account_that_may_not_get_the_bucket_is_refused(monkeypatch):
+    """Orbax asks for the bucket itself: Storage Object Admin alone is not enough."""
+
+    class Client:
+        def get_bucket(self, name):
+            assert name == "bucket"
+            raise Answer(403)
+
+    google = types.ModuleType("google.cloud")
+    google.storage = types.SimpleNamespace(Client=Client)
+    monkeypatch.setitem(sys.modules, "google.cloud", google)
+    assert "status 403" in storage.bucket_refusal(bucket(monkeypatch))
+
+
+def test_a_bucket_is_opened_without_a_cache_of_listings(monkeypatch):
+    options = []
+    bucket(monkeypatch)
+    monkeypatch.setattr(Bucket, "__init__", lambda self, **kwargs: options.append(kwargs))
+    fsspec.filesystem("gcs", skip_instance_cache=True)
+    assert options[0]["use_listings_cache"] is False

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 
 from astro_jax import distributed
 from astro_jax.cli.parser import parse
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, is_transient
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-      the exit code: 0; 2 for bad input, with one line on stderr; 1 when another process is lost; 3 when a plan does
-      not fit; 130 after Ctrl-C.
+      the exit code: 0; 2 for bad input, with one line on stderr; 1 for what may go away, such as a lost process or
+      connection, so that launchers start the command again; 3 when a plan does not fit; 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)
@@ -39,14 +39,14 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
     """Run a parsed command. Return its exit code and the error message."""
     try:
         if hasattr(args, "stages"):
-            distributed.initialize(args.coordinator, args.processes, args.process, args.timeout)
+            distributed.initialize(args.coordinator, args.processes, args.process, args.timeout, args.start_timeout)
             if args.profile:
                 import jax
 
                 jax.profiler.start_server(args.profile)
         return args.call(args, command), ""
     except AstroError as e:
-        return _fail(str(e), code=1 if isinstance(e, distributed.ProcessLostError) else 2)
+        return _fail(str(e), code=1 if is_transient(e) else 2)
     except KeyboardInterrupt:
         print(f"astro: stopped; {_resume_hint(args)}", file=sys.stderr)
         return 130, "stopped"
@@ -56,6 +56,8 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
             return _fail(f"no space left on device: free some, and {_resume_hint(args)}")
         if isinstance(e, PermissionError):
             return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
+        if is_transient(e):
+            return _fail(f"{type(e).__name__}: {e}; {_resume_hint(args)}", code=1)
         if distributed.process_count() == 1:
             raise
         if lost := distributed.silent_processes():

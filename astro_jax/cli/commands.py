@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, command: str) -> int:
 
     c, stages = _config(args)
     shard = _shard(args.shard) if getattr(args, "shard", None) is not None else (0, 1)
-    run = pipeline.execute(c, command, stages, shard)
+    run = pipeline.execute(c, command, stages, shard, args.max_hours)
     if "report" in (stages or c.stages) and distributed.is_main_process():
         _print_results(storage.read_json(run.folder / "results.json"))
         page = run.folder / "report.html"
@@ -105,6 +105,17 @@ def show(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def status(args: argparse.Namespace, command: str) -> int:
+    """Print how far a run has come, its speed, goodput and chip-hours."""
+    from astro_jax import status, storage
+
+    if args.price is not None and args.price < 0:
+        raise AstroError("status: --price is at least 0")
+    description = status.describe(storage.absolute(args.run), args.price)
+    print(json.dumps(description) if args.json else status.render(description))
+    return 0
+
+
 def check(args: argparse.Namespace, command: str) -> int:
     """Print what would stop a run, a line each. Exit code 2 when there is something."""
     from astro_jax import check, config
@@ -139,7 +150,7 @@ def traces(args: argparse.Namespace, command: str) -> int:
     export.check(out=bool(args.out), push=bool(args.push))
     args.overrides += [f"traces.clone={args.clone}"] if args.clone else []
     c, stages = _config(args)
-    run = pipeline.execute(c, command, stages)
+    run = pipeline.execute(c, command, stages, (0, 1), args.max_hours)
     if not distributed.is_main_process():
         return 0
     if args.out:
@@ -293,8 +304,8 @@ def plan(args: argparse.Namespace, command: str) -> int:
     stages = PLANNED if args.stage == "all" else (args.stage,)
     c = config.load(args.config, args.overrides)
     if args.search:
-        if args.compile_only or args.markdown:
-            raise AstroError("plan: --search goes with neither --compile-only nor --markdown")
+        if args.compile_only or args.no_compile or args.markdown:
+            raise AstroError("plan: --search goes with none of --compile-only, --no-compile and --markdown")
         return _plan_search(args, c, stages)
     if args.remat:
         if args.compile_only or args.markdown or args.stage not in ("all", "sft"):
@@ -302,16 +313,20 @@ def plan(args: argparse.Namespace, command: str) -> int:
         return _plan_remat(args, c)
     if args.compile_only and args.markdown:
         raise AstroError("plan: --markdown prints the times that --compile-only leaves out")
-    result = planner.plan_run(c, args.topology, stages, args.prompt, args.reached, args.compile_only)
+    if args.no_compile and (args.compile_only or args.markdown):
+        raise AstroError("plan: --no-compile goes with neither --compile-only nor --markdown")
+    result = planner.plan_run(
+        c, args.topology, stages, args.prompt, args.reached, args.compile_only, not args.no_compile
+    )
     if args.json:
         print(json.dumps(result))
     elif args.markdown:
         print(tables.format_markdown(result))
     else:
         tables.print_plan(result)
-    if not result["fits"]:
+    if not result.get("fits", True):
         print(f"astro: {args.topology}: {planner.suggest_changes(result)}", file=sys.stderr)
-    return 0 if result["fits"] else 3
+    return 0 if result.get("fits", True) else 3
 
 
 def _plan_search(args: argparse.Namespace, c: cfg.Config, stages: Sequence[str]) -> int:

@@ -110,10 +110,15 @@ def _stage(parser: Parser) -> None:
     _config(parser, "seed=7 or sft.num_train_epochs=2")
     group = parser.add_argument_group("several processes", "A TPU slice needs none of these; elsewhere set all of:")
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address at which the first process listens")
-    group.add_argument("--processes", type=int, metavar="N", help="number of processes; 1: this machine alone")
+    group.add_argument("--processes", type=int, metavar="N",
+                       help="number of processes; 1: this machine alone; a TPU slice must have N")  # fmt: skip
     group.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
     group.add_argument("--timeout", type=float, default=distributed.TIMEOUT_SECONDS, metavar="S",
                        help="seconds to wait for a silent process (default %(default)g)")  # fmt: skip
+    group.add_argument("--start-timeout", type=float, default=distributed.START_TIMEOUT_SECONDS, metavar="S",
+                       help="seconds to wait for a process that is alive, but late (default %(default)g)")  # fmt: skip
+    parser.add_argument("--max-hours", type=float, metavar="H",
+                        help="end, with exit code 2, after H hours of all commands on this run")  # fmt: skip
     parser.add_argument("--profile", type=int, metavar="PORT", help="serve JAX's profiler at this port")
 
 
@@ -171,6 +176,12 @@ def _show(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _status(parser: Parser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the folder of a run, as in runs/quickstart or gs://bucket/run")
+    parser.add_argument("--price", type=float, metavar="P", help="price of one chip for one hour: print the cost")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _import(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="a Hugging Face folder, a .gguf file, or org/name on the hub")
     parser.add_argument("destination", metavar="DST", help="a folder that does not exist yet")
@@ -214,7 +225,7 @@ def _verify(parser: Parser) -> None:
 
 def _plan(parser: Parser) -> None:
     _config(parser, "mesh.tp=8 or sft.batch_size=32")
-    parser.add_argument("--topology", required=True, metavar="NAME", help="TPU slice: v5e:4x4, v6e:2x4, v5p:4x4x8")
+    parser.add_argument("--topology", required=True, metavar="NAME", help="TPU slice, as in v5e:4x4 or v5p:4x4x8")
     parser.add_argument("--stage", choices=(*PLANNED, "all"), default="all", help="default: all")
     parser.add_argument("--prompt", type=int, default=512, metavar="P", help="tokens of a prompt (default 512)")
     parser.add_argument("--reached", type=float, default=0.4, metavar="SHARE",
@@ -222,6 +233,7 @@ def _plan(parser: Parser) -> None:
     parser.add_argument("--search", action="store_true", help="try every fsdp x tp, and smaller batches if none fits")
     parser.add_argument("--remat", action="store_true", help="compare the policies of sft.remat_policy")
     parser.add_argument("--compile-only", action="store_true", help="print memory and compile times only")
+    parser.add_argument("--no-compile", action="store_true", help="print the time of the run only, in a few seconds")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object")
     output.add_argument("--markdown", action="store_true", help="print Markdown tables")
@@ -295,6 +307,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("sweep", "Run a recipe", "compare variants of a config with it, over seeds", _sweep, commands.sweep),
     Command("check", "Run a recipe", "list what would stop a run, before it starts", _check, commands.check),
     Command("show", "Run a recipe", "show the stages of a run, or completions of RL", _show, commands.show),
+    Command("status", "Run a recipe", "show how far a run is, its speed, goodput and chip-hours", _status,
+            commands.status),
     *_stage_commands(),
     Command("import", "Models", "make a model folder from a Hugging Face model or a GGUF file", _import,
             commands.import_model),

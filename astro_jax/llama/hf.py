@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from astro_jax import storage
@@ -72,6 +75,9 @@ def params_from_tensors(
 ) -> Params:
     """Read tensors from disk into parameters, one parameter after the other onto its sharding.
 
+    In a run of several processes each process reads its share of the rows of a large tensor, and the processes exchange
+    them over the links of the devices: N hosts together read a model once, not N times.
+
     Args:
       tensors: by Hugging Face's names.
       sharding: of the parameters; default one device.
@@ -84,22 +90,55 @@ def params_from_tensors(
     def put(value: np.ndarray, axes: tuple[str | None, ...]) -> jax.Array:
         return device_put_global(value, sharding.named(*axes)) if sharding else jnp.asarray(value)
 
+    def place(tensor: Tensor, spec: ParamSpec) -> jax.Array:
+        axes = spec.axes[1:] if spec.stacked else spec.axes
+        shares = sharding and jax.process_count() > 1 and not tensor.shape[0] % sharding.mesh.size
+        if sharding and shares and tensor.rows is not None:
+            return read_rows(tensor, spec, sharding.named(*axes))
+        return put(_from_hf(tensor.read(), spec), axes)
+
     def leaf(spec: ParamSpec) -> jax.Array:
         layers = [tensors[name] for name in spec.hf_names]
         dtypes = {t.dtype for t in layers}
         name = jnp.dtype(dtype).name if dtype is not None else dtypes.pop() if len(dtypes) == 1 else "float32"
-        values = (_from_hf(t.to(name).read(), spec) for t in layers)
+        layers = [t.to(name) for t in layers]
         if not spec.stacked:
-            return put(next(values), spec.axes)
+            return place(layers[0], spec)
         if weights.total_bytes(layers) <= MAX_HOST_STACK_BYTES:
-            return put(np.stack(list(values)), spec.axes)
+            return put(np.stack([_from_hf(t.read(), spec) for t in layers]), spec.axes)
         stack = jnp.zeros(spec.shape, name, device=sharding.named(*spec.axes) if sharding else None)
-        for i, value in enumerate(values):
+        for i, tensor in enumerate(layers):
             # Wait for the device, so that the host holds one layer: reading may be faster than the transfer.
-            stack = _with_layer(stack, put(value, spec.axes[1:]), i).block_until_ready()
+            stack = _with_layer(stack, place(tensor, spec), i).block_until_ready()
         return stack
 
     return jax.tree.map(leaf, llama_params.param_specs(config))
+
+
+def read_rows(tensor: Tensor, spec: ParamSpec, sharding: NamedSharding) -> jax.Array:
+    """Read a tensor onto a sharding. Each device gets an equal share of the rows, and the devices exchange them.
+
+    Args:
+      tensor: its number of rows is a multiple of the number of devices.
+      spec: of the parameter that the tensor is, or is a layer of.
+      sharding: of the result, which has the shape of `spec.layer_shape`.
+    """
+    devices, read = Mesh(sharding.mesh.devices.reshape(-1), ("rows",)), tensor.rows
+    assert read is not None
+    n = tensor.shape[0] // devices.size
+
+    def share(index: Any) -> np.ndarray:
+        first = index[0].start or 0
+        return read(first, first + n)
+
+    rows = jax.make_array_from_callback(tensor.shape, NamedSharding(devices, P("rows")), share)
+    return _exchange(spec.n_in, spec.layer_shape, sharding)(rows)
+
+
+@functools.cache
+def _exchange(n_in: int, shape: tuple[int, ...], sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    """Make the program that puts rows of Hugging Face's tensor into the layout and sharding of a parameter."""
+    return jax.jit(lambda value: value.T.reshape(shape) if n_in else value, out_shardings=sharding)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

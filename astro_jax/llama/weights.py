@@ -39,12 +39,14 @@ class Tensor:
       name: the name in the file.
       dtype: NumPy's name of the dtype; the file's own name for a dtype outside DTYPES.
       blocks: makes an iterator over blocks of rows (of the first axis), in order.
+      rows: reads the rows from one number to before another; None where the format has no such access.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     blocks: Callable[[], Iterator[np.ndarray]]
+    rows: Callable[[int, int], np.ndarray] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -58,18 +60,20 @@ class Tensor:
         """
         name = dtype or self.dtype
 
-        def converted() -> Iterator[np.ndarray]:
-            for block in self.blocks():
-                with np.errstate(over="ignore"):
-                    value = block.astype(name, copy=False)
-                if np.isfinite(value).all():
-                    yield value
-                elif np.isfinite(block).all():
-                    raise AstroError(f"the tensor {self.name} holds values too large for {name}; choose another dtype")
-                else:
-                    raise AstroError(f"the tensor {self.name} holds values that are not finite; copy the weights again")
+        def convert(block: np.ndarray) -> np.ndarray:
+            with np.errstate(over="ignore"):
+                value = block.astype(name, copy=False)
+            if np.isfinite(value).all():
+                return value
+            if np.isfinite(block).all():
+                raise AstroError(f"the tensor {self.name} holds values too large for {name}; choose another dtype")
+            raise AstroError(f"the tensor {self.name} holds values that are not finite; copy the weights again")
 
-        return dataclasses.replace(self, dtype=name, blocks=converted)
+        rows = self.rows
+        return dataclasses.replace(
+            self, dtype=name, blocks=lambda: map(convert, self.blocks()),
+            rows=None if rows is None else lambda first, last: convert(rows(first, last)),
+        )  # fmt: skip
 
     def read(self) -> np.ndarray:
         """Read the whole tensor."""
@@ -142,7 +146,8 @@ def open_folder(folder: epath.Path) -> dict[str, Tensor]:
 
 def _open_file(path: epath.Path) -> dict[str, Tensor]:
     def tensor(name: str, shape: list[int], code: str) -> Tensor:
-        return Tensor(name, tuple(shape), _DTYPE_NAMES.get(code, code), functools.partial(_blocks, path, name))
+        readers = functools.partial(_blocks, path, name), functools.partial(_rows, path, name)
+        return Tensor(name, tuple(shape), _DTYPE_NAMES.get(code, code), *readers)
 
     if storage.is_remote(path):
         return _open_remote_file(path)
@@ -169,12 +174,22 @@ def _blocks(path: epath.Path, name: str) -> Iterator[np.ndarray]:
         raise _damaged(path, e) from e
 
 
+def _rows(path: epath.Path, name: str, first: int, last: int) -> np.ndarray:
+    """Read some rows of one tensor."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy") as f:
+            return f.get_slice(name)[first:last]
+    except (OSError, safetensors.SafetensorError) as e:
+        raise _damaged(path, e) from e
+
+
 def _open_remote_file(path: epath.Path) -> dict[str, Tensor]:
     """Open a file in a bucket, which safetensors cannot map: read the header (see _write_file) and ranges of bytes."""
 
     def tensor(name: str, entry: dict[str, Any], start: int) -> Tensor:
         dtype, shape = _DTYPE_NAMES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"])
-        return Tensor(name, shape, dtype, functools.partial(_remote_blocks, path, shape, dtype, start))
+        blocks = functools.partial(_remote_blocks, path, shape, dtype, start)
+        return Tensor(name, shape, dtype, blocks, functools.partial(_remote_rows, path, shape, dtype, start))
 
     try:
         with path.open("rb") as f:
@@ -187,14 +202,26 @@ def _open_remote_file(path: epath.Path) -> dict[str, Tensor]:
 
 
 def _remote_blocks(path: epath.Path, shape: tuple[int, ...], dtype: str, start: int) -> Iterator[np.ndarray]:
-    row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
     with path.open("rb") as f:
-        f.seek(start)
         for first, last in block_ranges(shape, np.dtype(dtype).itemsize):
-            rows = np.frombuffer(f.read((last - first) * row_bytes), dtype)
-            if rows.nbytes < (last - first) * row_bytes:
-                raise _damaged(path, EOFError("unexpected end of file"))
-            yield rows.reshape(last - first, *shape[1:])
+            yield _read_rows(f, path, shape, dtype, start, first, last)
+
+
+def _remote_rows(path: epath.Path, shape: tuple[int, ...], dtype: str, start: int, first: int, last: int) -> np.ndarray:
+    with path.open("rb") as f:
+        return _read_rows(f, path, shape, dtype, start, first, last)
+
+
+def _read_rows(
+    f: Any, path: epath.Path, shape: tuple[int, ...], dtype: str, start: int, first: int, last: int
+) -> np.ndarray:
+    """Read rows of a tensor that begins at the byte `start` of an open file."""
+    row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    f.seek(start + first * row_bytes)
+    values = np.frombuffer(f.read((last - first) * row_bytes), dtype)
+    if values.nbytes < (last - first) * row_bytes:
+        raise _damaged(path, EOFError("unexpected end of file"))
+    return values.reshape(last - first, *shape[1:])
 
 
 def _damaged(path: epath.Path, error: Exception) -> AstroError:

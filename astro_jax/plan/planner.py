@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import importlib.metadata
 import re
 import sys
 import time
@@ -34,6 +35,7 @@ def plan_run(
     prompt_tokens: int = 512,
     roofline_share: float = 0.4,
     compile_only: bool = False,
+    compiles: bool = True,
 ) -> Json:
     """Compile the programs of some stages for a slice.
 
@@ -44,10 +46,12 @@ def plan_run(
       prompt_tokens: length of a problem's prompt, the chat template included.
       roofline_share: share of the roofline's speed that the cost of the whole run assumes.
       compile_only: report memory and compile times only.
+      compiles: whether to compile. Without it the programs have rooflines only, and `fits` is missing.
 
     Returns:
       the object that `astro plan --json` prints. `topology`, `chips`, `hbm_gib` (of a chip, for programs), `mesh`,
-      `prompt`, `fits`. `programs`: one object a program, see `_compile_program`. `recipe`: see run_cost.run_cost.
+      `prompt`, `fits`, `libtpu` (versions that compile the plan and the run). `programs`: one object a program, see
+      `_compile_program`. `recipe`: see run_cost.run_cost.
 
     Raises:
       AstroError: for an unknown topology, a mesh of another size, or dimensions that the mesh does not divide.
@@ -63,16 +67,26 @@ def plan_run(
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp, devices=topology.get(topology_name).devices)
     plan = Plan(c, config, mesh, prompt_tokens)
     programs = [program for stage in stages for program in plan.programs(stage)]
-    rows = []
-    with ProgressBar("compiling", len(programs), "programs") as bar:
-        for program in programs:
-            rows.append(_compile_program(program, chip, compile_only))
-            bar.advance(peak_gib=rows[-1]["peak_gib"])
+    rows: list[Json] = []
+    if compiles:
+        with ProgressBar("compiling", len(programs), "programs") as bar:
+            for program in programs:
+                rows.append(_compile_program(program, chip, compile_only))
+                bar.advance(peak_gib=rows[-1]["peak_gib"])
+    else:
+        rows = [{"stage": program.stage, "program": program.name} | _roofline(program, chip) for program in programs]
     return {
         "topology": topology_name, "chips": chips, "hbm_gib": round(chip.hbm_bytes / GIB, 2), "prompt": prompt_tokens,
-        "mesh": c.mesh.model_dump(), "fits": all(row["fits"] for row in rows), "programs": rows,
+        "mesh": c.mesh.model_dump(), "libtpu": libtpu_versions(), "programs": rows,
         "recipe": {} if compile_only else run_cost(c, prompt_tokens, chips, rows, roofline_share),
-    }  # fmt: skip
+    } | ({"fits": all(row["fits"] for row in rows)} if compiles else {})  # fmt: skip
+
+
+def libtpu_versions() -> dict[str, str]:
+    """Return the version of libtpu that compiles a plan, and the one that jax's extra `tpu` installs for a run."""
+    requirements = importlib.metadata.requires("jax") or []
+    run = next((r.partition(";")[0].strip() for r in requirements if r.startswith("libtpu")), "libtpu")
+    return {"plan": importlib.metadata.version("libtpu"), "run": run.removeprefix("libtpu").strip("= ")}
 
 
 def model_config(model: str) -> LlamaConfig:

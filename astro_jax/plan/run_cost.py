@@ -36,8 +36,9 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
       roofline_share: share of the roofline's speed that the run is assumed to reach.
 
     Returns:
-      `reached` (the share) and by stage and program, such as "astro-sft step": `tokens`, `hours`, `chip_hours`, and
-      `of` [stage, program], the row that the cost belongs to. The two entries above have no `of`.
+      `reached` (the share), `total_hours` and `total_chip_hours` of these programs, and by stage and program, such as
+      "astro-sft step": `tokens`, `hours`, `chip_hours`, and `of` [stage, program], the row that the cost belongs to.
+      The two entries above have no `of`.
     """
     costs: Json = {"reached": roofline_share}
     by_program = {(row["stage"], row["program"]): row for row in rows if "tokens_per_s" in row}
@@ -57,7 +58,8 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
             s = c.search
             share = s.rounds[0] / sum(s.rounds) if s.method == "rounds" else 1 / s.num_simulations
             costs[f"{name}, one iteration a tree"] = cost(tokens * share, row["tokens_per_s"])
-    return costs
+    hours = sum(entry["hours"] for entry in costs.values() if isinstance(entry, dict) and "of" in entry)
+    return costs | {"total_hours": round(hours, 1), "total_chip_hours": round(hours * chips, 1)}
 
 
 def _work(c: cfg.Config, prompt_tokens: int) -> Iterator[tuple[str, str, str, float]]:

@@ -16,8 +16,9 @@ RUN_COST_TITLE = "A whole run, every sample at its maximum length, at {} of the 
 
 def print_plan(plan: Json) -> None:
     """Print a plan as tables: memory and roofline of each program, its collectives, and the cost of a whole run."""
-    title = f"{plan['topology']}, {plan['chips']} chips with {plan['hbm_gib']} GiB each for programs; GiB a chip"
-    print_tables(table(title, [_program_row(row) for row in plan["programs"]]))
+    if "fits" in plan:
+        title = f"{plan['topology']}, {plan['chips']} chips with {plan['hbm_gib']} GiB each for programs; GiB a chip"
+        print_tables(table(title, [_program_row(row) for row in plan["programs"]]))
     if not plan["recipe"]:
         return
     collectives = [
@@ -40,6 +41,16 @@ def print_plan(plan: Json) -> None:
         if isinstance(cost, dict)
     ]
     print_tables(table(RUN_COST_TITLE.format(plan["recipe"]["reached"]), costs))
+    print(total(plan))
+
+
+def total(plan: Json) -> str:
+    """Say how long a run takes, and which libtpu the figures are from where the run has another."""
+    recipe, versions = plan["recipe"], plan["libtpu"]
+    text = f"these programs take {recipe['total_hours']:,} hours, {recipe['total_chip_hours']:,} chip-hours"
+    if versions["plan"] != versions["run"] and not versions["plan"].startswith(versions["run"].rstrip("*")):
+        text += f"; compiled by libtpu {versions['plan']}, and a run has {versions['run']}: its memory may differ"
+    return text
 
 
 def format_markdown(plan: Json) -> str:
@@ -61,7 +72,10 @@ def format_markdown(plan: Json) -> str:
     ]
     heading = f"{plan['topology']}: {plan['chips']} chips with {plan['hbm_gib']} GiB each for programs; mesh {mesh}."
     cost_heading = f"{RUN_COST_TITLE.format(plan['recipe']['reached'])}:"
-    return "\n\n".join((heading, _markdown_table(programs), cost_heading, _markdown_table(costs))) + "\n"
+    return (
+        "\n\n".join((heading, _markdown_table(programs), cost_heading, _markdown_table(costs), f"{total(plan)}."))
+        + "\n"
+    )
 
 
 def _markdown_table(rows: Sequence[Json]) -> str:

@@ -24,6 +24,7 @@ class Chip:
       hbm_bandwidth: bytes/s.
       ici_bandwidth: bytes/s in and out over all links to other chips (inter-chip interconnect).
       slices: shapes that Cloud TPU offers, such as "4x4".
+      config: of the compiler, where its default makes a device of each core and not, as the runtime does, of each chip.
     """
 
     hbm_bytes: float
@@ -31,6 +32,7 @@ class Chip:
     hbm_bandwidth: float
     ici_bandwidth: float
     slices: tuple[str, ...]
+    config: str = ""
 
 
 _SHAPES_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -39,6 +41,7 @@ _SHAPES_3D = (
     "16x16x24",
 )  # fmt: skip
 CHIPS = {
+    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 300e9, _SHAPES_3D, "megacore"),
     "v5e": Chip(15.75 * GIB, 197e12, 819e9, 200e9, _SHAPES_2D),
     "v6e": Chip(31.25 * GIB, 918e12, 1640e9, 448e9, _SHAPES_2D),
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 600e9, _SHAPES_3D),
@@ -89,8 +92,9 @@ def get(name: str) -> Topology:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")  # any value avoids a warning
     from jax.experimental import topologies
 
+    options = {"chip_config_name": chip.config} if chip.config else {}
     try:
-        description = topologies.get_topology_desc(topology_name=name, platform="tpu")
+        description = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
     except Exception as e:
         raise AstroError(f"plan: libtpu has no devices for {name} ({' '.join(str(e).split())[:200]})") from e
     return Topology(name, chip, tuple(description.devices))

@@ -15,7 +15,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from astro_jax import config as cfg
-from astro_jax import distributed
+from astro_jax import distributed, storage
 from astro_jax.errors import AstroError
 from astro_jax.progress import log
 from astro_jax.train.state import TrainState
@@ -122,6 +122,7 @@ class Checkpoints:
             step, contents, force=True, overwrite=step in self.steps
         )
         self._clock = time.monotonic()
+        storage.mark_write()
 
     def delete_after(self, step: int) -> None:
         """Delete the checkpoints of later steps."""

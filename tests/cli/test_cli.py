@@ -98,7 +98,20 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch):
     for command, stages in expected.items():
         assert cli.main([command, recipe, "seed=5", "sft.num_train_epochs=2"]) == 0
         assert calls.pop() == (5, f"astro {command} recipe.yaml seed=5 sft.num_train_epochs=2", stages)
-    others = {"run", "sweep", "check", "show", "report", "import", "export", "sample", "plan", "problems", "verify"}
+    others = {
+        "run",
+        "sweep",
+        "check",
+        "status",
+        "show",
+        "report",
+        "import",
+        "export",
+        "sample",
+        "plan",
+        "problems",
+        "verify",
+    }
     others |= {"bench sampler", "bench search"}
     assert {c.name for c in COMMANDS} == {*expected, *others}
     assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES)
@@ -156,7 +169,7 @@ def test_stages_one_by_one_make_the_run(recipe, tmp_path, capsys):
         assert cli.main([command, recipe]) == 0
     assert "4 held-out problems" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "runs/it").iterdir()} == {
-        ".lock", "config.json", "base", "eval", "report", "results.json", "report.html",
+        ".lock", "config.json", "base", "eval", "report", "results.json", "report.html", "sessions",
     }  # fmt: skip
 
 

@@ -8,68 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_cloud import SETTINGS, Cloud, steps
 
 from astro_jax import cli
+from astro_jax.plan import topology as plan_topology
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = (ROOT / "launch" / "tpu.env.example").read_text()
-TOOLS = ("gcloud", "kubectl", "xpk", "sky")
-
-# A tool that records its calls. Its answers come from files in its folder, one line a call; the last line repeats.
-FAKE = """#!/usr/bin/env bash
-here=$(dirname "$0")
-echo "$(basename "$0") $*" >>"$here/calls"
-[[ ! -e $here/refuse || "$*" != *"$(cat "$here/refuse")"* ]] || {
-    [[ ! -e $here/once ]] || rm "$here/refuse"
-    echo "ERROR: refused" >&2
-    exit 1
-}
-next() {
-    head -n 1 "$here/$1"
-    [[ $(wc -l <"$here/$1") -eq 1 ]] || sed -i 1d "$here/$1"
-}
-case "$*" in
-    *" describe "*) state=$(next states); [[ $state != NONE ]] || { echo "NOT_FOUND" >&2; exit 1; }; echo "$state" ;;
-    *"worker.sh status"*) next workers | tr , '\\n' ;;
-esac
-"""
-
-
-class Cloud:
-    """A folder with fake tools that come first on PATH, and a settings file."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        for name in TOOLS:
-            (folder / name).write_text(FAKE)
-            (folder / name).chmod(0o755)
-        (folder / "git").symlink_to("/bin/true")  # makes no archive
-        self.write_settings(SETTINGS)
-        self.answer(states=["ACTIVE"], workers=["a: ended 0,b: ended 0,c: ended 0,d: ended 0"])
-
-    def write_settings(self, text):
-        (self.folder / "tpu.env").write_text(text)
-
-    def change(self, **changes):
-        text = SETTINGS
-        for key, value in changes.items():
-            text = re.sub(rf"^{key}=.*$", lambda _, key=key, value=value: f"{key}={value}", text, flags=re.M)
-        self.write_settings(text)
-
-    def answer(self, **answers):
-        """Set the answers about the slice (states) and about the run (workers), one a call."""
-        for name, lines in answers.items():
-            (self.folder / name).write_text("".join(f"{line}\n" for line in lines))
-
-    def run(self, script, *words):
-        command = ["bash", ROOT / "launch" / script, *words, "--settings", self.folder / "tpu.env"]
-        env = {"PATH": f"{self.folder}:/usr/bin:/bin", "ASTRO_POLL": "0.01", "HOME": str(self.folder)}
-        return subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, timeout=60)
-
-    @property
-    def calls(self):
-        path = self.folder / "calls"
-        return path.read_text().splitlines() if path.exists() else []
 
 
 @pytest.fixture
@@ -77,36 +21,42 @@ def cloud(tmp_path):
     return Cloud(tmp_path)
 
 
-def steps(calls):
-    """Return the steps of a run that the calls stand for, in order."""
-    names = {" create ": "create", " delete ": "delete", " scp ": "setup", "worker.sh start": "run", "rsync": "fetch"}
-    return [step for call in calls for text, step in names.items() if text in call]
-
-
 # ---- Dry runs
 
 
-@pytest.mark.parametrize("verb", ["create", "wait", "setup", "run", "status", "tail", "retry", "fetch", "delete"])
+VERBS = [
+    "check", "grant", "create", "wait", "setup", "run", "status", "tail", "retry", "stop",
+    "fetch", "fetch-all", "delete",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_dry_run_prints_commands_and_runs_none(cloud, verb):
     done = cloud.run("tpu.sh", verb, "--dry-run")
     assert done.returncode == 0 and not cloud.calls, done.stderr
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
-    assert lines and all(line[0] in ("gcloud", "git") for line in lines)
+    assert lines and all(Path(line[0]).name in ("gcloud", "git", "bash", "astro") for line in lines)
     for line in lines:
         if line[:3] == ["gcloud", "compute", "tpus"]:
             assert line[-2:] == ["--project=my-project", "--zone=us-west4-a"]
+        elif line[1:2] in (["check"], ["plan"]):
+            assert cli.parse(line[1:]).call  # the command line knows these options
 
 
 def test_topology_is_the_same_slice_for_every_launcher(cloud):
     """A topology of `astro plan` in the names of Google Cloud, SkyPilot and GKE."""
     expected = {
+        "v4:2x2x4": ("v4-32", "tpu-ubuntu2204-base", "tpu-v4-podslice", 4, 4),
+        "v5e:1x1": ("v5litepod-1", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", 1, 1),
         "v5e:4x4": ("v5litepod-16", "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice", 4, 4),
         "v6e:2x4": ("v6e-8", "v2-alpha-tpuv6e", "tpu-v6e-slice", 1, 8),
+        "v5p:2x2x1": ("v5p-8", "v2-alpha-tpuv5", "tpu-v5p-slice", 1, 4),
         "v5p:4x4x8": ("v5p-256", "v2-alpha-tpuv5", "tpu-v5p-slice", 32, 4),
     }
     for topology, (accelerator, image, gke, hosts, chips) in expected.items():
         cloud.change(TOPOLOGY=topology)
         create = cloud.run("tpu.sh", "create", "--dry-run").stdout
+        assert plan_topology.parse(topology)[1] == hosts * chips  # `astro plan` knows the slice
         assert f"--accelerator-type={accelerator} " in create and f"--runtime-version={image} " in create
         task = yaml.safe_load(cloud.run("sky.sh", "task").stdout)
         assert task["resources"]["accelerators"] == f"tpu-{accelerator}"
@@ -134,20 +84,28 @@ def test_overrides_with_spaces_and_quotes_survive_every_shell(cloud):
     cloud.change(OVERRIDES=f"({shlex.join(odd)})")
     (call,) = (shlex.split(line) for line in cloud.run("tpu.sh", "run", "--dry-run").stdout.splitlines())
     (remote,) = (word.removeprefix("--command=") for word in call if word.startswith("--command="))
-    expected = ["astro", "run", "configs/llama3.1-8b.yaml", "out=gs://my-bucket/astro/astro-8b", *odd]
+    expected = [
+        "astro", "run", "configs/llama3.1-8b.yaml", "out=gs://my-bucket/astro/astro-8b", *odd,
+        "--processes", "4", "--max-hours", "24",
+    ]  # fmt: skip
+    assert cli.parse(expected[1:]).max_hours == 24
     assert shlex.split(remote)[3:] == expected
     container = job_of(yaml.safe_load(cloud.run("gke.sh", "manifest").stdout))["template"]["spec"]["containers"][0]
     assert shlex.split(container["command"][2]) == ["exec", *expected]
     task = yaml.safe_load(cloud.run("sky.sh", "task").stdout)
-    assert shlex.split(task["run"]) == [".venv/bin/astro", *expected[1:]]
+    path, line = task["run"].splitlines()
+    assert path == "export PATH=$PWD/.venv/bin:$PATH" and shlex.split(line) == expected
+    cloud.change(LIBTPU_ARGS="'--xla_a=true --xla_b=1'")
+    task = yaml.safe_load(cloud.run("sky.sh", "task").stdout)
+    assert shlex.split(task["run"].splitlines()[1])[:3] == ["env", "LIBTPU_INIT_ARGS=--xla_a=true --xla_b=1", "astro"]
 
 
 def test_search_makes_one_jobset_for_each_shard(cloud):
     """A lost pod then restarts only its own shard. All JobSets have one label in common."""
     cloud.change(STAGE="search", SHARDS="3")
     jobsets = list(yaml.safe_load_all(cloud.run("gke.sh", "manifest").stdout))
-    assert [j["metadata"]["name"] for j in jobsets] == ["astro-8b-0", "astro-8b-1", "astro-8b-2"]
-    assert {j["metadata"]["labels"]["astro"] for j in jobsets} == {"astro-8b"}
+    assert [j["metadata"]["name"] for j in jobsets] == ["astro-8b-search-0", "astro-8b-search-1", "astro-8b-search-2"]
+    assert {j["metadata"]["labels"]["astro"] for j in jobsets} == {"astro-8b-search"}
     lines = [job_of(j)["template"]["spec"]["containers"][0]["command"][2].split() for j in jobsets]
     assert all(line[1:3] == ["astro", "search"] for line in lines)
     assert [line[-2:] for line in lines] == [["--shard", f"{i}/3"] for i in range(3)]
@@ -170,8 +128,8 @@ def test_manifest_is_valid_for_kubernetes(cloud):
             "apiVersion": "jobset.x-k8s.io/v1alpha2",
             "kind": "JobSet",
             "metadata": {
-                "name": "astro-8b-0" if stage == "search" else "astro-8b",
-                "labels": {"astro": "astro-8b"},
+                "name": "astro-8b-search-0" if stage == "search" else "astro-8b",
+                "labels": {"astro": "astro-8b-search" if stage == "search" else "astro-8b"},
                 "annotations": {
                     "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
                 },
@@ -193,46 +151,157 @@ def test_manifest_is_valid_for_kubernetes(cloud):
 # ---- retry
 
 
-def test_retry_requests_a_new_slice_after_a_preemption(cloud):
-    cloud.answer(
-        states=["NONE", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED", "NONE", "ACTIVE"],
-        workers=["a: running,b: running,c: running,d: running", "a: ended 0,b: ended 0,c: ended 0,d: ended 0"],
-    )
+def test_retry_runs_from_a_request_to_the_results(cloud):
     done = cloud.run("tpu.sh", "retry")
     assert done.returncode == 0, done.stderr
-    expected = ["create", "setup", "run", "delete", "create", "setup", "run", "delete", "fetch"]
-    assert steps(cloud.calls) == expected
+    assert steps(cloud.calls) == ["create", "setup", "run", "delete", "fetch"] and cloud.slice == "NONE"
+    assert "estimate: 11.5 hours on 16 chips, 184.0 chip-hours" in done.stderr
+    (fetch,) = (call for call in cloud.calls if "rsync" in call)
+    assert "--exclude=(.*/)?checkpoints/.*|previous/.*|" in fetch
+
+
+def test_retry_requests_a_new_slice_after_a_preemption(cloud):
+    cloud.answer(
+        states=["NONE", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "SUSPENDED", "NONE", "NONE", "ACTIVE"],
+        workers=["a: not started", "a: running,b: running", "a: not started", *2 * [FINISHED]],
+    )
+    done = cloud.run("tpu.sh", "retry")
+    assert steps(cloud.calls)[:6] == ["create", "setup", "run", "delete", "create", "setup"], done.stderr
 
 
 def test_retry_watches_a_run_that_is_already_running(cloud):
-    cloud.answer(
-        workers=["a: running,b: running", "a: running,b: running", "a: ended 0,b: ended 0,c: ended 0,d: ended 0"]
-    )
+    cloud.put(slice="ACTIVE", run="running")
     done = cloud.run("tpu.sh", "retry")
     assert done.returncode == 0 and steps(cloud.calls) == ["delete", "fetch"], done.stderr
 
 
-def test_retry_repeats_a_refused_request(cloud):
-    cloud.answer(states=["NONE", "NONE", "ACTIVE"])
-    (cloud.folder / "refuse").write_text(" create ")
-    (cloud.folder / "once").touch()
-    done = cloud.run("tpu.sh", "retry")
-    assert done.returncode == 0, done.stderr
-    assert steps(cloud.calls)[:2] == ["create", "create"]
+FINISHED = "a: ended 0,b: ended 0,c: ended 0,d: ended 0"
 
 
-def test_retry_gives_up_after_five_failures(cloud):
+def test_retry_takes_another_slice_after_two_failures_and_gives_up_after_five(cloud):
+    cloud.put(slice="ACTIVE")
     cloud.answer(workers=["a: ended 1,b: ended 1,c: ended 1,d: ended 134"])
     done = cloud.run("tpu.sh", "retry")
-    assert done.returncode == 2 and "has failed 5 times" in done.stderr
-    assert steps(cloud.calls) == ["setup", "run"] * 5
+    assert done.returncode == 1 and "the run has failed, and 5 failures in all" in done.stderr
+    calls = steps(cloud.calls)
+    assert calls.count("run") == 5 and calls.count("create") == 2 and cloud.slice == "NONE"
 
 
 def test_retry_does_not_restart_a_run_that_refused_its_input(cloud):
-    cloud.answer(workers=["a: ended 2,b: ended 2,c: running,d: ended 2"])
+    cloud.put(slice="ACTIVE")
+    cloud.answer(workers=["a: not started", "a: ended 2,b: ended 2,c: running,d: ended 2"])
     done = cloud.run("tpu.sh", "retry")
-    assert done.returncode == 2 and "refused its input" in done.stderr and "tpu.sh delete" in done.stderr
-    assert steps(cloud.calls) == ["setup", "run"]
+    assert done.returncode == 2 and "refused its input" in done.stderr and "the slice is deleted" in done.stderr
+    assert steps(cloud.calls) == ["setup", "run", "delete"]
+
+
+def test_stop_deletes_the_slice_and_ends_a_retry(cloud):
+    cloud.put(slice="ACTIVE", run="running")
+    done = cloud.run("tpu.sh", "stop")
+    assert done.returncode == 0 and cloud.slice == "NONE", done.stderr
+    assert any("worker.sh stop" in call for call in cloud.calls) and (cloud.folder / "astro-8b.stop").exists()
+
+
+@pytest.mark.parametrize(
+    "plan, message",
+    [
+        ('{"recipe": {"total_hours": 24.1, "total_chip_hours": 385.6}}', "24.1 hours exceeds MAX_HOURS=24"),
+        ("{}", "cannot be estimated"),
+    ],
+)
+def test_nothing_is_rented_for_a_run_that_takes_too_long(cloud, plan, message):
+    cloud.put(plan=plan)
+    for script, verb in (("tpu.sh", "create"), ("tpu.sh", "retry"), ("gke.sh", "apply"), ("sky.sh", "launch")):
+        done = cloud.run(script, verb)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert not steps(cloud.calls) and not any(call.startswith(("kubectl", "sky")) for call in cloud.calls)
+
+
+def test_the_price_of_an_hour_prices_the_estimate(cloud):
+    cloud.change(PRICE="1.2")
+    assert "184.0 chip-hours, 221 at PRICE=1.2" in cloud.run("tpu.sh", "check").stderr
+
+
+def test_the_working_tree_is_shipped_with_new_files_and_without_ignored_ones(tmp_path):
+    """`setup` says what it ships."""
+    repo, cloud = tmp_path / "repo", Cloud(tmp_path)
+    (cloud.folder / "bin" / "git").unlink()
+    shutil.copytree(ROOT / "launch", repo / "launch")
+    (repo / "configs").mkdir()
+    (repo / "configs" / "llama3.1-8b.yaml").write_text("seed: 1\n")
+    (repo / "README").write_text("old\n")
+    (repo / ".gitignore").write_text("runs/\n")
+    git = ["git", "-C", str(repo), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    (repo / "README").write_text("new\n")
+    (repo / "mine.yaml").write_text("seed: 2\n")
+    (repo / "runs").mkdir()
+    (repo / "runs" / "large").touch()
+    cloud.put(slice="ACTIVE")
+    env = {"PATH": f"{cloud.folder / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    command = ["bash", repo / "launch" / "tpu.sh", "setup", "--settings", cloud.folder / "tpu.env"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "and uncommitted changes of: README mine.yaml" in done.stderr, done.stderr
+    subprocess.run(["tar", "xzf", next(tmp_path.glob("*/astro.tgz")), "-C", tmp_path / "venv"], check=True)
+    assert (tmp_path / "venv" / "README").read_text() == "new\n" and (tmp_path / "venv" / "mine.yaml").exists()
+    assert not (tmp_path / "venv" / "runs").exists()
+
+
+# ---- GKE, XPK and SkyPilot
+
+
+def test_gke_replaces_a_finished_jobset_and_leaves_a_running_one(cloud):
+    cloud.put(jobsets="astro-8b Completed")
+    done = cloud.run("gke.sh", "apply")
+    assert done.returncode == 0, done.stderr
+    assert [call.split()[2] for call in cloud.calls if call.startswith("kubectl")] == ["get", "delete", "apply"]
+    cloud.put(jobsets="astro-8b Completed\nastro-8b-1 ", calls="")
+    done = cloud.run("gke.sh", "apply")
+    assert done.returncode == 2 and "astro-8b-1 runs already" in done.stderr
+    assert not any(" delete " in call or " apply " in call for call in cloud.calls)
+
+
+def test_gke_setup_has_all_steps_and_keeps_what_exists(cloud):
+    done = cloud.run("gke.sh", "setup", "--dry-run")
+    text = done.stdout
+    for part in (
+        "artifacts repositories create images --repository-format=docker --location=us ",
+        "auth configure-docker us-docker.pkg.dev",
+        "clusters create my-cluster --location=us-west4 ", "--workload-pool=my-project.svc.id.goog",
+        "node-pools create tpu-v5e-4x4-spot-0 ", "--machine-type=ct5lp-hightpu-4t --tpu-topology=4x4 --spot",
+        "--max-nodes=4", "get-credentials", "jobset/releases/download/",
+        "/sa/default --role=roles/storage.objectAdmin", "/sa/default --role=roles/storage.legacyBucketReader",
+    ):  # fmt: skip
+        assert part in text, (part, text)
+    cloud.change(TOPOLOGY="v5e:2x4", SPOT="no")
+    text = cloud.run("gke.sh", "setup", "--dry-run").stdout
+    assert (
+        "ct5lp-hightpu-8t" in text and "--tpu-topology" not in text and "--spot" not in text
+    )  # one host has no topology
+    cloud.break_command("clusters create", "fail")
+    done = cloud.run("gke.sh", "setup")
+    assert done.returncode == 2 and "run launch/gke.sh setup again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "script, verb, part",
+    [
+        ("gke.sh", "apply", "kubectl --context=gke_my-project_us-west4_my-cluster apply"),
+        ("gke.sh", "stop", "kubectl"), ("gke.sh", "xpk", "xpk workload create"),
+        ("sky.sh", "launch", "sky jobs launch"), ("sky.sh", "stop", "sky jobs"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["fail", "hang", "late"])
+def test_other_launchers_say_what_may_be_billed(cloud, script, verb, part, mode):
+    cloud.break_command(part, mode)
+    done = cloud.run(script, verb, limit="1" if mode == "hang" else "20")
+    assert done.returncode == 2 and "cost money" in done.stderr, done.stderr
+
+
+def test_xpk_restarts_after_an_accident_and_sky_sets_up_as_tpu_vms_do(cloud):
+    assert "--restart-on-exit-codes 1 " in cloud.run("gke.sh", "xpk", "--dry-run").stdout
+    assert yaml.safe_load(cloud.run("sky.sh", "task").stdout)["setup"] == "bash launch/worker.sh setup"
 
 
 # ---- Bad input
@@ -244,6 +313,9 @@ def test_retry_does_not_restart_a_run_that_refused_its_input(cloud):
         (dict(PROJECT=""), "PROJECT= is not a project"),
         (dict(ZONE="us-west4"), "ZONE=us-west4 is not a zone"),
         (dict(NAME="My_Run"), "NAME=My_Run is not a name"),
+        (dict(NAME="a" * 31), "at most 30"),
+        (dict(MAX_HOURS=""), "MAX_HOURS= is not a number of hours"),
+        (dict(TPU_SERVICE_ACCOUNT="me"), "TPU_SERVICE_ACCOUNT=me is not the address"),
         (dict(TOPOLOGY="v5litepod-16"), "TOPOLOGY=v5litepod-16 is not a topology"),
         (dict(TOPOLOGY="v5e:3x3"), "TOPOLOGY=v5e:3x3 does not divide into hosts"),
         (dict(BUCKET="my-bucket"), "BUCKET=my-bucket is not a folder in a bucket"),
@@ -291,10 +363,37 @@ def test_missing_settings_file_names_the_example(cloud):
 @pytest.mark.parametrize("script, verb", [("tpu.sh", "create"), ("tpu.sh", "retry"), ("gke.sh", "apply")])
 @pytest.mark.parametrize("refused, message", [("print-access-token", "no credentials"), (" cp ", "cannot write to")])
 def test_creates_nothing_without_credentials_or_a_writable_bucket(cloud, script, verb, refused, message):
-    (cloud.folder / "refuse").write_text(refused)
+    cloud.break_command(refused, "fail")
     done = cloud.run(script, verb)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
     assert not steps(cloud.calls) and not any(call.startswith("kubectl") for call in cloud.calls)
+
+
+def test_the_account_of_the_workers_is_tried_where_the_user_may_act_for_it(cloud):
+    account = "astro@my-project.iam.gserviceaccount.com"
+    cloud.change(TPU_SERVICE_ACCOUNT=account)
+    cloud.break_command(f"buckets describe gs://my-bucket --impersonate-service-account={account}", "fail")
+    done = cloud.run("tpu.sh", "create")
+    assert done.returncode == 2 and "run tpu.sh grant" in done.stderr
+    cloud.break_command("print-access-token --impersonate", "fail")
+    done = cloud.run("tpu.sh", "create")
+    assert done.returncode == 0 and "Token Creator" in done.stderr
+    assert any(f"--service-account={account}" in call for call in cloud.calls)
+    assert cloud.run("tpu.sh", "grant").returncode == 0
+    roles = [
+        call.split("--role=")[1].split()[0] for call in cloud.calls if "add-iam-policy-binding gs://my-bucket" in call
+    ]
+    assert roles == ["roles/storage.objectAdmin", "roles/storage.legacyBucketReader"]
+
+
+@pytest.mark.parametrize("key, message", [("ssh-keygen", "has no ssh key"), ("ssh-add", "lacks gcloud's key")])
+def test_ssh_that_would_wait_for_ever_is_refused(cloud, key, message):
+    cloud.break_command(key, "fail")
+    done = cloud.run("tpu.sh", "create")
+    assert done.returncode == 2 and message in done.stderr
+    cloud.change(TOPOLOGY="v5e:2x4")  # gcloud asks for no agent where there is one worker
+    cloud.break_command(key, "fail")
+    assert cloud.run("tpu.sh", "create").returncode == 0
 
 
 @pytest.mark.parametrize("script", ["tpu.sh", "gke.sh", "sky.sh"])
@@ -333,6 +432,11 @@ def test_worker_runs_one_command_at_a_time_and_keeps_its_exit_code(tmp_path):
     assert (tmp_path / "run.log").read_text() == "received go on\n"
     worker("start", "true")
     wait_for("ended 0")
+    worker("stop")  # nothing runs
+    worker("start", "bash", "-c", "trap '' HUP; sleep 60 & wait")
+    assert worker("status").endswith("running")
+    worker("stop")  # ends the children too
+    assert not worker("status").endswith("running")
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -382,6 +486,17 @@ def test_every_command_of_the_guide_works_in_a_dry_run(cloud):
         elif name == "setup.sh":
             assert all((ROOT / lock).exists() for lock in words[1:]), command
         else:
-            assert name in ("gcloud", "gsutil", "docker", "cp", "git", "kubectl", "local.sh", "pip"), command
+            assert name in (
+                "gcloud",
+                "gsutil",
+                "docker",
+                "cp",
+                "git",
+                "kubectl",
+                "local.sh",
+                "pip",
+                "ssh-keygen",
+                "ssh-add",
+            ), command
     assert {"tpu.sh", "gke.sh", "sky.sh", "astro", "setup.sh"} <= seen
     assert not cloud.calls

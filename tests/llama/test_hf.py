@@ -1,5 +1,6 @@
 """Hugging Face folders: round trips bit for bit, and errors that name the damaged file, tensor or option."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from etils import epath
-from helpers import LLAMA3, assert_trees_equal, change_json, countdown_tokenizer, tiny_config, tiny_params
+from helpers import LLAMA3, assert_trees_equal, bucket, change_json, countdown_tokenizer, tiny_config, tiny_params
 
 from astro_jax.errors import AstroError
 from astro_jax.llama import hf
@@ -192,6 +193,36 @@ def test_params_read_onto_a_mesh_have_the_same_values_and_their_shardings(max_ho
     assert_trees_equal(hf.read(folder)[1], plain)  # without a mesh
     jax.tree.map(lambda x, s: None if x.sharding == s else pytest.fail(str(s)), sharded,
                  llama_params.shardings(config, sharding))  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_processes_share_the_rows_of_a_tensor(dtype, folder, tmp_path, monkeypatch):
+    """Eight devices: each tensor is read once in all, a share for each device, on a disk and from a bucket."""
+    config, plain = hf.read(folder, dtype=dtype)
+    remote = bucket(monkeypatch) / "model"
+    for path in folder.iterdir():
+        (remote / path.name).write_bytes(path.read_bytes())
+    sharding = train_sharding(make_mesh(2, 2, 2))
+    for source in (folder, remote):
+        tensors, counts = {}, {}
+        for name, tensor in hf.open_weights(source)[1].items():
+
+            def rows(first, last, tensor=tensor, counts=counts):
+                counts.setdefault(tensor.name, []).append((first, last))
+                return tensor.rows(first, last)
+
+            tensors[name] = dataclasses.replace(tensor, rows=rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(hf, "MAX_HOST_STACK_BYTES", 0)
+            patch.setattr(jax, "process_count", lambda: 2)
+            sharded = hf.params_from_tensors(config, tensors, sharding, dtype)
+        assert_trees_equal(sharded, plain)
+        jax.tree.map(lambda x, s: None if x.sharding == s else pytest.fail(str(s)), sharded,
+                     llama_params.shardings(config, sharding))  # fmt: skip
+        shared = {name: t.shape[0] // 8 for name, t in tensors.items() if t.shape[0] % 8 == 0}
+        assert shared and {name: sorted(ranges) for name, ranges in counts.items()} == {
+            name: [(i * n, (i + 1) * n) for i in range(8)] for name, n in shared.items()
+        }
 
 
 # ---- Errors

@@ -2,6 +2,7 @@
 
 import json
 import os
+import types
 
 import jax
 import pytest
@@ -26,7 +27,7 @@ def test_published_architectures_have_their_published_number_of_parameters():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--topology", "v9:4x4"], "unknown TPU; choose one of v5e, v6e, v5p"),
+        (["--topology", "v9:4x4"], "unknown TPU; choose one of v4, v5e, v6e, v5p"),
         (["--topology", "v5e:3x3"], "unknown slice of v5e; choose one of 1x1, 2x2"),
         (["--topology", "v5e:4x4"], "has 2 devices and v5e:4x4 has 16 chips"),
         (["--topology", "v5e:1x1", "--prompt", "0"], "--prompt must be at least 1"),
@@ -50,11 +51,35 @@ def test_missing_libtpu_is_an_error_that_names_the_package(capsys, monkeypatch):
 def test_program_that_does_not_fit_exits_with_3_and_names_the_config_keys(capsys, monkeypatch):
     row = {"stage": "sft", "program": "step", "peak_gib": 20.0, "held_gib": 0.0, "at_once_gib": 20.0, "fits": False}
     plan = {"topology": "v5e:4x4", "chips": 16, "hbm_gib": 15.75, "fits": False, "programs": [row]}
-    monkeypatch.setattr(planner, "plan_run", lambda *_: plan | {"recipe": {"reached": 0.4}})
+    plan |= {"libtpu": {"plan": "0.1", "run": "0.1"}}
+    recipe = {"reached": 0.4, "total_hours": 0.0, "total_chip_hours": 0.0}
+    monkeypatch.setattr(planner, "plan_run", lambda *_: plan | {"recipe": recipe})
     assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4"]) == 3
     out, err = capsys.readouterr()
     assert "sft step needs 20.0 of 15.75 GiB a chip: lower sft.micro_batch_size" in err
     assert "NO" in out
+
+
+def test_the_hours_of_a_run_need_no_compilation(capsys, monkeypatch):
+    """The launchers ask for them before they rent a slice."""
+    monkeypatch.setattr(topology, "get", lambda name: types.SimpleNamespace(devices=jax.devices()))
+    monkeypatch.setattr(planner, "libtpu_versions", lambda: {"plan": "0.1", "run": "0.2"})
+    monkeypatch.setattr(planner, "_compile_program", lambda *_: pytest.fail("compiled"))
+    command = ["plan", "configs/llama3.1-8b.yaml", "--topology", "v5e:2x4", "mesh={fsdp: 2, tp: 4}", "--no-compile"]
+    assert cli.main([*command, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    hours = {name: cost["hours"] for name, cost in plan["recipe"].items() if isinstance(cost, dict) and "of" in cost}
+    assert plan["recipe"]["total_hours"] == pytest.approx(sum(hours.values()), abs=0.1)
+    assert min(hours[name] for name in ("search decode", "astro-sft step", "direct-rl decode")) > 0
+    assert "fits" not in plan
+    assert cli.main(command) == 0
+    assert f"these programs take {plan['recipe']['total_hours']:,} hours" in capsys.readouterr().out
+
+
+def test_a_device_is_a_chip_on_every_kind_of_tpu():
+    pytest.importorskip("libtpu", reason="the extra `plan` (libtpu) is not installed")
+    for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
+        assert len(topology.get(name).devices) == topology.parse(name)[1] == 4
 
 
 def test_compile_only_reports_memory_without_roofline_and_collectives():
@@ -76,6 +101,8 @@ def test_compile_only_reports_memory_without_roofline_and_collectives():
         ["--compile-only", "--markdown"],
         ["--remat", "--markdown"],
         ["--remat", "--stage", "grpo"],
+        ["--search", "--no-compile"],
+        ["--compile-only", "--no-compile"],
     ],
 )
 def test_contradictory_flags_are_an_error(flags, capsys):

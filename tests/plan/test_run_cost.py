@@ -28,6 +28,7 @@ def test_run_cost_equals_a_count_by_hand():
     rows[0]["unshared_tokens_per_s"] = 20
     costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
     assert costs.pop("reached") == 0.5
+    total_hours, total_chip_hours = costs.pop("total_hours"), costs.pop("total_chip_hours")
     search = costs["search decode"]
     unshared, one_simulation = (costs.pop(f"search decode, {x}") for x in ("no prefix shared", "one iteration a tree"))
     assert unshared["hours"] == pytest.approx(5 * search["hours"], abs=0.02)
@@ -48,6 +49,8 @@ def test_run_cost_equals_a_count_by_hand():
     hours = tokens["search decode"] / 50 / 3600
     assert search["hours"] == round(hours, 2)
     assert search["chip_hours"] == round(4 * hours, 1)
+    assert total_hours == pytest.approx(sum(tokens.values()) / 50 / 3600, abs=0.1)
+    assert total_chip_hours == pytest.approx(4 * total_hours, abs=0.3)
 
 
 @pytest.mark.parametrize(

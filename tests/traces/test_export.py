@@ -99,7 +99,7 @@ def command(traces, tmp_path, monkeypatch):
     """`astro traces` of a run whose stage has finished, and (traces.clone, stages) of each call of the pipeline."""
     calls = []
 
-    def execute(c, command, only):
+    def execute(c, command, only, *_):
         calls.append((c.traces.clone, only))
         return type("FinishedRun", (), {"folder_of": lambda stage: traces.parent / stage})
 
