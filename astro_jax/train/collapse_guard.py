@@ -77,9 +77,12 @@ class CollapseGuard:
         return any(rule.action == "skip" for rule in self.c.rules)
 
     def num_checkpoints(self, save_steps: int) -> int:
-        """Return how many checkpoints must be kept so that one lies before the steps that break a rule."""
+        """Return how many checkpoints must be kept so that one lies before the steps that break a rule.
+
+        One more is kept, since SIGTERM may have added one at any step.
+        """
         longest = max((rule.steps for rule in self.c.rules if rule.action == "rollback"), default=0)
-        return 1 + math.ceil((longest + 1) / save_steps) if longest else 0
+        return 2 + math.ceil((longest + 1) / save_steps) if longest else 0
 
     def start(self, records: Sequence[Json]) -> None:
         """Begin after these records, the lines of metrics.jsonl up to a checkpoint."""

@@ -83,10 +83,9 @@ def run(
                 if is_saved:
                     records += logger.flush()
                 guard.check(records, checkpoints.steps)
-                if (
-                    collapse_guard is not None
-                    and (rollback := collapse_guard.check(records, checkpoints.steps)) is not None
-                ):
+                # A checkpoint of SIGTERM or of the clock is no target: other runs of this config do not have it.
+                steps = [step for step in checkpoints.steps if step % c.save_steps == 0]
+                if collapse_guard is not None and (rollback := collapse_guard.check(records, steps)) is not None:
                     # A kill before the record repeats these steps and comes here again. A kill after the record goes
                     # on from the step `to`, whose checkpoint is the last one now.
                     checkpoints.delete_after(rollback["to"])
