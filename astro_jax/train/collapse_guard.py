@@ -112,27 +112,31 @@ class CollapseGuard:
         for record in records:
             self._records.append(record)
             for rule in self.c.rules:
-                broken = self._broken_in_a_row(rule)
-                if len(broken) < rule.steps or rule.action == "skip":
-                    continue
-                reason = self._describe(rule, broken[-rule.steps :])
-                if rule.action == "warn":
-                    if len(broken) == rule.steps:
-                        log(f"{self.stage}: step {record['step']}: {reason}; {_diagnosis(rule)}")
-                    continue
-                # The state before the first of these steps wrote their responses: the checkpoint must be older.
-                good = max((step for step in checkpoints if step < broken[0]["step"] - 1), default=None)
-                spent = len(self.rollbacks) >= self.c.max_rollbacks
-                if rule.action == "stop" or spent or good is None:
-                    why = "" if rule.action == "stop" else (
-                        f" after {len(self.rollbacks)} rollbacks (grpo.guard.max_rollbacks)" if spent
-                        else " since no checkpoint is older; lower grpo.save_steps"
-                    )  # fmt: skip
-                    raise AstroError(
-                        f"{self.stage}: stopped at step {record['step']}{why}: {self._report(rule, reason)}"
-                    )
-                return {"step": record["step"], "to": good, "reason": reason, "rule": rule.model_dump(mode="json")}
+                if rule.action != "skip" and rule.metric in record and (rollback := self._act(rule, checkpoints)):
+                    return rollback
         return None
+
+    def _act(self, rule: GuardRule, checkpoints: Sequence[int]) -> Json | None:
+        """Do what a rule asks for after the last record. Return a rollback, if the rule asks for one."""
+        broken, step = self._broken_in_a_row(rule), self._records[-1]["step"]
+        if len(broken) < rule.steps:
+            return None
+        reason = self._describe(rule, broken[-rule.steps :])
+        if rule.action == "warn":
+            if len(broken) == rule.steps:
+                log(f"{self.stage}: step {step}: {reason}; {_diagnosis(rule)}")
+            return None
+        # The state before the first of these steps wrote their responses: the checkpoint must be older.
+        good = max((saved for saved in checkpoints if saved < broken[0]["step"] - 1), default=None)
+        is_spent = len(self.rollbacks) >= self.c.max_rollbacks
+        if rule.action == "rollback" and good is not None and not is_spent:
+            return {"step": step, "to": good, "reason": reason, "rule": rule.model_dump(mode="json")}
+        why = ""
+        if rule.action == "rollback" and is_spent:
+            why = f" after {len(self.rollbacks)} rollbacks (grpo.guard.max_rollbacks)"
+        elif rule.action == "rollback":
+            why = ", since no checkpoint is older (grpo.save_steps)"
+        raise AstroError(f"{self.stage}: stopped at step {step}{why}: {self._report(rule, reason)}")
 
     def roll_back(self, rollback: Json) -> None:
         """Record a rollback in guard.jsonl, with the metrics of the steps that it undoes."""

@@ -74,6 +74,12 @@ def test_stop_gives_a_diagnosis_in_one_line(tmp_path):
         make_guard(tmp_path, rule).check(lines, [0])
 
 
+def test_rollback_without_an_older_checkpoint_stops(tmp_path):
+    rule = {"metric": "kl", "above": 1.0, "action": "rollback"}
+    with pytest.raises(AstroError, match=r"stopped at step 1, since no checkpoint is older \(grpo.save_steps\): kl is"):
+        make_guard(tmp_path, rule).check(records("kl", 9.0), [0])
+
+
 def test_rollbacks_are_bounded_and_survive_a_restart(tmp_path):
     rule = {"metric": "kl", "above": 1.0, "action": "rollback"}
     guard, lines = make_guard(tmp_path, rule, max_rollbacks=1, rollback_lr_factor=0.25), records("kl", 0.1, 0.1, 9.0)
