@@ -289,7 +289,7 @@ def test_truncated_response_is_wrong():
     assert rollout_metrics(group) == {
         "reward_mean": -0.5, "solve_rate": 0.25, "mean_tokens": (2 * len(solution) + len(solution) + 2) / 4,
         "mean_backtracks": 0.0, "valid_rate": 0.5, "truncated_rate": 0.25, "unjudged_rate": 0.0,
-        "mean_tokens_stopped": (2 * len(solution) + 1) / 3, "max_tokens": len(solution) + 1, "repetition": 0.0,
+        "mean_tokens_stopped": (2 * len(solution) + 2) / 3, "max_tokens": len(solution) + 1, "repetition": 0.0,
         "p95_tokens": pytest.approx(len(solution) + 0.85),
     }  # fmt: skip
     # The shortest completion is an end token alone. It is learned like any other.

@@ -41,7 +41,7 @@ ALL = {
 
 
 def reference():
-    return tiny_params(CONFIG, scale=0.3)
+    return tiny_params(CONFIG, scale=0.1)
 
 
 @functools.cache
@@ -78,7 +78,7 @@ def test_kl_is_to_the_reference_model_and_lets_completions_without_advantage_lea
         )
     ]
     kl = [np.exp(x) - x - 1 for x in log_ratio]
-    assert metrics["kl"] == pytest.approx(np.concatenate(kl).mean(), rel=1e-3)
+    assert metrics["kl"] == pytest.approx(np.concatenate(kl).mean(), rel=1e-3) and metrics["kl"] > 0.01
     assert metrics["loss"] == pytest.approx(0.2 * np.mean([x.mean() for x in kl]), rel=1e-3)  # loss_type: grpo
     assert metrics["no_gradient_steps"] == 0 and not np.array_equal(state.params.embed, params.embed)
 
@@ -103,7 +103,7 @@ def test_reference_model_is_sharded_like_the_policy_and_absent_without_kl():
 def test_old_log_probabilities_are_the_trainers_where_the_sampler_is_corrected():
     params, (rollouts, advantages) = tiny_params(CONFIG), random_rollouts()
     update = optioned()._with_old_logprobs(params, optioned()._pack(rollouts, advantages))
-    expected = np.concatenate(logprobs_at(params, [r for r, a in zip(rollouts, advantages, strict=True) if a], 0.7))
+    expected = np.concatenate(logprobs_at(params, rollouts, TEMPERATURE))  # the KL term needs all of them
     found = [np.asarray(m.old_logprobs)[m.batch.loss_weights > 0] for m in update.micro_batches]
     np.testing.assert_allclose(np.sort(np.concatenate(found)), np.sort(expected), atol=1e-4)
     _, metrics = optioned()._update(fresh(), update)
@@ -248,7 +248,7 @@ def test_texts_of_a_step_are_written_with_verdicts(tmp_path):
     assert [r["step"] for r in records] == [1, 1, 2, 2]
     groups = logged.generate_rollouts(tiny_params(CONFIG), 0)
     by_id = {p.id: p for p in PROBLEMS}
-    for record, group, name in zip(records, groups, logged.examples(0), strict=False):
+    for record, group, name in zip(records[:2], groups[:2], logged.examples(0)[:2], strict=True):
         assert record["problem"] == name and record["prompt"] == by_id[name].prompt
         for c, r in zip(record["completions"], group, strict=True):
             assert c["text"] == logged.tokenizer.decode(r.completion_ids.tolist()) and c["reward"] == r.reward
