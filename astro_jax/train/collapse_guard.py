@@ -104,7 +104,7 @@ class CollapseGuard:
           checkpoints: the steps of the checkpoints.
 
         Returns:
-          A rollback for `roll_back`: the step `to` go back to among others. None: go on.
+          a rollback for `roll_back`, whose `to` is the step to go back to. None: go on.
 
         Raises:
           AstroError: with a diagnosis, when a rule stops the run, or asks for a rollback that is not left.
