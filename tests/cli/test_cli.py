@@ -123,7 +123,7 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch):
 )
 def test_a_shard_may_stand_before_or_after_overrides(words, recipe, monkeypatch):
     calls = []
-    monkeypatch.setattr(pipeline, "execute", lambda c, command, only, shard: calls.append((c.seed, only, shard)))
+    monkeypatch.setattr(pipeline, "execute", lambda c, command, only, shard, *_: calls.append((c.seed, only, shard)))
     assert cli.main(["search", recipe, *words]) == 0
     assert calls == [(5, ("search",), (1, 4))]
 
