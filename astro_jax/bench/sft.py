@@ -122,7 +122,7 @@ def _timed_loss(run: Callable[[], float]) -> tuple[float, float]:
 def rate(work: Workload, run: Callable[[], Any]) -> Json:
     """Measure the median seconds of a step, and the tokens a second."""
     seconds = statistics.median(timed(run) for _ in range(work.steps))
-    return {"seconds": round(seconds, 4), "tokens_per_s": round(work.rows * work.length / seconds, 1)}
+    return {"seconds": round(seconds, 6), "tokens_per_s": round(work.rows * work.length / seconds, 1)}
 
 
 def limit(config: LlamaConfig, work: Workload, flops: float, bandwidth: float) -> Json:
