@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -340,21 +339,27 @@ def test_rl_is_rewarded_by_a_function_of_the_user(tmp_path):
     assert [len(group["judgements"]) for group in lines[1:]] == [4] * 4
 
 
-def test_rl_finds_its_reference_model_and_the_traces_to_begin_in(finished, tmp_path):
-    for name in ("traces", "astro-sft/model"):
-        shutil.copytree(finished[0] / name, tmp_path / "run" / name)
+def test_rl_finds_its_reference_model_and_the_traces_to_begin_in(tmp_path):
     rules = [{"metric": "kl", "above": 1e9, "action": "rollback"}]
-    changes = dict(beta=0.1, restart_rate=1.0, max_num_gen_batches=2, guard=dict(rules=rules), max_steps=1)
+    changes = dict(beta=0.1, restart_rate=1.0, guard=dict(rules=rules), max_steps=1)
     run = RunContext(micro(tmp_path / "run", grpo=changes))
     assert "traces" in stage_inputs.parents(run.c, "direct-rl")
+    config = tiny_config(vocab_size=len(countdown_tokenizer(9)), n_layers=1)
+    llama.save(run.folder / "astro-sft" / "model", config, tiny_params(config), countdown_tokenizer(9))
+    beginning = " 1 + 2 = 3, which misses the target!\n"
+    traces = [
+        {"problem_id": p.id, "prompt": p.prompt, "segments": [{"text": beginning}, {"text": " 2 - 1 = 1.\n"}]}
+        for p in run.problems("rl")
+    ]
+    storage.write_jsonl(run.folder / "traces" / "astro.jsonl", traces)
     pipeline.reinforce(run, Inputs(stage="astro-rl", keys={}, contents={}, parents={}))
     folder = run.folder / "astro-rl"
     (metrics,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert metrics["restarted_rate"] == 1
     assert metrics["kl"] == pytest.approx(0, abs=1e-5)  # the policy is the reference yet
-    assert metrics["restarted_rate"] > 0 and metrics["gen_batches"] in (1, 2)
     assert (folder / "checkpoints" / "0").exists()  # a rollback may go back to the start
     (group,) = map(json.loads, (folder / "rollouts.jsonl").read_text().splitlines())
-    assert len(group["completions"]) == 4
+    assert group["beginning"] == beginning and len(group["completions"]) == 4
 
 
 def test_sampling_weights_have_the_dtype_of_the_config(tmp_path):

@@ -378,7 +378,8 @@ class GRPOTrainer:
             return
         problems = [self.problems[j] for j in self._prompt_indices(i)[: self.c.logged_groups]]
         by_group = advantages.reshape(len(groups), -1)
-        records = [record(p, group, a, self.tokenizer) for p, group, a in zip(problems, groups, by_group, strict=False)]
+        begins = [self._beginning(p, i, place).text for place, p in enumerate(problems)]
+        records = [record(p, groups[j], by_group[j], self.tokenizer, begins[j]) for j, p in enumerate(problems)]
         is_saved = (i + 1) % self.c.save_steps == 0 or i + 1 == self.c.max_steps
         self.log.write(i + 1, records, flush=is_saved)
 
