@@ -105,14 +105,16 @@ def print_results(results: dict[str, Any]) -> None:
     for name, result in results["suites"].items():
         for d in result["differences"]:
             alone = ", ".join(f"{n} {key}" for key, n in d.items() if key.startswith("right by"))
-            console.print(f"{name}, {' and '.join(d['rules'])} on the same answers: {alone}")
+            console.print(f"{name}, {' and '.join(d['rules'])} on the same answers: {alone}", soft_wrap=True)
         for row in result["token_limits"]:
             rates = ", ".join(f"{rule} {_percent(rate)}" for rule, rate in row["pass@1"].items())
-            console.print(f"{name} at {row['max_tokens']} tokens: {rates}; {100 * row['truncated']:.1f}% cut off")
+            console.print(
+                f"{name} at {row['max_tokens']} tokens: {rates}; {100 * row['truncated']:.1f}% cut off", soft_wrap=True
+            )
     for name, d in results.get("differences", {}).items():
         interval = f"[{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" if d else "no problem in common"
         mean = f"{100 * d['difference']:+.1f} points {interval} over {d['n']} problems" if d else interval
-        console.print(f"{name} against {results['against']}: {mean}")
+        console.print(f"{name} against {results['against']}: {mean}", soft_wrap=True)
 
 
 def _table(results: dict[str, Any]) -> Table:

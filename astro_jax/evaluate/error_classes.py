@@ -100,10 +100,13 @@ def unknown_operands(prompt: str, text: str) -> list[str]:
     known |= {abs(x) for x in known} | {_WORDS[w] for w in re.findall(r"[a-z]+", prompt.lower()) if w in _WORDS}
     known |= {x / 100 for x in known} | {1 - x / 100 for x in known} | {1 + x / 100 for x in known}  # percents
     unknown = []
-    for line in re.split(r"(?<=[.\n;])\s", text):
-        for match in _OPERANDS.finditer(line):
+    places = [(m.start(), m, False) for m in _OPERANDS.finditer(text)]
+    places += [(m.start(), m, True) for m in _RESULTS.finditer(text)]
+    for _, match, is_result in sorted(places, key=lambda place: place[0]):
+        if not is_result:
             unknown += [number for number in match.groups() if parse(number) not in known]
-        known |= {value for number in _RESULTS.findall(line) if (value := parse(number)) is not None}
+        elif (value := parse(match[1])) is not None:
+            known.add(value)
     return unknown
 
 
