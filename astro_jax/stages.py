@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
               (*_SAMPLING, "grpo", "eval.max_tokens", *_DIFFICULTY), ("rl",)),
         Stage("eval", "eval", "Evaluation", "evaluate all models on held-out problems"),  # of `evaluations`
         Stage("report", "report", "Report", "write results.json and report.html", ("eval",),
-              reads=("seed", "stages", "problems.difficulty_samples")),
+              reads=("seed", "stages", "problems.difficulty_samples", "eval.suites")),
     )
 }  # fmt: skip
 MODELS: tuple[str, ...] = tuple(name for name, stage in STAGES.items() if stage.makes_model)

@@ -49,7 +49,8 @@ INVALIDATED = {
     f"base difficulty {RL}": "problems.rl",
     EVALUATED: "problems.eval",
     f"difficulty {RL} {EVALUATED} {SUITES}": "eval.max_tokens",
-    SUITES: "eval.suites eval.num_samples eval.limit eval.temperature eval.prompt eval.token_limits",
+    f"{SUITES} report": "eval.suites",
+    SUITES: "eval.num_samples eval.limit eval.temperature eval.prompt eval.token_limits",
     f"difficulty {RL} report": "problems.difficulty_samples",
     RL: "grpo",
     f"difficulty {RL}": (
