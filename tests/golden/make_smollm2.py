@@ -45,14 +45,14 @@ def logits(model, tokens):
 
 
 @torch.no_grad()
-def greedy(model, prompts):
-    """Greedy tokens int32 [prompts, NEW]. End tokens do not end the text."""
+def greedy(model, prompts, new=NEW):
+    """Greedy tokens int32 [prompts, new]. End tokens do not end the text."""
     longest = max(map(len, prompts))
     padded = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     model.generation_config.eos_token_id = None
     torch.set_num_threads(1)  # several threads gain little in small steps, and wait for each other on a busy machine
-    out = model.generate(padded, attention_mask=mask, do_sample=False, max_new_tokens=NEW, pad_token_id=0)
+    out = model.generate(padded, attention_mask=mask, do_sample=False, max_new_tokens=new, pad_token_id=0)
     return out[:, longest:].numpy().astype(np.int32)
 
 

@@ -109,9 +109,10 @@ def test_greedy_tokens_equal_golden_ones(greedy, golden, capsys):
 
 
 def test_greedy_tokens_equal_those_of_transformers_generate(greedy, golden, maker, torch_model, capsys):
-    prompts, expected = golden["prompts"], maker.greedy(torch_model, golden["prompts"])
+    new = 48  # the golden data hold 256, which take minutes
+    prompts, expected = golden["prompts"], maker.greedy(torch_model, golden["prompts"], new)
     ties = 0
-    for prompt, ours, reference in zip(prompts, greedy, expected, strict=True):
+    for prompt, ours, reference in zip(prompts, greedy[:, :new], expected, strict=True):
         if np.array_equal(ours, reference):
             continue
         logits = maker.logits(torch_model, [*prompt, *ours])[len(prompt) - 1 : -1]
