@@ -101,6 +101,11 @@ def test_a_mesh_of_another_size_than_the_slice(tmp_path):
     assert "params" not in found(c) and llama.load("countdown-base")[0].n_kv_heads % 2 == 0
 
 
+def test_a_check_that_ends_with_an_error_keeps_its_lines(tmp_path):
+    lines = found(micro(tmp_path / "run", mesh=dict(data=64)))
+    assert "needs 64 devices" in lines and "batch_size=16 cannot be split" in lines
+
+
 def test_the_command_prints_a_line_each_and_exits_with_2(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("base: quickstart\nproblems: {task: math}\n")
     assert cli.main(["check", str(tmp_path / "a.yaml"), "traces.replay=0"]) == 2
