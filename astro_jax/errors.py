@@ -40,7 +40,7 @@ def _is_transient(error: BaseException) -> bool:
         if status.isdecimal() and int(status) >= 300:
             return int(status) in (408, 429) or int(status) >= 500
     if isinstance(error, (ConnectionError, TimeoutError)):
-        return True
+        return type(error).__name__ != "OfflineModeIsEnabled"  # HF_HUB_OFFLINE is a setting of the user
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno not in _PERMANENT
     # Libraries of the network have exceptions of their own, as in requests.exceptions.ConnectionError.
