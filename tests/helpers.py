@@ -4,6 +4,8 @@ import contextlib
 import functools
 import json
 import re
+import sys
+import types
 from typing import ClassVar
 
 import fsspec
@@ -135,7 +137,7 @@ class Bucket(MemoryFileSystem):
 
     @classmethod
     def refuse(cls, operation, error, times=1):
-        """Let the next calls of an operation fail: "read", "write", "delete" or "list"."""
+        """Let the next calls of an operation fail: "read", "write", "delete", "list", "get" (of the bucket itself)."""
         cls.faults += [(operation, error)] * times
 
     @classmethod
@@ -185,4 +187,8 @@ def bucket(monkeypatch):
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
     monkeypatch.setattr(Bucket, "faults", [])
+    client = types.SimpleNamespace(get_bucket=lambda name: Bucket._maybe_fail("get"))
+    google = types.ModuleType("google.cloud")
+    google.storage = types.SimpleNamespace(Client=lambda: client)
+    monkeypatch.setitem(sys.modules, "google.cloud", google)
     return epath.Path("gs://bucket/run")

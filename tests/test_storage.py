@@ -1,8 +1,5 @@
 """Atomic writes, JSON and JSONL files, shards and manifests, on a disk and in a bucket."""
 
-import sys
-import types
-
 import fsspec
 import pytest
 from etils import epath
@@ -175,15 +172,9 @@ def test_a_refusal_of_the_bucket_names_the_roles(monkeypatch, operation):
 def test_an_account_that_may_not_get_the_bucket_is_refused(monkeypatch):
     """Orbax asks for the bucket itself: Storage Object Admin alone is not enough."""
 
-    class Client:
-        def get_bucket(self, name):
-            assert name == "bucket"
-            raise Answer(403)
-
-    google = types.ModuleType("google.cloud")
-    google.storage = types.SimpleNamespace(Client=Client)
-    monkeypatch.setitem(sys.modules, "google.cloud", google)
-    assert "status 403" in storage.bucket_refusal(bucket(monkeypatch))
+    folder = bucket(monkeypatch)
+    Bucket.refuse("get", Answer(403))
+    assert "status 403" in storage.bucket_refusal(folder)
 
 
 def test_a_bucket_is_opened_without_a_cache_of_listings(monkeypatch):
