@@ -46,6 +46,8 @@ LONGEST = (
     "test_distributed.py",
     "sampler/test_engine.py",
     "test_run_plan.py",
+    "test_stage_inputs.py",
+    "sweep/test_sweep.py",
     "sampler/test_generation_loop.py",
     "test_importing.py",
     "plan/test_plan_programs.py",
