@@ -32,6 +32,7 @@ from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.plan import planner, programs, topology
 from astro_jax.problems import lengths, source, suites
 from astro_jax.problems.draws import Draws
+from astro_jax.run_context import RunContext
 from astro_jax.traces import dataset
 from astro_jax.types import Problem, Response
 from astro_jax.verify import Verifier
@@ -50,18 +51,18 @@ class Subject:
       c: the config.
       names: the stages that are to run.
       topology: the TPU slice that the run is for, as "v5e:4x4"; None for this machine.
-      known_draws: draws of the run whose sources may have been read; None if there are none.
+      run: the run, whose sources and suites have been read; None for a check alone.
     """
 
     c: cfg.Config
     names: Sequence[str]
     topology: str | None = None
-    known_draws: Draws | None = None
+    run: RunContext | None = None
 
     @functools.cached_property
     def draws(self) -> Draws:
         """Draws the problems of the run."""
-        return self.known_draws or Draws.of(self.c.problems, self.c.seed)
+        return self.run.draws if self.run is not None else Draws.of(self.c.problems, self.c.seed)
 
     @functools.cached_property
     def model_folder(self) -> Any:
@@ -115,7 +116,7 @@ class Subject:
 
 
 def find(
-    c: cfg.Config, names: Sequence[str] = (), topology_name: str | None = None, draws: Draws | None = None
+    c: cfg.Config, names: Sequence[str] = (), topology_name: str | None = None, run: RunContext | None = None
 ) -> list[str]:
     """Return what would stop a run, a line each; empty if nothing would.
 
@@ -123,9 +124,9 @@ def find(
       c: the config.
       names: the stages that are to run; empty for all.
       topology_name: a TPU slice to check for in place of this machine.
-      draws: of the run, so that its sources are not read again.
+      run: the run, so that what it has read is not read again.
     """
-    subject = Subject(c, names or stage_inputs.planned(c), topology_name, draws)
+    subject = Subject(c, names or stage_inputs.planned(c), topology_name, run)
     lines: dict[str, None] = {}
     for check in _CHECKS:
         try:
@@ -138,13 +139,13 @@ def find(
     return list(lines)
 
 
-def require(c: cfg.Config, names: Sequence[str], draws: Draws | None = None) -> None:
+def require(c: cfg.Config, names: Sequence[str], run: RunContext | None = None) -> None:
     """Check a run before it starts. The arguments are those of `find`.
 
     Raises:
       AstroError: with all lines of `find`.
     """
-    if lines := find(c, names, draws=draws):
+    if lines := find(c, names, run=run):
         raise AstroError("; ".join(lines))
 
 
@@ -185,7 +186,7 @@ def _suites(s: Subject) -> Iterator[str]:
     """Suites that cannot be read, and Parquet that cannot be written."""
     if not any(name.endswith("-suites") for name in s.names):
         return
-    for spec in s.c.eval.suites:
+    for spec in () if s.run is not None else s.c.eval.suites:  # the plan of a run has read them
         try:
             suites.load(spec, s.c.eval.limit)
         except AstroError as e:

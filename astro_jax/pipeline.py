@@ -101,7 +101,7 @@ def execute(
         raise
     _require_parents(run, plans, names)
     if running := [name for name in names if plans[name].runs]:
-        check.require(c, running, run.draws)
+        check.require(c, running, run)
     states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
     distributed.assert_equal_across_processes("the run's configuration", states)
     if any(p.note != "runs" for p in plans.values()):

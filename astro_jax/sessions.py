@@ -67,7 +67,7 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
     def renew() -> None:
         while not ended.wait(RENEW_SECONDS):
             with contextlib.suppress(OSError):  # the next write may go through
-                _write(path, state(is_running=True))
+                storage.write_json(path, state(is_running=True), is_work=False)
             total = before + started_s + time.monotonic() - start
             if max_hours is not None and total >= 3600 * max_hours:
                 message = _limit_message(run, total, max_hours)
@@ -75,8 +75,7 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
                 distributed.exit_all(EXIT_MAX_HOURS, message)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, state(is_running=True))
+    storage.write_json(path, state(is_running=True), is_work=False)
     thread = threading.Thread(target=renew, name="session", daemon=True)
     thread.start()
     is_complete = False
@@ -87,7 +86,7 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
         ended.set()
         thread.join()
         jax.monitoring.unregister_event_duration_listener(listen)
-        _write(path, state(is_running=False, is_complete=is_complete))
+        storage.write_json(path, state(is_running=False, is_complete=is_complete), is_work=False)
 
 
 def read(run: epath.Path) -> list[Json]:
@@ -130,13 +129,6 @@ def _limit_message(run: epath.Path, seconds: float, max_hours: float) -> str:
         f"{run}: its commands have run for {seconds / 3600:.1f} hours, and --max-hours is {max_hours:g}; saved work is "
         "kept, raise --max-hours to go on"
     )
-
-
-def _write(path: epath.Path, record: Json) -> None:
-    """Write a record atomically, and not as a write of results."""
-    before = storage.last_write()
-    storage.write_json(path, record)
-    storage.mark_write(before)
 
 
 _has_started = False

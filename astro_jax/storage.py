@@ -34,11 +34,16 @@ def absolute(path: str | epath.Path) -> epath.Path:
     return epath.Path(path if is_remote(path) else os.path.abspath(path))
 
 
-def write_text(path: epath.Path, text: str) -> None:
+def write_text(path: epath.Path, text: str, is_work: bool = True) -> None:
     """Write a text file atomically.
 
     A reader sees the old file or the new file, never an incomplete file, also after a kill. In a run of several
     processes only the main process writes.
+
+    Args:
+      path: the file. Missing folders above it are made.
+      text: its content.
+      is_work: whether the file holds work that need not be done again (`last_write`).
     """
     if not distributed.is_main_process():
         return
@@ -46,7 +51,8 @@ def write_text(path: epath.Path, text: str) -> None:
     partial = path.parent / f"{path.name}.part"
     partial.write_text(text)
     partial.replace(path)
-    mark_write()
+    if is_work:
+        mark_write()
 
 
 _last_write = 0.0
@@ -57,10 +63,10 @@ def last_write() -> float:
     return _last_write
 
 
-def mark_write(when: float | None = None) -> None:
-    """Note that work was saved, by default now: after a kill it need not be done again."""
+def mark_write() -> None:
+    """Note that work has just been saved: after a kill it need not be done again."""
     global _last_write
-    _last_write = time.monotonic() if when is None else when
+    _last_write = time.monotonic()
 
 
 def append_text(path: epath.Path, text: str) -> None:
@@ -196,9 +202,9 @@ def replace_folder(path: epath.Path) -> Iterator[epath.Path]:
     distributed.assert_equal_across_processes(f"{path.name}: folder renamed")
 
 
-def write_json(path: epath.Path, value: Any) -> None:
-    """Write a JSON file atomically, indented."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: epath.Path, value: Any, is_work: bool = True) -> None:
+    """Write a JSON file atomically, indented. The arguments are those of `write_text`."""
+    write_text(path, json.dumps(value, indent=2) + "\n", is_work)
 
 
 def read_json(path: epath.Path) -> Json:
