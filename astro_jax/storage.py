@@ -45,11 +45,16 @@ def write_text(path: epath.Path, text: str, is_work: bool = True) -> None:
       text: its content.
       is_work: whether the file holds work that need not be done again (`last_write`).
     """
+    write_bytes(path, text.encode(), is_work)
+
+
+def write_bytes(path: epath.Path, data: bytes, is_work: bool = True) -> None:
+    """Write a file atomically, as `write_text`."""
     if not distributed.is_main_process():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f"{path.name}.part"
-    partial.write_text(text)
+    partial.write_bytes(data)
     partial.replace(path)
     if is_work:
         mark_write()

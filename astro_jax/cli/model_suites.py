@@ -50,14 +50,16 @@ def run(args: argparse.Namespace, command: str) -> int:
     is_shipped = (paths.SHIPPED_MODELS / model).is_dir()  # a recipe and a model may have the same name
     if (model in config.recipes() and not is_shipped) or model.endswith((".yaml", ".yml")):
         raise AstroError(f"eval: {model} is a config, and --suite measures a model; write eval.suites=[...] in it")
+    folder = paths.resolve(model, download=True)
+    of_run = model_suites.run_config(folder)
     names = [x for x in args.suite if not _OVERRIDE.match(x)]
     overrides = [x for x in args.suite if _OVERRIDE.match(x)] + args.overrides
     own = [f"eval.suites={json.dumps(names)}", *_options(args), f"out=runs/eval/{_folder_name(model)}"]
-    c = config.load(None, [*own, *model_suites.settings_of(model), *overrides])
+    c = config.load(None, [*own, *model_suites.settings_of(folder, of_run), *overrides])
     out = storage.absolute(c.out)
     with run_lock.hold(out, command):
         against = storage.absolute(args.against) if args.against else None
-        results = model_suites.run(c, model, out, against)
+        results = model_suites.run(c, model, folder, of_run, out, against)
         written = lm_eval.export(out, storage.absolute(args.lm_eval)) if args.lm_eval else None
     if distributed.is_main_process():
         print(json.dumps(results)) if args.json else print_results(results)

@@ -100,10 +100,8 @@ def unknown_operands(prompt: str, text: str) -> list[str]:
     known |= {abs(x) for x in known} | {_WORDS[w] for w in re.findall(r"[a-z]+", prompt.lower()) if w in _WORDS}
     known |= {x / 100 for x in known} | {1 - x / 100 for x in known} | {1 + x / 100 for x in known}  # percents
     unknown = []
-    places = [(m.start(), m, False) for m in _OPERANDS.finditer(text)]
-    places += [(m.start(), m, True) for m in _RESULTS.finditer(text)]
-    for _, match, is_result in sorted(places, key=lambda place: place[0]):
-        if not is_result:
+    for match in sorted([*_OPERANDS.finditer(text), *_RESULTS.finditer(text)], key=re.Match.start):
+        if match.re is _OPERANDS:
             unknown += [number for number in match.groups() if parse(number) not in known]
         elif (value := parse(match[1])) is not None:
             known.add(value)

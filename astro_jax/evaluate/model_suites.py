@@ -31,22 +31,23 @@ BOXED_PROMPT = "{problem}\n\nPlease reason step by step, and put your final answ
 _CPU_CACHE_GIB = 4  # of the KV cache on a CPU, where all devices share the memory of the machine
 
 
-def settings_of(model: str) -> list[str]:
+def settings_of(folder: epath.Path, of_run: cfg.Config | None) -> list[str]:
     """The settings with which a model should be asked, as overrides of a config.
 
     A model of a run has the chat format of the run, and reads the bare problem as in training. Another model has its
     chat template, where its tokenizer has one, and a prompt that asks for a box.
+
+    Args:
+      folder: of the model.
+      of_run: `run_config` of the model.
     """
-    cache = [f"sampler.kv_cache_gib={_CPU_CACHE_GIB}"] if jax.default_backend() == "cpu" else []
-    folder = paths.resolve(model, download=True)
-    c = run_config(folder)
-    if c is not None:
-        system = [] if c.chat.system is None else [f"chat.system={json.dumps(c.chat.system)}"]
-        return [*cache, f"chat.template={json.dumps(c.chat.template)}", *system]
+    if of_run is not None:
+        system = [] if of_run.chat.system is None else [f"chat.system={json.dumps(of_run.chat.system)}"]
+        return [f"chat.template={json.dumps(of_run.chat.template)}", *system]
     if folder.parent == paths.SHIPPED_MODELS:
-        return cache
+        return []
     template = tokenizers.load(str(folder)).hf.chat_template is not None
-    return [*cache, f"chat.template={json.dumps(template)}", f"eval.prompt={json.dumps(BOXED_PROMPT)}"]
+    return [f"chat.template={json.dumps(template)}", f"eval.prompt={json.dumps(BOXED_PROMPT)}"]
 
 
 def run_config(model: epath.Path) -> cfg.Config | None:
@@ -70,13 +71,18 @@ def training_problems(draws: Draws) -> list[Problem]:
         return []
 
 
-def run(c: cfg.Config, model: str, out: epath.Path, against: epath.Path | None = None) -> dict[str, Any]:
+def run(
+    c: cfg.Config, model: str, folder: epath.Path, of_run: cfg.Config | None, out: epath.Path,
+    against: epath.Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Measure a model on the suites of `c.eval.suites`, and write out/results.json and a folder for each suite.
 
     Args:
       c: the settings: seed, chat, mesh, attention, sampler, verify and eval.
-      model: a checkpoint, a Hugging Face folder, a GGUF file, a shipped model or a hub id.
-      out: the folder. What an earlier call has sampled there is kept.
+      model: the name of the model: a checkpoint, a Hugging Face folder, a GGUF file, a shipped model or a hub id.
+      folder: its files.
+      of_run: `run_config` of the model.
+      out: the folder of the results. What an earlier call has sampled there is kept.
       against: the folder of another evaluation, for paired differences.
 
     Returns:
@@ -90,14 +96,15 @@ def run(c: cfg.Config, model: str, out: epath.Path, against: epath.Path | None =
     loaded = [problem_suites.load(spec, c.eval.limit) for spec in c.eval.suites]
     if against is not None and not (against / RESULTS).exists():
         raise AstroError(f"--against {against}: no evaluation is there; give the out= of another `astro eval`")
-    folder = paths.resolve(model, download=True)
     meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
     mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
     sharding = meshes.decode_sharding(mesh, c.attention)
+    sampler = c.sampler
+    if sampler.kv_cache_gib is None and jax.default_backend() == "cpu":
+        sampler = sampler.model_copy(update={"kv_cache_gib": _CPU_CACHE_GIB})
     config, params = checkpoint.load(folder, sharding, jnp.dtype(c.sampler.dtype))
     tokenizer = tokenizers.load(str(folder), c.chat)
-    policy = Policy(Engine.from_config(c.sampler, config, sharding, c.seed), params, tokenizer)
-    of_run = run_config(folder)
+    policy = Policy(Engine.from_config(sampler, config, sharding, c.seed), params, tokenizer)
     training = [] if of_run is None else training_problems(Draws.of(of_run.problems, of_run.seed))
     settings = model_settings(c, model, folder)
     results: dict[str, Any] = {"model": model, "settings": settings, "suites": {}}

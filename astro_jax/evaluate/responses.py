@@ -9,6 +9,7 @@ A file is written whole or not at all. A file that exists is not made again.
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from astro_jax import config as cfg
 from astro_jax import distributed, storage
 from astro_jax.errors import AstroError
 from astro_jax.policy import Policy
+from astro_jax.problems import record_files
 from astro_jax.problems.suites import Suite
 from astro_jax.progress import ProgressBar
 from astro_jax.sampler import SamplingParams
@@ -100,12 +102,12 @@ def collect(
                 groups = policy.generate(requests, sampling, bar.advance)
                 rows = [
                     SampledResponse(
-                        p.id, j, policy.response(p, x).text, [int(t) for t in x.token_ids], x.stopped
+                        p.id, j, policy.response(p, x).text, x.token_ids.tolist(), x.stopped
                     )
                     for p, group in zip(shard, groups, strict=True) for j, x in enumerate(group)
                 ]  # fmt: skip
                 distributed.assert_equal_across_processes(path.name)
-                write_parquet(path, [dataclasses.asdict(row) for row in rows])
+                write_parquet(path, [vars(row) for row in rows])
                 distributed.assert_equal_across_processes(f"{path.name}: written")
     return [row for path in paths for row in _read(path)]
 
@@ -136,11 +138,9 @@ def write_parquet(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    if distributed.is_main_process():
-        partial = path.parent / f"{path.name}.part"
-        with partial.open("wb") as file:
-            parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
-        partial.replace(path)
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), buffer)
+    storage.write_bytes(path, buffer.getvalue())
 
 
 def read_parquet(path: epath.Path) -> list[dict[str, Any]]:
@@ -149,12 +149,4 @@ def read_parquet(path: epath.Path) -> list[dict[str, Any]]:
     Raises:
       AstroError: when the file is missing or damaged.
     """
-    from pyarrow import parquet
-
-    try:
-        with path.open("rb") as file:
-            return parquet.read_table(file).to_pylist()
-    except (OSError, ValueError) as e:  # pyarrow's errors are of both kinds
-        raise AstroError(
-            f"{path}: cannot be read ({str(e).splitlines()[0]}); delete it and run the same command again"
-        ) from e
+    return record_files.read_parquet(path, "; delete it and run the same command again")

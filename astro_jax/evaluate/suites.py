@@ -214,16 +214,17 @@ def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
     correct = np.asarray([sum(a.verdicts[rule].correct for a in group) for group in groups])
     votes = {k: [_majority(group, rule, k) for group in groups] for k in ks}
     tokens = np.asarray([[a.tokens for a in group] for group in groups])
+    rules = {name: _rule_figures(groups, name) for name in groups[0][0].verdicts}
     return {
         "rule": rule,
         "n": n,
         "pass@k": {str(k): statistics.summarize(statistics.pass_at_k(correct, n, k)) for k in ks},
         "maj@k": {str(k): statistics.summarize(votes[k]) for k in ks},
-        "rules": {name: _rule_figures(groups, name) for name in groups[0][0].verdicts},
+        "rules": rules,
         "differences": _differences(groups),
         "truncated": _share(groups, lambda a: not a.stopped),
-        "unparsed": _rule_figures(groups, rule)["unparsed"],
-        "failed": _rule_figures(groups, rule)["failed"],
+        "unparsed": rules[rule]["unparsed"],
+        "failed": rules[rule]["failed"],
         "tokens": {
             "mean": round(float(tokens.mean()), 2), "max": int(tokens.max()), "total": int(tokens.sum()),
         },

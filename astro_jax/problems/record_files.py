@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from etils import epath
 
@@ -23,8 +23,9 @@ def read(path: epath.Path) -> Iterator[tuple[str, Json]]:
     Raises:
       AstroError: when the file cannot be read, or does not hold records.
     """
+    rows: Iterable[Json]
     if path.suffix == ".parquet":
-        rows, unit = _read_parquet(path), "row"
+        rows, unit = read_parquet(path), "row"
     elif path.suffix == ".json":
         rows, unit = _read_list(path), "record"
     else:
@@ -33,15 +34,25 @@ def read(path: epath.Path) -> Iterator[tuple[str, Json]]:
         yield f"{path}, {unit} {i}", record
 
 
-def _read_parquet(path: epath.Path) -> Iterator[Json]:
+def read_parquet(path: epath.Path, advice: str = "") -> list[Json]:
+    """Read the rows of a Parquet file.
+
+    Args:
+      path: the file.
+      advice: the end of the error message.
+
+    Raises:
+      AstroError: when the file cannot be read, and when pyarrow is missing.
+    """
     try:
-        import pyarrow.parquet
+        from pyarrow import parquet
     except ImportError as e:
         raise AstroError(f"{path}: reading Parquet needs the extra `hub`: pip install pyarrow") from e
     try:
-        yield from pyarrow.parquet.read_table(str(path)).to_pylist()
+        with path.open("rb") as file:
+            return parquet.read_table(file).to_pylist()
     except (OSError, ValueError) as e:  # pyarrow's errors are of both kinds
-        raise AstroError(f"{path}: cannot be read as Parquet ({str(e).splitlines()[0]})") from e
+        raise AstroError(f"{path}: cannot be read as Parquet ({str(e).splitlines()[0]}){advice}") from e
 
 
 def _read_list(path: epath.Path) -> Iterator[Json]:

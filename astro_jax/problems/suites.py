@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -179,11 +179,11 @@ def _select(title: str, origin: dict[str, Any], records: suite_records.Records, 
     """Keep the problems whose level and subject have the values that are asked for."""
     problems = records.problems
     for key, values in arguments.items():
-        present = sorted({p.meta[key] for p in problems if key in p.meta})
-        if key not in ("level", "subject") or not set(map(_loose, values)) <= set(map(_loose, present)):
+        present, wanted = sorted({p.meta[key] for p in problems if key in p.meta}), set(map(_loose, values))
+        if key not in ("level", "subject") or not wanted <= set(map(_loose, present)):
             has = f"it has {', '.join(present)}" if present else "choose by a level or a subject that records have"
             raise AstroError(f"suite {title}: no problem with {key}={','.join(values)}; {has}")
-        problems = [p for p in problems if _loose(p.meta.get(key, "")) in set(map(_loose, values))]
+        problems = [p for p in problems if _loose(p.meta.get(key, "")) in wanted]
     chosen = {"chosen": arguments} if arguments else {}
     return Suite(title, problems, origin | chosen, records.skipped)
 
@@ -247,11 +247,10 @@ def _typed(name: str, arguments: Arguments, defaults: Mapping[str, Any]) -> dict
     """Put arguments over defaults, each with the type of its default."""
     values = dict(defaults)
     for key, texts in arguments.items():
-        convert: Callable[[str], Any] | None = type(defaults[key]) if key in defaults else None
-        if convert is None:
+        if key not in defaults:
             raise AstroError(f"suite {name}: no key {key}; there are {', '.join(defaults)}")
         try:
-            values[key] = convert(texts[-1])
+            values[key] = type(defaults[key])(texts[-1])
         except ValueError as e:
             raise AstroError(f"suite {name}: {key}={texts[-1]} must be a number") from e
     return values

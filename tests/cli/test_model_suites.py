@@ -1,6 +1,8 @@
 """`astro eval MODEL --suite`: a model on suites, outside of a run and in the evaluation stage of a run."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -25,6 +27,21 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
     llama.save(epath.Path(folder), CONFIG, tiny_params(CONFIG), TOKENIZER)
     return folder
+
+
+def test_settings_of_a_model_leave_the_number_of_devices_open():
+    """JAX counts the devices of a CPU at the first use of one: `mesh.data=2` would find one device."""
+    program = """
+import jax
+from astro_jax import mesh
+from astro_jax.evaluate import model_suites
+from astro_jax.llama import paths
+folder = paths.resolve("countdown-base")
+model_suites.settings_of(folder, model_suites.run_config(folder))
+mesh.set_cpu_device_count(2)
+assert jax.device_count() == 2
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_model_is_measured_in_a_run_and_on_its_own(model, tmp_path, monkeypatch, capsys):
