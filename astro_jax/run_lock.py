@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -85,20 +84,15 @@ def _bucket_lock(run: epath.Path, holder: Holder) -> Iterator[None]:
             break
         if text != first:
             raise AstroError(_refusal(run, text))
-    stop = threading.Event()
 
     def renew() -> None:
-        while not stop.wait(RENEW_SECONDS):
-            path.write_text(json.dumps(holder | {"renewal": uuid.uuid4().hex}))
+        path.write_text(json.dumps(holder | {"renewal": uuid.uuid4().hex}))
 
     path.write_text(json.dumps(holder))
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
     try:
-        yield
+        with storage.renewing(RENEW_SECONDS, renew):
+            yield
     finally:
-        stop.set()
-        thread.join()
         path.unlink(missing_ok=True)
 
 

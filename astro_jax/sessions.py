@@ -11,7 +11,6 @@ import datetime
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -46,7 +45,7 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
     before = sum(s["seconds"] for s in read(run)) if max_hours is not None else 0.0
     if max_hours is not None and before >= 3600 * max_hours:
         raise AstroError(_limit_message(run, before, max_hours))
-    start, started_s, compile_s, ended = time.monotonic(), _start_seconds(command), 0.0, threading.Event()
+    start, started_s, compile_s = time.monotonic(), _start_seconds(command), 0.0
     name = datetime.datetime.now(datetime.UTC).strftime(f"%Y%m%d-%H%M%S-%f-{socket.gethostname()}-{os.getpid()}")
     path = run / FOLDER / f"{name}.json"
     chips = {"chips": jax.device_count(), "chip": jax.devices()[0].device_kind}
@@ -56,8 +55,11 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
         if event == "/jax/core/compile/backend_compile_duration":
             compile_s += duration_secs
 
+    def elapsed() -> float:
+        return started_s + time.monotonic() - start
+
     def state(is_running: bool, is_complete: bool = False) -> Json:
-        seconds = started_s + time.monotonic() - start
+        seconds = elapsed()
         kept = seconds if is_complete else started_s + max(0.0, storage.last_write() - start)
         times = {"seconds": seconds, "kept_s": kept, "start_s": started_s, "compile_s": compile_s}
         return {"command": command, **chips, "renewed": time.time(), "running": is_running} | {
@@ -65,26 +67,21 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
         }
 
     def renew() -> None:
-        while not ended.wait(RENEW_SECONDS):
-            with contextlib.suppress(OSError):  # the next write may go through
-                storage.write_json(path, state(is_running=True), is_work=False)
-            total = before + started_s + time.monotonic() - start
-            if max_hours is not None and total >= 3600 * max_hours:
-                message = _limit_message(run, total, max_hours)
-                print(f"astro: {message}", file=sys.stderr, flush=True)
-                distributed.exit_all(EXIT_MAX_HOURS, message)
+        with contextlib.suppress(OSError):  # the limit holds without the record too
+            storage.write_json(path, state(is_running=True), is_work=False)
+        if max_hours is not None and (total := before + elapsed()) >= 3600 * max_hours:
+            message = _limit_message(run, total, max_hours)
+            print(f"astro: {message}", file=sys.stderr, flush=True)
+            distributed.exit_all(EXIT_MAX_HOURS, message)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     storage.write_json(path, state(is_running=True), is_work=False)
-    thread = threading.Thread(target=renew, name="session", daemon=True)
-    thread.start()
     is_complete = False
     try:
-        yield
+        with storage.renewing(RENEW_SECONDS, renew):
+            yield
         is_complete = True
     finally:
-        ended.set()
-        thread.join()
         jax.monitoring.unregister_event_duration_listener(listen)
         storage.write_json(path, state(is_running=False, is_complete=is_complete), is_work=False)
 

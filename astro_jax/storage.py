@@ -13,8 +13,9 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import fsspec
@@ -72,6 +73,25 @@ def mark_write() -> None:
     """Note that work has just been saved: after a kill it need not be done again."""
     global _last_write
     _last_write = time.monotonic()
+
+
+@contextlib.contextmanager
+def renewing(seconds: float, write: Callable[[], None]) -> Iterator[None]:
+    """Call `write` in a thread every `seconds` seconds, until the end of the block. A failed write is passed over."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(seconds):
+            with contextlib.suppress(OSError):  # the next write may go through
+                write()
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def append_text(path: epath.Path, text: str) -> None:

@@ -1,5 +1,7 @@
 """Atomic writes, JSON and JSONL files, shards and manifests, on a disk and in a bucket."""
 
+import threading
+
 import fsspec
 import pytest
 from etils import epath
@@ -183,3 +185,17 @@ def test_a_bucket_is_opened_without_a_cache_of_listings(monkeypatch):
     monkeypatch.setattr(Bucket, "__init__", lambda self, **kwargs: options.append(kwargs))
     fsspec.filesystem("gcs", skip_instance_cache=True)
     assert options[0]["use_listings_cache"] is False
+
+
+def test_a_renewal_that_fails_does_not_end_the_renewals():
+    """A lock would grow stale while its holder is at work."""
+    renewals, again = [], threading.Event()
+
+    def renew():
+        renewals.append(len(renewals))
+        if len(renewals) == 1:
+            raise ConnectionResetError
+        again.set()
+
+    with storage.renewing(0.01, renew):
+        assert again.wait(10)
