@@ -87,15 +87,12 @@ wait_until_active() {
 
 # Ships the working tree: the commit, uncommitted changes and new files, but no file that git ignores.
 archive() { # FILE
-    local index
-    index=$(mktemp)
-    cp "$(git rev-parse --git-path index)" "$index"
-    GIT_INDEX_FILE=$index git add --all && GIT_INDEX_FILE=$index git write-tree >"$index.tree"
-    local changed
+    local index=$1.index tree changed
+    cp "$(git rev-parse --git-path index)" "$index" &&
+        GIT_INDEX_FILE=$index git add --all && tree=$(GIT_INDEX_FILE=$index git write-tree) || return
     changed=$(git status --porcelain | cut -c4- | paste -sd ' ')
     note "ships commit $(git rev-parse --short HEAD)${changed:+ and uncommitted changes of: $changed}"
-    git archive --format=tgz -o "$1" "$(cat "$index.tree")"
-    rm -f "$index" "$index.tree"
+    git archive --format=tgz -o "$1" "$tree"
 }
 
 setup() {

@@ -190,7 +190,7 @@ def packed_batches(
         to_batch = _whole_documents
 
     def with_indices(rows: dict[str, np.ndarray]) -> IndexedBatch:
-        is_start = (rows["index_segment_ids"] > 0) & (rows["index_positions"] == 0)
+        is_start = (rows["tokens_segment_ids"] > 0) & (rows["tokens_positions"] == 0)  # of `index` too
         missing = batch_size - len(rows["tokens"])
         batch = jax.tree.map(lambda x: np.pad(x, [(0, missing), (0, 0)]), to_batch(rows))
         return IndexedBatch(batch, rows["index"][is_start])
@@ -276,9 +276,8 @@ def _join(elements: Sequence[dict[str, np.ndarray]], max_length: int) -> dict[st
     """Join documents to a row, with the columns that grain's packers give."""
     sizes = [len(e["tokens"]) for e in elements]
     columns = {name: np.concatenate([e[name] for e in elements]) for name in elements[0]}
-    for name in ("tokens", "index"):
-        columns[f"{name}_segment_ids"] = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
-        columns[f"{name}_positions"] = np.concatenate([np.arange(n, dtype=np.int32) for n in sizes])
+    columns["tokens_segment_ids"] = np.repeat(np.arange(1, len(sizes) + 1, dtype=np.int32), sizes)
+    columns["tokens_positions"] = np.concatenate([np.arange(n, dtype=np.int32) for n in sizes])
     return {name: np.pad(x, (0, max_length - len(x))) for name, x in columns.items()}
 
 

@@ -124,7 +124,7 @@ def make_step(
     A step whose loss or gradient is not finite changes nothing: see `_update`.
     Every array of the batch is [B, ...], split over the batch axes of the mesh.
     """
-    shardings = jax.tree.map(lambda s: s.sharding, abstract_state(config, tx, sharding, lora))
+    shardings = _shardings(config, tx, sharding, lora)
     frozen = () if lora is None else (llama_params.shardings(config, sharding),)
 
     @functools.partial(
@@ -191,8 +191,10 @@ def zero_gradients(config: LlamaConfig, sharding: Sharding) -> Params:
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), abstract)
 
 
-def _shardings(config: LlamaConfig, tx: optax.GradientTransformation, sharding: Sharding) -> TrainState:
-    return jax.tree.map(lambda s: s.sharding, abstract_state(config, tx, sharding))
+def _shardings(
+    config: LlamaConfig, tx: optax.GradientTransformation, sharding: Sharding, lora: cfg.Lora | None = None
+) -> TrainState:
+    return jax.tree.map(lambda s: s.sharding, abstract_state(config, tx, sharding, lora))
 
 
 def _update(
