@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_cloud import SETTINGS, Cloud, steps
+from fake_cloud import ROOT, SETTINGS, Cloud, steps
 
 from astro_jax import cli
 from astro_jax.plan import topology as plan_topology
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -222,9 +220,10 @@ def test_the_price_of_an_hour_prices_the_estimate(cloud):
     assert "184.0 chip-hours, 221 at PRICE=1.2" in cloud.run("tpu.sh", "check").stderr
 
 
-def test_the_working_tree_is_shipped_with_new_files_and_without_ignored_ones(tmp_path):
-    """`setup` says what it ships."""
-    repo, cloud = tmp_path / "repo", Cloud(tmp_path)
+@pytest.fixture
+def set_up(tmp_path, cloud):
+    """`tpu.sh setup` in a new repository with a commit: (its folder, the command)."""
+    repo = tmp_path / "repo"
     (cloud.folder / "bin" / "git").unlink()
     shutil.copytree(ROOT / "launch", repo / "launch")
     (repo / "configs").mkdir()
@@ -234,18 +233,35 @@ def test_the_working_tree_is_shipped_with_new_files_and_without_ignored_ones(tmp
     git = ["git", "-C", str(repo), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
         subprocess.run([*git, *words], check=True)
+    cloud.put(slice="ACTIVE")
+
+    def run():
+        env = {"PATH": f"{cloud.folder / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+        command = ["bash", repo / "launch" / "tpu.sh", "setup", "--settings", cloud.folder / "tpu.env"]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+    return repo, run
+
+
+def test_the_working_tree_is_shipped_with_new_files_and_without_ignored_ones(tmp_path, set_up):
+    """`setup` says what it ships."""
+    repo, run = set_up
     (repo / "README").write_text("new\n")
     (repo / "mine.yaml").write_text("seed: 2\n")
     (repo / "runs").mkdir()
     (repo / "runs" / "large").touch()
-    cloud.put(slice="ACTIVE")
-    env = {"PATH": f"{cloud.folder / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
-    command = ["bash", repo / "launch" / "tpu.sh", "setup", "--settings", cloud.folder / "tpu.env"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = run()
     assert done.returncode == 0 and "and uncommitted changes of: README mine.yaml" in done.stderr, done.stderr
     subprocess.run(["tar", "xzf", next(tmp_path.glob("*/astro.tgz")), "-C", tmp_path / "venv"], check=True)
     assert (tmp_path / "venv" / "README").read_text() == "new\n" and (tmp_path / "venv" / "mine.yaml").exists()
     assert not (tmp_path / "venv" / "runs").exists()
+
+
+def test_code_that_cannot_be_packed_is_not_copied(set_up, cloud):
+    repo, run = set_up
+    (repo / ".git" / "index").write_text("damaged")
+    assert run().returncode != 0
+    assert not any("scp" in call for call in cloud.calls)
 
 
 # ---- GKE, XPK and SkyPilot
@@ -401,61 +417,6 @@ def test_ssh_that_would_wait_for_ever_is_refused(cloud, key, message):
 def test_unknown_command_prints_the_usage(cloud, script, words):
     done = cloud.run(script, *words)
     assert done.returncode == 2 and "Settings: launch/tpu.env" in done.stderr
-
-
-# ---- worker.sh
-
-
-def test_worker_runs_one_command_at_a_time_and_keeps_its_exit_code(tmp_path):
-    (tmp_path / "launch").mkdir()
-    shutil.copy(ROOT / "launch" / "worker.sh", tmp_path / "launch")
-
-    def worker(*words):
-        command = ["bash", tmp_path / "launch" / "worker.sh", *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-
-    def wait_for(end):
-        for _ in range(200):
-            if (status := worker("status")).endswith(end):
-                return
-            subprocess.run(["sleep", "0.05"], check=True)
-        raise AssertionError(status)
-
-    assert worker("status").endswith("not started")
-    fifo = tmp_path / "go"
-    subprocess.run(["mkfifo", fifo], check=True)
-    worker("start", "bash", "-c", 'read -r <"$0"; echo "received $REPLY"; exit 3', str(fifo))
-    assert worker("status").endswith("running")
-    worker("start", "echo", "a second one")
-    fifo.write_text("go on\n")
-    wait_for("ended 3")
-    assert (tmp_path / "run.log").read_text() == "received go on\n"
-    worker("start", "true")
-    wait_for("ended 0")
-    worker("stop")  # nothing runs
-    worker("start", "bash", "-c", "trap '' HUP; sleep 60 & wait")
-    assert worker("status").endswith("running")
-    worker("stop")  # ends the children too
-    assert not worker("status").endswith("running")
-
-
-@pytest.mark.parametrize("old", [True, False])
-def test_worker_setup_installs_a_newer_python_when_the_image_has_3_10(tmp_path, old):
-    """The images of TPU VMs have Python 3.10."""
-    (tmp_path / "launch").mkdir()
-    shutil.copy(ROOT / "launch" / "worker.sh", tmp_path / "launch")
-    fakes = {
-        tmp_path / "launch" / "setup.sh": 'echo "setup $*" >>"$HOME/calls"',
-        tmp_path / "python3": f'[[ $1 != -c ]] || exit {int(old)}; echo "python3 $*" >>"$HOME/calls"',
-        tmp_path / "uv": 'echo "uv $*" >>"$HOME/calls"',
-    }
-    for path, text in fakes.items():
-        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
-        path.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
-    subprocess.run(["bash", tmp_path / "launch" / "worker.sh", "setup"], env=env, check=True, timeout=30)
-    install = ["python3 -m pip install -q --user uv", "uv python install -q 3.12"]
-    assert (tmp_path / "calls").read_text().splitlines() == install * old + ["setup requirements-tpu.lock"]
 
 
 # ---- docs/tpu.md
