@@ -12,7 +12,7 @@ from rich.text import Text
 from astro_jax import stage_folder
 from astro_jax.errors import AstroError
 from astro_jax.report.run_folder import RunFolder, is_number, read_lines
-from astro_jax.stages import STAGES
+from astro_jax.stages import stages_of
 from astro_jax.storage import Json
 
 MAX_STEPS = 12  # of a stage in the page
@@ -61,7 +61,7 @@ def render(groups: Sequence[Json]) -> Group:
 def for_page(run: RunFolder) -> dict[str, list[Json]]:
     """Return the first group of some steps of each stage of RL, evenly spaced; long texts are cut."""
     found = {}
-    for stage in (name for name in STAGES if STAGES[name].command == "grpo"):
+    for stage in stages_of("grpo"):
         file = run.folder(stage) / "rollouts.jsonl"
         first: dict[int, Json] = {}
         for group in read_lines(file):

@@ -52,10 +52,11 @@ def group_advantages(rewards: np.ndarray, scale_rewards: bool) -> np.ndarray:
     """
     chex.assert_rank(rewards, 2)
     advantages = np.zeros_like(rewards)
-    for group, mask, out in zip(rewards, comparable(rewards), advantages, strict=True):
-        r = group[mask]
-        if len(r) == 0 or r.min() == r.max():  # their mean may be rounded, and differ from them
+    for group, is_varied, out in zip(rewards, has_variance(rewards), advantages, strict=True):
+        if not is_varied:  # the mean of equal rewards may be rounded, and differ from them
             continue
+        mask = ~np.isnan(group)
+        r = group[mask]
         centered = r - r.mean()
         out[mask] = centered / (r.std() + 1e-6) if scale_rewards else centered
     return advantages

@@ -186,7 +186,7 @@ class GRPOTrainer:
         rewards = reward_array(groups)
         advantages, is_learned = self._advantages(groups, rewards)
         members = [r for group in groups for r in group]
-        metrics = self._metrics(i, groups, rewards)
+        metrics = self._metrics(groups, rewards)
         with self._timed("update"):
             updates = [
                 self._pack([members[j] for j in indices], advantages[indices])
@@ -202,14 +202,12 @@ class GRPOTrainer:
         seconds = {f"seconds_{name}": round(value, 4) for name, value in self._seconds.items()}
         return state, mean_metrics(update_metrics) | metrics | seconds
 
-    def _metrics(self, i: int, groups: Groups, rewards: np.ndarray) -> dict[str, float]:
-        """The metrics of all rollouts of step i."""
+    def _metrics(self, groups: Groups, rewards: np.ndarray) -> dict[str, float]:
+        """The metrics of all rollouts of a step."""
         members = [r for group in groups for r in group]
         metrics = sampling_metrics(members) | rollout_metrics(members) | group_metrics(rewards)
         if self.restarts:
-            prompts = (self.tokenizer.prompt(self.problems[j].prompt) for j in self._indices(i))
-            restarted = [len(g[0].prompt_ids) > len(ids) for g, ids in zip(groups, prompts, strict=True)]
-            metrics["restarted_rate"] = float(np.mean(restarted))
+            metrics["restarted_rate"] = float(np.mean([bool(group[0].beginning) for group in groups]))
         if self.c.max_num_gen_batches > 1:
             metrics["gen_batches"] = float(self._batches)
         return metrics
@@ -254,11 +252,11 @@ class GRPOTrainer:
             [
                 Rollout(
                     request.prompt_token_ids, s.token_ids, s.logprobs if c.temperature == 1 else s.sampling_logprobs,
-                    j.verdict, s.stopped, j.reward,
+                    j.verdict, s.stopped, j.reward, begin.text,
                 )
                 for s, j in zip(group, judged, strict=True)
             ]
-            for request, group, judged in zip(requests, groups, judgements, strict=True)
+            for request, begin, group, judged in zip(requests, begins, groups, judgements, strict=True)
         ]  # fmt: skip
 
     def _beginning(self, problem: Problem, i: int, place: int) -> Beginning:
@@ -378,8 +376,7 @@ class GRPOTrainer:
             return
         problems = [self.problems[j] for j in self._prompt_indices(i)[: self.c.logged_groups]]
         by_group = advantages.reshape(len(groups), -1)
-        begins = [self._beginning(p, i, place).text for place, p in enumerate(problems)]
-        records = [record(p, groups[j], by_group[j], self.tokenizer, begins[j]) for j, p in enumerate(problems)]
+        records = [record(p, groups[j], by_group[j], self.tokenizer) for j, p in enumerate(problems)]
         is_saved = (i + 1) % self.c.save_steps == 0 or i + 1 == self.c.max_steps
         self.log.write(i + 1, records, flush=is_saved)
 

@@ -28,6 +28,7 @@ class Rollout:
       verdict: the verifier's judgement.
       stopped: whether an end token ended the completion. False: it was truncated.
       reward: +1 or -1 by the verdict, or of `grpo.reward`. None: no reward.
+      beginning: the text of the beginning of the response, where it is given.
     """
 
     prompt_ids: tuple[int, ...]
@@ -36,6 +37,7 @@ class Rollout:
     verdict: Verdict
     stopped: bool
     reward: float | None
+    beginning: str = ""
 
 
 def reward_array(groups: Sequence[Sequence[Rollout]]) -> np.ndarray:
@@ -126,19 +128,16 @@ class RolloutLog:
         self._next = step + 1
 
 
-def record(
-    problem: Problem, group: Sequence[Rollout], advantages: np.ndarray, tokenizer: Tokenizer, beginning: str = ""
-) -> Json:
+def record(problem: Problem, group: Sequence[Rollout], advantages: np.ndarray, tokenizer: Tokenizer) -> Json:
     """Describe a group for rollouts.jsonl.
 
     Args:
       advantages: float [M].
-      beginning: the text inside a trace after which the completions begin.
     """
     return {
         "problem": problem.id,
         "prompt": problem.prompt,
-        "beginning": beginning,
+        "beginning": group[0].beginning,
         "completions": [
             {
                 "text": tokenizer.decode(r.completion_ids.tolist()), "status": r.verdict.status, "reward": r.reward,
