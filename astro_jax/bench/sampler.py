@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from etils import epath
 from astro_jax.errors import AstroError
 from astro_jax.llama import hf, params
 from astro_jax.llama.config import LlamaConfig
+from astro_jax.llama.params import Params
+from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.policy import Policy
 from astro_jax.sampler import EngineStats, Request, SamplingParams
 from astro_jax.sampler.kv_cache import bytes_per_sequence
@@ -181,25 +184,30 @@ def static(policy: Policy, work: Workload) -> Json:
     return rate(work, timed(run))
 
 
+def torch_model(config: LlamaConfig, weights: Params, tokenizer: Tokenizer) -> Any:
+    """Return a model of transformers in float32 with the same weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        hf.write(epath.Path(folder) / "model", config, weights, tokenizer)
+        return AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32)
+
+
 def transformers(policy: Policy, work: Workload) -> Json:
     """Measure `generate` of transformers with torch, on the same weights and prompts.
 
     transformers has one length for all completions. For a ragged workload it generates all to the longest, and tokens
     beyond the length of a completion do not count.
     """
-    import tempfile
-
     import torch
-    from transformers import AutoModelForCausalLM
 
-    with tempfile.TemporaryDirectory() as folder:
-        hf.write(epath.Path(folder) / "model", policy.engine.config, policy.params, policy.tokenizer)
-        torch_model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).eval()
+    model = torch_model(policy.engine.config, policy.params, policy.tokenizer).eval()
     prompts = torch.from_numpy(work.prompts(policy.engine.config.vocab_size))
     longest = int(work.lengths().max())
     start = time.perf_counter()
     with torch.no_grad():
-        torch_model.generate(
+        model.generate(
             prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, eos_token_id=None,
             max_new_tokens=longest, num_return_sequences=work.samples, pad_token_id=0,
         )  # fmt: skip

@@ -9,12 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax.bench.sampler import bytes_per_s, flops_per_s, peak_bytes, timed
+from astro_jax.bench.sampler import bytes_per_s, flops_per_s, peak_bytes, timed, torch_model
 from astro_jax.errors import AstroError
-from astro_jax.llama import hf, params
+from astro_jax.llama import params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
@@ -158,14 +157,9 @@ def transformers(
     Returns:
       loss: of the first step; seconds and tokens_per_s of the next ones.
     """
-    import tempfile
-
     import torch
-    from transformers import AutoModelForCausalLM
 
-    with tempfile.TemporaryDirectory() as folder:
-        hf.write(epath.Path(folder) / "model", config, weights, tokenizer)
-        model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32).train()
+    model = torch_model(config, weights, tokenizer).train()
     c = _settings(work, dtype)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=c.learning_rate, betas=c.betas, weight_decay=c.weight_decay, fused=True
