@@ -115,13 +115,15 @@ def search_until_killed(folder, n, changes, write, late):
     """
     write_whole = storage.write_text
 
-    def write_text(path, text):
+    def write_text(path, text, is_work=True):
         nonlocal write
         write -= 1
         if not write:
-            write_whole(path, text) if late else (path.parent / f"{path.name}.part").write_text(text[: len(text) // 2])
+            write_whole(path, text, is_work) if late else (path.parent / f"{path.name}.part").write_text(
+                text[: len(text) // 2]
+            )
             os.kill(os.getpid(), signal.SIGKILL)
-        write_whole(path, text)
+        write_whole(path, text, is_work)
 
     storage.write_text = write_text
     search_problems(folder, n, changes)
