@@ -137,4 +137,4 @@ def of_run(c: cfg.Config, names: Sequence[str], content: Callable[[str], str]) -
 
 
 def _within(key: str, prefixes: Sequence[str]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+    return f"{key}.".startswith(tuple(f"{prefix}." for prefix in prefixes))

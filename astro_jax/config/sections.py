@@ -416,6 +416,7 @@ def flatten(section: Section, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@functools.cache
 def effect(key: str) -> Effect:
     """What a change of a key does, by its dotted name: "none" for a key of another version, which this one lacks."""
     section, _, name = key.rpartition(".")
