@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from astro_jax import distributed
@@ -52,9 +53,9 @@ def run(args: argparse.Namespace, command: str) -> int:
         raise AstroError(f"eval: {model} is a config, and --suite measures a model; write eval.suites=[...] in it")
     folder = paths.resolve(model, download=True)
     of_run = model_suites.run_config(folder)
-    names = [x for x in args.suite if not _OVERRIDE.match(x)]
-    overrides = [x for x in args.suite if _OVERRIDE.match(x)] + args.overrides
-    own = [f"eval.suites={json.dumps(names)}", *_options(args), f"out=runs/eval/{_folder_name(model)}"]
+    names, among_suites = split_overrides(args.suite)
+    overrides = among_suites + args.overrides
+    own = [f"eval.suites={json.dumps(names)}", *_options(args), f"out=runs/eval/{model_suites.folder_name(model)}"]
     c = config.load(None, [*own, *model_suites.settings_of(folder, of_run), *overrides])
     out = storage.absolute(c.out)
     with run_lock.hold(out, command):
@@ -67,6 +68,11 @@ def run(args: argparse.Namespace, command: str) -> int:
         if written is not None:
             print(f"written: {written}", file=sys.stderr)
     return 0
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the words that follow an option, or stand in its place, into names and overrides ("section.key=value")."""
+    return [x for x in words if not _OVERRIDE.match(x)], [x for x in words if _OVERRIDE.match(x)]
 
 
 def require_suite(args: argparse.Namespace) -> None:
@@ -90,12 +96,6 @@ def _options(args: argparse.Namespace) -> list[str]:
         limits = sorted({int(x) for x in args.max_tokens.split(",")})
         overrides += [f"eval.max_tokens={limits[-1]}", f"eval.token_limits={limits[:-1]}"]
     return overrides
-
-
-def _folder_name(model: str) -> str:
-    """A folder name for a model: "quickstart--astro-rl" for runs/quickstart/astro-rl/model."""
-    name = re.sub(r"^(\./)?(runs/)?|/+$", "", model).removesuffix("/model")
-    return name.strip("/").replace("/", "--") or "model"
 
 
 def print_results(results: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import astro_jax
 from astro_jax import distributed
-from astro_jax.cli import commands, model_suites, own_model
+from astro_jax.cli import budgets, commands, model_suites, own_model
 from astro_jax.stages import PLANNED, STAGES, stages_of
 
 Parser = argparse.ArgumentParser
@@ -310,6 +310,8 @@ COMMANDS: tuple[Command, ...] = (
     Command("status", "Run a recipe", "show how far a run is, its speed, goodput and chip-hours", _status,
             commands.status),
     *_stage_commands(),
+    Command("budgets", "Models", "compare one answer with votes, best-of-N and tree search at equal tokens",
+            budgets.add_arguments, budgets.run),
     Command("import", "Models", "make a model folder from a Hugging Face model or a GGUF file", _import,
             commands.import_model),
     Command("export", "Models", "write a checkpoint as a Hugging Face folder", _export, commands.export),

@@ -55,13 +55,16 @@ def load(name: str | None, overrides: Sequence[str] = ()) -> Config:
     """
     # OmegaConf does not serve here: it reads "${" inside a prompt as its own syntax, and refuses a list over a section.
     raw = _read(epath.Path(name), name, ()) if name is not None else {}
-    return parse(_put_over(raw, *map(_override, overrides)), name or "config")
+    return parse(raw, name or "config", overrides)
 
 
-def parse(raw: dict[str, Any], origin: str = "config") -> Config:
-    """Validate a nested dict. `origin` stands before the errors, which name each wrong key by its dotted name."""
+def parse(raw: dict[str, Any], origin: str = "config", overrides: Sequence[str] = ()) -> Config:
+    """Validate a nested dict with overrides ("section.key=value").
+
+    `origin` stands before the errors, which name each wrong key by its dotted name.
+    """
     try:
-        return _scaled(Config.model_validate(raw))
+        return _scaled(Config.model_validate(_put_over(raw, *map(_override, overrides))))
     except pydantic.ValidationError as e:
         problems = [f"{'.'.join(map(str, x['loc']))}: {_explain(x)}" for x in e.errors()]
         raise AstroError(f"{origin}: {'; '.join(problems)}") from e

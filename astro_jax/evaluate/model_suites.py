@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,13 +51,24 @@ def settings_of(folder: epath.Path, of_run: cfg.Config | None) -> list[str]:
     return [f"chat.template={json.dumps(template)}", f"eval.prompt={json.dumps(BOXED_PROMPT)}"]
 
 
-def run_config(model: epath.Path) -> cfg.Config | None:
-    """The config of the run that made a model; None for a model of no run, or of a run of another version."""
-    path = model.parent.parent / "config.json"
+def folder_name(model: str) -> str:
+    """A name for the folder of a model's results: "quickstart--astro-rl" for runs/quickstart/astro-rl/model."""
+    name = re.sub(r"^(\./)?(runs/)?|/+$", "", model).removesuffix("/model")
+    return name.strip("/").replace("/", "--") or "model"
+
+
+def run_config(model: epath.Path, run: epath.Path | None = None) -> cfg.Config | None:
+    """The config of the run that made a model; None for a model of no run, or of a run of another version.
+
+    Args:
+      run: a run that keeps the model from another run; by default the folder in which the model lies.
+    """
+    path = (run or model.parent.parent) / "config.json"
     if not (model.parent / stage_folder.MANIFEST).exists() or not path.exists():
         return None
     try:
-        return cfg.parse(storage.read_json(path).get("config", {}), str(path))
+        # The budgets of a config that was written are scaled already.
+        return cfg.parse(storage.read_json(path).get("config", {}) | {"scale": 1.0}, str(path))
     except AstroError as e:
         log(f"{path}: a run of another version, so its chat format and its training problems are not known ({e})")
         return None
@@ -96,15 +108,7 @@ def run(
     loaded = [problem_suites.load(spec, c.eval.limit) for spec in c.eval.suites]
     if against is not None and not (against / RESULTS).exists():
         raise AstroError(f"--against {against}: no evaluation is there; give the out= of another `astro eval`")
-    meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
-    mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
-    sharding = meshes.decode_sharding(mesh, c.attention)
-    sampler = c.sampler
-    if sampler.kv_cache_gib is None and jax.default_backend() == "cpu":
-        sampler = sampler.model_copy(update={"kv_cache_gib": _CPU_CACHE_GIB})
-    config, params = checkpoint.load(folder, sharding, jnp.dtype(c.sampler.dtype))
-    tokenizer = tokenizers.load(str(folder), c.chat)
-    policy = Policy(Engine.from_config(sampler, config, sharding, c.seed), params, tokenizer)
+    policy = load_policy(c, folder)
     training = [] if of_run is None else training_problems(Draws.of(of_run.problems, of_run.seed))
     settings = model_settings(c, model, folder)
     results: dict[str, Any] = {"model": model, "settings": settings, "suites": {}}
@@ -118,6 +122,22 @@ def run(
         results["differences"] = differences(out, against, list(results["suites"]), c.verify.report_rule)
     storage.write_json(out / RESULTS, results)
     return results
+
+
+def load_policy(c: cfg.Config, folder: epath.Path) -> Policy:
+    """Load a model with an engine, onto the devices of `c.mesh`.
+
+    Raises:
+      AstroError: for a model that cannot be read, and a mesh of too many devices.
+    """
+    meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
+    mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
+    sharding = meshes.decode_sharding(mesh, c.attention)
+    sampler = c.sampler
+    if sampler.kv_cache_gib is None and jax.default_backend() == "cpu":
+        sampler = sampler.model_copy(update={"kv_cache_gib": _CPU_CACHE_GIB})
+    config, params = checkpoint.load(folder, sharding, jnp.dtype(c.sampler.dtype))
+    return Policy(Engine.from_config(sampler, config, sharding, c.seed), params, tokenizers.load(str(folder), c.chat))
 
 
 def model_settings(c: cfg.Config, model: str, folder: epath.Path) -> dict[str, Any]:

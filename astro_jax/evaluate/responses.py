@@ -89,7 +89,7 @@ def collect(
       AstroError: when the folder holds responses of other settings.
     """
     require_parquet()
-    _claim(folder, settings)
+    claim(folder, settings)
     n, size = c.num_samples, max(1, c.shard_size // c.num_samples)
     shards = [problems[i : i + size] for i in range(0, len(problems), size)]
     paths = [folder / f"responses-{index:05d}.parquet" for index in range(len(shards))]
@@ -112,8 +112,12 @@ def collect(
     return [row for path in paths for row in _read(path)]
 
 
-def _claim(folder: epath.Path, settings: Mapping[str, Any]) -> None:
-    """Write settings.json, or check that the responses of the folder have these settings."""
+def claim(folder: epath.Path, settings: Mapping[str, Any]) -> None:
+    """Write settings.json, or check that what the folder holds has these settings.
+
+    Raises:
+      AstroError: when it has others.
+    """
     path = folder / SETTINGS
     if not path.exists():
         storage.write_json(path, dict(settings))

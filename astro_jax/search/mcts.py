@@ -103,13 +103,15 @@ def evaluate(children: Sequence[tuple[Tree, Node]], sampler: TreeSampler) -> Non
     for tree, node in children:
         complete = sampler.ends_solution(node.tokens)
         if complete or len(tree.path(node.id)) >= c.max_depth or not sampler.fits(tree.prefix_tokens(node.id)):
-            terminals.append(node)
+            terminals.append((tree, node))
             responses.append(Response(tree.problem, tree.path_text(node.id), complete))
         else:
             inner.append((tree, node))
-    for node, verdict in zip(terminals, sampler.judge(responses), strict=True):
+    for (tree, node), verdict in zip(terminals, sampler.judge(responses), strict=True):
         node.end(verdict.correct, verdict.answer)
         node.reward = float(verdict.correct)
+        if verdict.correct:
+            tree.solved_at = tree.solved_at or tree.sampled_tokens
     _roll_out_in_rounds(inner, sampler)
 
 

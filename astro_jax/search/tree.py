@@ -96,6 +96,8 @@ class Tree:
       nodes: all nodes. A node's id is its index.
       simulations: the number of simulations so far (selection, expansion, evaluation and backup), or of rounds.
       sampled_tokens: tokens that were sampled for the tree, in proposals and in rollouts.
+      solved_at: `sampled_tokens` at the end of the first correct solution, as if the solutions were sampled one after
+        the other and each was judged at once. 0 while no solution is correct.
       rollouts: the number of rollouts so far.
       unfinished: the number of nodes after which no proposed step was complete within `search.max_step_tokens`. With
         `search.method: rounds`, the number of rollouts that did not end within `search.max_rollout_tokens`.
@@ -108,7 +110,7 @@ class Tree:
         self.problem = problem
         self.prompt_tokens = tuple(prompt_tokens)
         self.nodes = [Node(0, -1)]
-        self.simulations = self.sampled_tokens = self.rollouts = self.unfinished = 0
+        self.simulations = self.sampled_tokens = self.solved_at = self.rollouts = self.unfinished = 0
         self.end_reason = ""
         self._proposals = 0
 
@@ -191,6 +193,7 @@ class Tree:
             "end_reason": self.end_reason,
             "simulations": self.simulations,
             "sampled_tokens": self.sampled_tokens,
+            "solved_at": self.solved_at,
             "unfinished": self.unfinished,
             **({"prompt": self.prompt_tokens, "rollouts": self.rollouts} if resumable else {}),
             "nodes": nodes,
@@ -203,7 +206,7 @@ class Tree:
         tree = cls(Problem(**problem | {"meta": json.loads(problem["meta"])}), record.get("prompt", ()))
         tree.end_reason, tree.simulations = record["end_reason"], record["simulations"]
         tree.sampled_tokens, tree.unfinished = record["sampled_tokens"], record["unfinished"]
-        tree.rollouts = record.get("rollouts", 0)
+        tree.rollouts, tree.solved_at = record.get("rollouts", 0), record.get("solved_at", 0)
         tree.nodes = [
             Node(**fields | {
                 "tokens": tuple(fields.get("tokens", ())),

@@ -69,6 +69,7 @@ class TreeSampler:
           purposes: name the random draws of each node, with the problem and the path.
         """
         sampling = SamplingParams(self.c.max_rollout_tokens, self.c.temperature)
+        tokens = {id(tree): tree.sampled_tokens for tree, _ in nodes}
         rollouts = self._sample(nodes, counts, purposes, sampling)
         for (tree, _), count in zip(nodes, counts, strict=True):
             tree.rollouts += count
@@ -77,8 +78,14 @@ class TreeSampler:
             for (tree, node), group in zip(nodes, rollouts, strict=True)
             for rollout in group
         ]
-        verdicts = iter(self.judge(responses))
-        return rollouts, [list(itertools.islice(verdicts, count)) for count in counts]
+        judged = iter(self.judge(responses))
+        verdicts = [list(itertools.islice(judged, count)) for count in counts]
+        for (tree, _), completions, group in zip(nodes, rollouts, verdicts, strict=True):
+            for completion, verdict in zip(completions, group, strict=True):
+                tokens[id(tree)] += len(completion.token_ids)
+                if verdict.correct:
+                    tree.solved_at = tree.solved_at or tokens[id(tree)]
+        return rollouts, verdicts
 
     def judge(self, responses: Sequence[Response]) -> list[Verdict]:
         """Judge whole solutions, in one call of the verifier."""

@@ -3,11 +3,13 @@
 import math
 
 import pytest
-from player import EOS, TOKENIZER, completion, policy
+from player import EOS, SMALL_SEARCH, TOKENIZER, Player, completion, policy, problems
 
 from astro_jax import config as cfg
 from astro_jax.countdown import HIT, MISS
 from astro_jax.phrases import CORRECT, DOUBT, UNSURE
+from astro_jax.search.run import search
+from astro_jax.search.tree import Tree
 from astro_jax.search.tree_sampler import TreeSampler, priors
 from astro_jax.verify import Verifier
 
@@ -51,3 +53,46 @@ def test_a_completion_is_split_into_steps_and_its_unfinished_rest():
     assert texts == [step, " 6 + 4 = 10" + HIT]
     texts = [s.text for s in sampler().split_into_steps(completion(step, stopped=False))]
     assert texts == [step, ""]
+
+
+class Log(Player):
+    """A player that keeps the lengths of all completions of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def generate(self, params, requests, sampling, **options):
+        groups = super().generate(params, requests, sampling, **options)
+        self.calls.append(
+            [(r.request_id[1], len(c.token_ids)) for r, g in zip(requests, groups, strict=True) for c in g]
+        )
+        return groups
+
+
+class LoggedVerifier(Verifier):
+    """A verifier that finds the first correct solution of each problem in what the player has sampled so far."""
+
+    def __init__(self, player):
+        super().__init__()
+        self.player, self.solved_at = player, {}
+
+    def judge(self, responses, use="reward"):
+        verdicts, calls = super().judge(responses, use), self.player.calls
+        is_rollouts = [x for x, _ in calls[-1]] == [r.problem.id for r in responses]  # one verdict a completion
+        for i, (response, verdict) in enumerate(zip(responses, verdicts, strict=True)):
+            name = response.problem.id
+            sampled = [*(x for call in calls[:-1] for x in call), *(calls[-1][: i + 1] if is_rollouts else calls[-1])]
+            if verdict.correct:
+                self.solved_at.setdefault(name, sum(n for owner, n in sampled if owner == name))
+        return verdicts
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "best-of-n"}, {"method": "rounds", "rounds": (2, 4)}])
+def test_a_tree_is_solved_at_the_tokens_of_its_first_correct_solution(changes):
+    player = Log()
+    verifier = LoggedVerifier(player)
+    trees = search(problems(6), cfg.Search(**SMALL_SEARCH | changes), policy(player), verifier)
+    assert {t.problem.id: t.solved_at for t in trees if t.solved_at} == verifier.solved_at
+    assert 0 < len(verifier.solved_at) and any(t.solved_at < t.sampled_tokens for t in trees if t.solved_at)
+    assert [Tree.from_record(t.record()).solved_at for t in trees] == [t.solved_at for t in trees]
