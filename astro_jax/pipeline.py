@@ -39,7 +39,7 @@ from astro_jax import mesh as meshes
 from astro_jax import stages as registry
 from astro_jax.countdown.tokenizer import countdown_tokenizer
 from astro_jax.errors import AstroError
-from astro_jax.evaluate import difficulty, model_suites, suites
+from astro_jax.evaluate import comparison, difficulty, model_suites, suites
 from astro_jax.evaluate import run as evaluation
 from astro_jax.llama import checkpoint, lora, paths
 from astro_jax.llama import params as llama_params
@@ -424,18 +424,12 @@ def evaluate_on_suites(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     return {"results": results}
 
 
-def _suite_differences(run: RunContext, models: Sequence[str]) -> dict[str, Any]:
-    """Paired differences on each suite: of each model to the base, and of ASTRO to Direct."""
-    pairs = [(name, "base") for name in models if name != "base"]
-    pairs += [(name, name.replace("astro", "direct")) for name in models if name.startswith("astro-")]
+def _rates(run: RunContext, models: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """pass@1 of each problem by model: on the held-out problems and on each suite."""
+    held_out = {name: evaluation.solved(run.folder_of(f"eval/{name}")) for name in models}
     folders = {name: run.folder_of(f"eval/{name}-suites") for name in models}
-    rule = run.c.verify.report_rule
-    return {
-        suite.name: {
-            f"{a} - {b}": suites.compare(folders[a] / suite.name, folders[b] / suite.name, rule)
-            for a, b in pairs
-            if b in models
-        }
+    return {"held-out": held_out} | {
+        suite.name: {n: suites.solved(folder / suite.name, run.c.verify.report_rule) for n, folder in folders.items()}
         for suite in run.suites
     }
 
@@ -452,7 +446,7 @@ def _results(run: RunContext, stage: str) -> dict[str, Any]:
 
 
 def write_report(run: RunContext, inputs: Inputs) -> None:
-    """Write results.json (seed, time of all stages, figures of each model) and report.html."""
+    """Write results.json (seed, time of all stages, figures of each model, comparisons) and report.html."""
     if not distributed.is_main_process():
         return
     stages = [name for name in stage_inputs.planned(run.c) if name != "report"]
@@ -464,9 +458,12 @@ def write_report(run: RunContext, inputs: Inputs) -> None:
             models[name]["maj"] = _results(run, f"eval/{name}-vote")
         if run.c.eval.suites:
             models[name]["suites"] = _results(run, f"eval/{name}-suites")
-    results: dict[str, Any] = {"seed": run.c.seed, "wall_s": wall, "models": models}
-    if run.c.eval.suites:
-        results["differences"] = _suite_differences(run, list(models))
+    rates = _rates(run, list(models))
+    results = {
+        "seed": run.c.seed, "wall_s": wall, "models": models,
+        "differences": {name: comparison.paired_differences(of_models) for name, of_models in rates.items()},
+        "difficulty": {name: comparison.by_difficulty(of_models) for name, of_models in rates.items()},
+    }  # fmt: skip
     storage.write_json(run.folder / "results.json", results)
     report.write(run.folder)
 

@@ -71,11 +71,14 @@ def finished(tmp_path_factory):
 def test_results_have_the_documented_shape(finished):
     folder, _ = finished
     results = json.loads((folder / "results.json").read_text())
-    assert set(results) == {"seed", "wall_s", "models"} and results["seed"] == 0 and results["wall_s"] > 0
+    assert set(results) == {"seed", "wall_s", "models", "differences", "difficulty"}
+    assert results["seed"] == 0 and results["wall_s"] > 0
+    assert results["differences"]["held-out"]["astro-rl - direct-rl"]["n"] == 5
+    assert set(results["difficulty"]["held-out"]) == set(MODELS)
     assert tuple(results["models"]) == MODELS
     for name, m in results["models"].items():
         assert set(m) - {"maj"} == {
-            "pass@1", "greedy", "mean_tokens", "mean_backtracks", "valid_rate", "truncated_rate",
+            "pass@1", "greedy", "mean_tokens", "mean_backtracks", "valid_rate", "truncated_rate", "behaviour", "errors",
         }  # fmt: skip
         assert ("maj" in m) == name.startswith("direct")
         for rate in (m["pass@1"], m["greedy"]):

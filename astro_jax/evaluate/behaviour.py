@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from astro_jax.evaluate import detector
 from astro_jax.evaluate.detector import Event
+from astro_jax.evaluate.metrics import success_rate
 from astro_jax.phrases import count_backtracks
 from astro_jax.types import Problem
 from astro_jax.verify import countdown
@@ -64,6 +65,11 @@ class Behaviour:
             (False, False): "stays wrong",
         }
         return [names.get((a, b), "undecided") for a, b in zip(self.rights, self.rights[1:], strict=False)]  # type: ignore[arg-type]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Behaviour:
+        """The behaviour that `dataclasses.asdict` and JSON have turned into `value`."""
+        return cls(**{**value, "rights": tuple(value["rights"])})
 
     def row(self) -> dict[str, Any]:
         """The columns of answers.parquet."""
@@ -159,7 +165,7 @@ def summarize(behaviours: Sequence[Behaviour], correct: Sequence[bool]) -> dict[
       mean events and `attempts` of an answer; the shares of answers that reflect, go back, restart, `repeat` an
       attempt, and whose `first_attempt_right`; `changes`, the number of backtracks by what they did; `repair_rate`,
       repairs among the backtracks from a wrong attempt, and `spoil_rate`, spoils among those from a right one (None if
-      there are none); and `by_attempts`, the answers and the share of right ones by the number of attempts.
+      there are none); and `by_attempts`, the share of right answers by the number of attempts (metrics.success_rate).
     """
     changes = Counter(change for b in behaviours for change in b.changes)
     by_attempts: dict[str, list[bool]] = {}
@@ -175,7 +181,7 @@ def summarize(behaviours: Sequence[Behaviour], correct: Sequence[bool]) -> dict[
         "changes": dict(sorted(changes.items())),
         "repair_rate": _rate(changes["repair"], changes["stays wrong"]),
         "spoil_rate": _rate(changes["spoil"], changes["stays right"]),
-        "by_attempts": {name: {"answers": len(x), "correct": _mean(x)} for name, x in by_attempts.items()},
+        "by_attempts": {name: success_rate(x) for name, x in by_attempts.items()},
     }
 
 

@@ -11,6 +11,7 @@ which precision and recall are measured.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -121,16 +122,20 @@ def find(response: str) -> list[Event]:
     response = response.replace("’", "'")
     events: list[Event] = []
     for match in _SENTENCE.finditer(response):
-        kinds = [kind for kind, pattern in _PATTERNS.items() if pattern.search(match[0])]
-        if "restart" in kinds and "backtrack" in kinds:
-            kinds.remove("backtrack")
-        for kind in kinds:
+        for kind in _kinds(match[0]):
             last = next((i for i in reversed(range(len(events))) if events[i].kind == kind), None)
             if last is not None and not response[events[last].end : match.start()].strip():
                 events[last] = events[last]._replace(end=match.end())
             else:
                 events.append(Event(kind, match.start(), match.end()))
     return events
+
+
+@functools.lru_cache(maxsize=1 << 16)  # the answers of a model have many sentences in common
+def _kinds(sentence: str) -> tuple[Kind, ...]:
+    """The kinds of event in a sentence."""
+    kinds = [kind for kind, pattern in _PATTERNS.items() if pattern.search(sentence)]
+    return tuple(kind for kind in kinds if kind != "backtrack" or "restart" not in kinds)
 
 
 def count(events: Sequence[Event], kind: Kind) -> int:

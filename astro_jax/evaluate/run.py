@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from etils import epath
 
 from astro_jax import config as cfg
+from astro_jax.evaluate import behaviour, error_classes, suites
+from astro_jax.evaluate.behaviour import Behaviour
 from astro_jax.evaluate.metrics import success_rate
 from astro_jax.evaluate.statistics import majority_is_correct
 from astro_jax.policy import Policy
@@ -35,9 +38,12 @@ def run(
     """
     store = Shards(folder, ANSWERS)
     for index, shard, bar in unfinished_shards(store, name, problems, c.shard_size):
-        sampled, greedy = (sample_and_judge(name, shard, c, policy, verifier, 1, t) for t in (1.0, 0.0))
+        sampled, greedy = (
+            _describe(shard, [group[0] for group in sample_and_judge(name, shard, c, policy, verifier, 1, t)], verifier)
+            for t in (1.0, 0.0)
+        )
         records = (
-            {"problem_id": problem.id, "prompt": problem.prompt, "sampled": s[0], "greedy": g[0]}
+            {"problem_id": problem.id, "prompt": problem.prompt, "sampled": s, "greedy": g}
             for problem, s, g in zip(shard, sampled, greedy, strict=True)
         )
         store.write(index, records)
@@ -61,20 +67,40 @@ def unfinished_shards(
                 yield index, shard, bar
 
 
+def _describe(problems: Sequence[Problem], records: Sequence[Json], verifier: Verifier) -> list[Json]:
+    """Add to each record the `behaviour` of the answer, and the class of its `error`, None for a right answer.
+
+    An answer is right by another rule only where the task has several (suites.rules_of).
+    """
+    texts = [Response(p, r["text"], not r["truncated"]) for p, r in zip(problems, records, strict=True)]
+    wrong = [i for i, r in enumerate(records) if not r["correct"]]
+    rules = suites.rules_of(problems)
+    verdicts = [verifier.grade([texts[i] for i in wrong], rule) for rule in rules] if len(rules) > 1 else []
+    errors = {
+        i: error_classes.classify(*texts[i], records[i]["answer"], any(of_rule[j].correct for of_rule in verdicts))
+        for j, i in enumerate(wrong)
+    }
+    return [
+        r | {"behaviour": dataclasses.asdict(behaviour.measure(t.problem, t.text)), "error": errors.get(i)}
+        for i, (r, t) in enumerate(zip(records, texts, strict=True))
+    ]
+
+
 def summarize(records: Sequence[Json]) -> dict[str, Any]:
     """The entry of a model in results.json, from the records of its shards.
 
     Returns:
       pass@1 and greedy with their intervals. mean_tokens, mean_backtracks, valid_rate and truncated_rate describe the
       answers sampled at temperature 1. valid_rate is the share of the answers whose every step is true and allowed,
-      also in branches that the answer left.
+      also in branches that the answer left. `behaviour` (behaviour.summarize) and `errors` (error_classes.summarize)
+      are missing where an older version has written one of the shards.
     """
     sampled = [r["sampled"] for r in records]
 
     def mean(key: str) -> float:
         return round(sum(float(s[key]) for s in sampled) / len(sampled), 4)
 
-    return {
+    entry = {
         "pass@1": success_rate([s["correct"] for s in sampled]),
         "greedy": success_rate([r["greedy"]["correct"] for r in records]),
         "mean_tokens": mean("tokens"),
@@ -82,6 +108,16 @@ def summarize(records: Sequence[Json]) -> dict[str, Any]:
         "valid_rate": mean("valid"),
         "truncated_rate": mean("truncated"),
     }
+    if all("behaviour" in s for s in sampled):
+        behaviours = [Behaviour.from_json(s["behaviour"]) for s in sampled]
+        entry["behaviour"] = behaviour.summarize(behaviours, [s["correct"] for s in sampled])
+        entry["errors"] = error_classes.summarize([s["error"] for s in sampled if s["error"]], len(sampled))
+    return entry
+
+
+def solved(folder: epath.Path, mode: Literal["sampled", "greedy"] = "sampled") -> dict[str, float]:
+    """Read 1.0 for each problem that a model has solved, else 0.0, by the problem's id; {} before its evaluation."""
+    return {row["problem_id"]: float(row[mode]["correct"]) for row in Shards(folder, ANSWERS).read()}
 
 
 def majority_vote(

@@ -42,22 +42,49 @@ def pass_at_k(correct: np.ndarray, n: int, k: int) -> np.ndarray:
     return 1 - misses[np.asarray(correct, int)]
 
 
-def majority_is_correct(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
-    """Whether the majority vote of some answers to a problem is correct (arXiv 2203.11171).
+def elect(answers: Sequence[str | None], correct: Sequence[bool]) -> tuple[float, bool]:
+    """Take the majority vote of some answers to a problem (arXiv 2203.11171).
 
     Answers of equal value are one answer. An answer that did not parse (None) has no vote. In a tie the answer that
     came first wins. The vote is correct if an answer of the winning value is correct.
 
-    Example: `["3", "\\\\sqrt{8}", "2\\\\sqrt{2}", None]` elects the second answer.
+    Example: `["3", "\\\\sqrt{8}", "2\\\\sqrt{2}", None]` elects the second answer, with a share of 0.5.
+
+    Returns:
+      the winner's share of all answers, and whether the vote is correct; (0, False) if no answer has a vote.
     """
     votes: dict[str, list[bool]] = {}
     for answer, right in zip(answers, correct, strict=True):
         if answer is not None:
             votes.setdefault(value_key(answer), []).append(right)
     if not votes:
-        return False
+        return 0.0, False
     winner = max(votes.values(), key=len)  # the first of those with most votes
-    return any(winner)
+    return len(winner) / len(answers), any(winner)
+
+
+def majority_is_correct(answers: Sequence[str | None], correct: Sequence[bool]) -> bool:
+    """Whether the majority vote (`elect`) is correct."""
+    return elect(answers, correct)[1]
+
+
+def calibration(shares: Sequence[float], correct: Sequence[bool]) -> list[dict[str, Any]]:
+    """Compare how sure the vote on a problem is with how often it is right.
+
+    Args:
+      shares, correct: [P] of the vote on each problem (`elect`).
+
+    Returns:
+      for each quarter of the shares that has problems, 0 to 0.25 and so on: `confidence`, the mean share, and `mean`,
+      `low`, `high`, `n` of the right votes (`summarize`). A calibrated vote has `mean` near `confidence`.
+    """
+    quarters = np.clip(np.ceil(np.asarray(shares, float) * 4) - 1, 0, 3)
+    values = np.asarray(correct, float)
+    return [
+        {"confidence": round(float(np.asarray(shares)[quarters == q].mean()), 4)} | summarize(values[quarters == q])
+        for q in range(4)
+        if (quarters == q).any()
+    ]
 
 
 def majority_at_k(answers: Sequence[str | None], correct: Sequence[bool], k: int) -> float:

@@ -18,7 +18,7 @@ from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax import distributed, storage
-from astro_jax.evaluate import behaviour, error_classes, responses, statistics
+from astro_jax.evaluate import behaviour, comparison, error_classes, responses, statistics
 from astro_jax.evaluate.behaviour import Behaviour
 from astro_jax.evaluate.error_classes import ErrorClass
 from astro_jax.policy import Policy
@@ -30,7 +30,8 @@ from astro_jax.verify.answer import RULES, Rule
 
 ANSWERS, RESULT = "answers.parquet", "result.json"
 MAX_LISTED = 20  # of a list of examples in result.json
-_HEADLINE = ("prompts", "n", "rule", "truncated", "unparsed", "failed", "rules", "overlap", "behaviour", "errors")
+_HEADLINE = ("prompts", "n", "rule", "truncated", "unparsed", "failed", "rules", "overlap", "by_level", "by_subject",
+             "calibration", "behaviour", "errors")  # fmt: skip
 _OVERLAP = 0.7  # share of common 5-grams, as problems.overlap_threshold
 
 
@@ -206,14 +207,16 @@ def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
     Returns:
       `rule`, `n`, `pass@k` and `maj@k` by k (statistics), `rules` and `differences` between the rules, the shares of
       answers that are `truncated`, `unparsed` (ended, without an answer) and `failed` (no verdict), `tokens`,
-      pass@1 `by_level` and `by_subject`, the `behaviour` of the answers and the shares of `errors` by class. pass@1 and
-      the shares are means over problems of means over samples.
+      pass@1 `by_level` and `by_subject`, the `calibration` of the vote of n answers (from n = 4), the `behaviour` of
+      the answers and the shares of `errors` by class. pass@1 and the shares are means over problems of means over
+      samples.
     """
     answers = [a for group in groups for a in group]
     n, ks = len(groups[0]), statistics.powers_of_two(len(groups[0]))
     correct = np.asarray([sum(a.verdicts[rule].correct for a in group) for group in groups])
-    votes = {k: [_majority(group, rule, k) for group in groups] for k in ks}
+    votes = {k: [statistics.majority_at_k(*_votes(group, rule), k) for group in groups] for k in ks}
     tokens = np.asarray([[a.tokens for a in group] for group in groups])
+    elections = [statistics.elect(*_votes(group, rule)) for group in groups]
     rules = {name: _rule_figures(groups, name) for name in groups[0][0].verdicts}
     return {
         "rule": rule,
@@ -230,14 +233,16 @@ def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
         },
         "by_level": _by("level", groups, rule),
         "by_subject": _by("subject", groups, rule),
+        "calibration": statistics.calibration(*zip(*elections, strict=True)) if n >= 4 else [],
         "behaviour": behaviour.summarize([a.behaviour for a in answers], [a.verdicts[rule].correct for a in answers]),
         "errors": error_classes.summarize([e for a in answers if (e := a.error_class(rule))], len(answers)),
     }  # fmt: skip
 
 
-def _majority(group: Group, rule: Rule, k: int) -> float:
+def _votes(group: Group, rule: Rule) -> tuple[list[str | None], list[bool]]:
+    """The answers to a problem as the rule reads them, and whether each is right."""
     verdicts = [a.verdicts[rule] for a in group]
-    return statistics.majority_at_k([v.answer for v in verdicts], [v.correct for v in verdicts], k)
+    return [v.answer for v in verdicts], [v.correct for v in verdicts]
 
 
 def _share(groups: Sequence[Group], holds: Callable[[Answer], bool]) -> float:
@@ -340,13 +345,11 @@ def compare(folder: epath.Path, other: epath.Path, rule: Rule) -> dict[str, Any]
       `difference`, `low`, `high`, `n` (statistics.paired_difference) over the problems that both answered; {} if they
       share none.
     """
-    a, b = (_solved(path, rule) for path in (other, folder))
-    common = sorted(a.keys() & b.keys())
-    return statistics.paired_difference([a[i] for i in common], [b[i] for i in common]) if common else {}
+    return comparison.difference(solved(folder, rule), solved(other, rule))
 
 
-def _solved(folder: epath.Path, rule: Rule) -> dict[str, float]:
-    """pass@1 of each problem, by id."""
+def solved(folder: epath.Path, rule: Rule) -> dict[str, float]:
+    """Read pass@1 of each problem, by id, from the evaluation of a suite in `folder`."""
     rows = responses.read_parquet(folder / ANSWERS)
     column = f"correct_{rule}" if rows and f"correct_{rule}" in rows[0] else f"correct_{RULES[0]}"
     outcomes: dict[str, list[bool]] = {}

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
 
 from astro_jax import stage_folder
-from astro_jax.evaluate.run import ANSWERS
+from astro_jax.evaluate import run as evaluation
 from astro_jax.stages import MODELS
-from astro_jax.storage import Shards
 from astro_jax.sweep.variants import DEFAULT, Run
 
 RESAMPLES = 4000  # of the bootstrap
-METRICS = {"pass@1": "sampled", "greedy": "greedy"}
+METRICS: dict[str, Literal["sampled", "greedy"]] = {"pass@1": "sampled", "greedy": "greedy"}
 Outcomes = dict[str, float]  # 1.0 for each problem that was solved, else 0.0, by the problem's id
 
 
 def outcomes(run: epath.Path, model: str, metric: str) -> Outcomes:
     """Read which held-out problems a model of a run has solved; empty where the run has not evaluated it."""
-    store = Shards(stage_folder.resolve(run, f"eval/{model}"), ANSWERS)
-    return {row["problem_id"]: float(row[METRICS[metric]]["correct"]) for row in store.read()}
+    return evaluation.solved(stage_folder.resolve(run, f"eval/{model}"), METRICS[metric])
 
 
 def difference(pairs: Mapping[int, tuple[Outcomes, Outcomes]]) -> dict[str, float]:

@@ -62,7 +62,8 @@ def test_records_hold_both_answers_to_each_problem(evaluated):
 def test_entry_of_results_equals_recount(evaluated):
     _, entry, records = evaluated
     n = len(records)
-    assert set(entry) == {"pass@1", "greedy", "mean_tokens", "mean_backtracks", "valid_rate", "truncated_rate"}
+    rates = {"pass@1", "greedy", "mean_tokens", "mean_backtracks", "valid_rate", "truncated_rate"}
+    assert set(entry) == rates | {"behaviour", "errors"}
     for (mode, _), key in zip(MODES, ("pass@1", "greedy"), strict=True):
         right = Counter(HIT in r[mode]["text"] and not r[mode]["truncated"] for r in records)[True]
         assert entry[key]["mean"] == round(right / n, 4) and entry[key]["n"] == n
@@ -72,6 +73,27 @@ def test_entry_of_results_equals_recount(evaluated):
     assert entry["mean_backtracks"] == round(sum(r["text"].count(RESTART) for r in sampled) / n, 4)
     assert entry["valid_rate"] == round(sum(r["valid"] for r in sampled) / n, 4)
     assert entry["truncated_rate"] == round(sum(r["truncated"] for r in sampled) / n, 4)
+
+
+def test_behaviour_and_errors_equal_a_recount(evaluated):
+    """The script of each kind of answer says what its attempts are worth, and what is wrong."""
+    _, entry, records = evaluated
+    kinds = [kind(("eval", "astro-sft", r["problem_id"]), 0, 1.0) for r in records]
+    rights = {"right": [True], "truncated": [True], "wrong": [False], "false": [False], "backtrack": [False, True]}
+    errors = {"false": "arithmetic", "truncated": "cut off", "wrong": "planning"}
+    for name, record in zip(kinds, records, strict=True):
+        sampled = record["sampled"]
+        assert sampled["behaviour"]["rights"] == rights[name] and sampled["error"] == errors.get(name), name
+    assert entry["behaviour"]["changes"] == {"repair": kinds.count("backtrack")}
+    assert entry["errors"]["planning"] == round(kinds.count("wrong") / len(kinds), 4)
+
+
+def test_results_of_older_answers_lack_their_behaviour(evaluated):
+    _, entry, records = evaluated
+    older = [
+        r | {"sampled": {k: v for k, v in r["sampled"].items() if k not in ("behaviour", "error")}} for r in records
+    ]
+    assert evaluation.summarize(older) == {k: v for k, v in entry.items() if k not in ("behaviour", "errors")}
 
 
 def test_deleted_shard_is_made_again_with_same_bytes(evaluated):

@@ -108,3 +108,12 @@ def test_difference_of_equal_models_is_zero():
 
 def test_reported_k_are_powers_of_two_and_n():
     assert [statistics.powers_of_two(n) for n in (1, 4, 6, 16)] == [[1], [1, 2, 4], [1, 2, 4, 6], [1, 2, 4, 8, 16]]
+
+
+def test_calibration_compares_the_winners_share_with_how_often_it_is_right():
+    elections = [(["7", "7.0", "8", None], [True, True, False, False]), (["1", "2", "3", "4"], [False] * 4)]
+    assert [statistics.elect(*x) for x in elections] == [(0.5, True), (0.25, False)]
+    quarters = statistics.calibration([0.25, 0.5, 0.5, 0.4, 1.0], [False, True, True, False, True])
+    assert [(q["confidence"], q["mean"], q["n"]) for q in quarters] == [
+        (0.25, 0.0, 1), (round(1.4 / 3, 4), round(2 / 3, 4), 3), (1.0, 1.0, 1),
+    ]  # fmt: skip
