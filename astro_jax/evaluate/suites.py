@@ -41,24 +41,23 @@ class Answer:
 
     Attributes:
       problem: the problem.
-      sample: from 0 to n - 1.
-      text: the response.
-      tokens: with the end token.
-      stopped: whether an end token ended the response.
+      response: the response.
       verdicts: by rule. A game has one verdict for all rules.
     """
 
     problem: Problem
-    sample: int
-    text: str
-    tokens: int
-    stopped: bool
+    response: responses.SampledResponse
     verdicts: Mapping[Rule, Verdict]
+
+    @property
+    def tokens(self) -> int:
+        """The length of the response, with the end token."""
+        return len(self.response.token_ids)
 
     @functools.cached_property
     def behaviour(self) -> Behaviour:
         """The search in the answer."""
-        return behaviour.measure(self.problem, self.text)
+        return behaviour.measure(self.problem, self.response.text)
 
     def error_class(self, rule: Rule) -> ErrorClass | None:
         """The error class of the answer; None if it is right by the rule."""
@@ -66,17 +65,17 @@ class Answer:
         if verdict.correct:
             return None
         others = any(v.correct for v in self.verdicts.values())
-        return error_classes.classify(self.problem, self.text, self.stopped, verdict.answer, others)
+        return error_classes.classify(self.problem, self.response.text, self.response.stopped, verdict.answer, others)
 
     def row(self, rule: Rule) -> dict[str, Any]:
         """The row of the answer in answers.parquet. `rule` decides on its error class."""
         correct = {f"correct_{rule}": v.correct for rule, v in self.verdicts.items()}
         answers = {f"answer_{rule}": v.answer for rule, v in self.verdicts.items()}
         return {
-            "problem_id": self.problem.id, "sample": self.sample, "prompt": self.problem.prompt,
+            "problem_id": self.problem.id, "sample": self.response.sample, "prompt": self.problem.prompt,
             "gold": self.problem.answer, "level": self.problem.meta.get("level"),
-            "subject": self.problem.meta.get("subject"), "response": self.text, "tokens": self.tokens,
-            "truncated": not self.stopped, **correct, **answers, **self.behaviour.row(),
+            "subject": self.problem.meta.get("subject"), "response": self.response.text, "tokens": self.tokens,
+            "truncated": not self.response.stopped, **correct, **answers, **self.behaviour.row(),
             "error": self.error_class(rule),
         }  # fmt: skip
 
@@ -127,7 +126,7 @@ def evaluate(
         "gold_not_read": unreadable_gold(problems, rule, verifier), "overlap": training_overlap(suite, training),
         **summarize(groups, rule),
         "prompt_tokens": round(float(np.mean([len(policy.tokenizer.prompt(p.prompt)) for p in kept])), 1),
-        "token_limits": limit_tokens(groups, sampled, c.token_limits, policy, verifier), "settings": settings,
+        "token_limits": limit_tokens(groups, c.token_limits, policy, verifier), "settings": settings,
     }  # fmt: skip
     storage.write_json(folder / RESULT, result)
     distributed.assert_equal_across_processes(f"{suite.name}: result")
@@ -150,7 +149,7 @@ def judge(
         return []
     verdicts = {rule: verifier.grade(texts, rule) for rule in rules_of(problems)}
     return [
-        Answer(p, r.sample, r.text, len(r.token_ids), r.stopped, {rule: v[i] for rule, v in verdicts.items()})
+        Answer(p, r, {rule: v[i] for rule, v in verdicts.items()})
         for i, (p, r) in enumerate(zip(problems, sampled, strict=True))
     ]
 
@@ -225,7 +224,7 @@ def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
         "maj@k": {str(k): statistics.summarize(votes[k]) for k in ks},
         "rules": rules,
         "differences": _differences(groups),
-        "truncated": _share(groups, lambda a: not a.stopped),
+        "truncated": _share(groups, lambda a: not a.response.stopped),
         "unparsed": rules[rule]["unparsed"],
         "failed": rules[rule]["failed"],
         "tokens": {
@@ -257,7 +256,7 @@ def pass_at_1(groups: Sequence[Group], rule: Rule) -> list[float]:
 def _rule_figures(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
     return {
         "pass@1": statistics.summarize(pass_at_1(groups, rule)),
-        "unparsed": _share(groups, lambda a: a.stopped and a.verdicts[rule].status == "unparsed"),
+        "unparsed": _share(groups, lambda a: a.response.stopped and a.verdicts[rule].status == "unparsed"),
         "failed": _share(groups, lambda a: a.verdicts[rule].failure is not None),
     }
 
@@ -272,8 +271,9 @@ def _differences(groups: Sequence[Group]) -> list[dict[str, Any]]:
             "rules": [first, second], f"right by {first} alone": len(by_first),
             f"right by {second} alone": len(answers) - len(by_first),
             "first": [
-                {"problem_id": a.problem.id, "sample": a.sample, "gold": a.problem.answer,
-                 first: a.verdicts[first].answer, second: a.verdicts[second].answer, "truncated": not a.stopped}
+                {"problem_id": a.problem.id, "sample": a.response.sample, "gold": a.problem.answer,
+                 first: a.verdicts[first].answer, second: a.verdicts[second].answer,
+                 "truncated": not a.response.stopped}
                 for a in answers[:MAX_LISTED]
             ],
         })  # fmt: skip
@@ -291,7 +291,6 @@ def _by(key: str, groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
 
 def limit_tokens(
     groups: Sequence[Group],
-    sampled: Sequence[responses.SampledResponse],
     limits: Sequence[int],
     policy: Policy,
     verifier: Verifier,
@@ -305,13 +304,13 @@ def limit_tokens(
     """
     answers, n, table = [a for group in groups for a in group], len(groups[0]), []
     for limit in sorted(limits):
-        cut = [i for i, r in enumerate(sampled) if len(r.token_ids) > limit]
-        shorter = [_cut(sampled[i], limit, policy) for i in cut]
+        cut = [i for i, a in enumerate(answers) if a.tokens > limit]
+        shorter = [_cut(answers[i].response, limit, policy) for i in cut]
         judged = dict(zip(cut, judge([answers[i].problem for i in cut], shorter, verifier), strict=True))
         limited = [judged.get(i, a) for i, a in enumerate(answers)]
         at_limit = [limited[i : i + n] for i in range(0, len(limited), n)]
         table.append({
-            "max_tokens": limit, "truncated": _share(at_limit, lambda a: not a.stopped),
+            "max_tokens": limit, "truncated": _share(at_limit, lambda a: not a.response.stopped),
             "mean_tokens": round(float(np.mean([a.tokens for a in limited])), 2),
             "pass@1": {rule: statistics.summarize(pass_at_1(at_limit, rule)) for rule in groups[0][0].verdicts},
         })  # fmt: skip
