@@ -85,7 +85,7 @@ def measure(problem: Problem, response: str) -> Behaviour:
     """Measure the search in one answer."""
     response = until_end_token(response)
     events = detector.find(response)
-    ends = _attempt_ends(response, events)
+    ends = attempt_ends(response, events)
     segments = [response[a:b] for a, b in zip((0, *ends), (*ends, len(response)), strict=True)]
     rights = tuple(
         _is_right(problem, segment, response[:end])
@@ -98,7 +98,7 @@ def measure(problem: Problem, response: str) -> Behaviour:
     )  # fmt: skip
 
 
-def _attempt_ends(response: str, events: Sequence[Event]) -> list[int]:
+def attempt_ends(response: str, events: Sequence[Event]) -> list[int]:
     """Where attempts end: at each backtrack, with the doubts just before it.
 
     Backtracks without a number between them belong together ("That is wrong. Let me try again. From the beginning:").
