@@ -465,7 +465,7 @@ def write_report(run: RunContext, inputs: Inputs) -> None:
         "difficulty": {name: comparison.by_difficulty(of_models) for name, of_models in rates.items()},
     }  # fmt: skip
     storage.write_json(run.folder / "results.json", results)
-    report.write(run.folder)
+    report.write([run.folder], run.folder / "report.html")
 
 
 FUNCTIONS: dict[str, Callable[[RunContext, Inputs], dict[str, Any] | None]] = {

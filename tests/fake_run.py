@@ -122,7 +122,31 @@ def make_trace(rng, tree, k):
 
 def score(mean, n):
     half = 1.96 * math.sqrt(mean * (1 - mean) / n)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+    return {"mean": mean, "low": max(0.0, mean - half), "high": min(1.0, mean + half), "n": n}
+
+
+def fake_behaviour(first, backtracks):
+    """Behaviour and errors of a model, with the fields of evaluate.behaviour and evaluate.error_classes."""
+    changes = {"repair": 120, "spoil": 9, "stays wrong": 300, "stays right": 20} if backtracks else {}
+    events = {"reflections": 2 * backtracks, "backtracks": backtracks, "restarts": 0.3 * backtracks}
+    shares = {"repeat": 0.1 * bool(backtracks), "first_attempt_right": 0.8 * first}
+    rates = {"repair_rate": 0.28 if backtracks else None, "spoil_rate": 0.31 if backtracks else None}
+    by_attempts = {"1": score(first, 600), "2": score(0.4, 300), "5+": score(0.2, 60)}
+    behaviour = events | shares | rates | {"attempts": 1 + backtracks, "changes": changes, "by_attempts": by_attempts}
+    return {"behaviour": behaviour, "errors": {"arithmetic": 0.2 * (1 - first), "planning": 0.8 * (1 - first)}}
+
+
+def fake_suite(first, backtracks, n=80):
+    """A suite of a model, with the fields of evaluate.suites.headline."""
+    votes = [{"confidence": c} | score(c * 0.9, n // 4) for c in (0.2, 0.45, 0.7, 0.95)]
+    levels = {str(level): score(first * (1.2 - 0.2 * level), n // 4) for level in (1, 2, 3, 4)}
+    rates = {
+        "pass@1": score(first, n),
+        "pass@8": score(0.2 + 0.7 * first, n),
+        "maj@8": score(0.1 + 0.8 * first, n),
+    }
+    facts = {"n": 8, "rule": "lenient", "tokens": 90.5, "truncated": 0.02, "unparsed": 0.03, "prompts": n}
+    return rates | facts | {"by_level": levels, "calibration": votes} | fake_behaviour(first, backtracks)
 
 
 def fake_results(run, n=1024):
@@ -130,9 +154,16 @@ def fake_results(run, n=1024):
     for name, (first, greedy, tokens, backtracks, valid, truncated) in SCORES.items():
         models[name] = {"pass@1": score(first, n), "greedy": score(greedy, n), "mean_tokens": tokens}
         models[name] |= {"mean_backtracks": backtracks, "valid_rate": valid, "truncated_rate": truncated}
+        models[name] |= fake_behaviour(first, backtracks) | {"suites": {"math500": fake_suite(first, backtracks)}}
     models["direct-sft"]["maj"] = {"k": 2, **score(0.335, n), "mean_tokens": 71.8}
     models["direct-rl"]["maj"] = {"k": 3, **score(0.561, n), "mean_tokens": 104.4}
-    dump(run / "results.json", {"seed": 0, "wall_s": 41.2, "models": models})
+    paired = {"astro-rl - direct-rl": {"difference": 0.113, "low": 0.081, "high": 0.145, "n": n}}
+    groups = [
+        {"difficulty": d} | score(x, n // 4)
+        for d, x in (("none right", 0.1), ("half or more right", 0.6), ("all right", 0.9))
+    ]
+    results = {"seed": 0, "wall_s": 41.2, "models": models, "differences": {"held-out": paired, "math500": paired}}
+    dump(run / "results.json", results | {"difficulty": {"held-out": dict.fromkeys(SCORES, groups)}})
 
 
 def fake_metrics(run, rng, sft_steps=180, rl_steps=100):
@@ -170,6 +201,7 @@ def fake_answers(run, rng, problems, hostile=""):
                 if not correct:
                     text = text.replace("is the target", "misses the target")
                 facts = {"tokens": len(text) // 3, "backtracks": k, "valid": True, "truncated": False}
+                facts |= {"behaviour": {"rights": [False] * k + [correct]}, "error": None if correct else "planning"}
                 answers[mode] = {"text": text + hostile, "correct": correct, **facts}
             rows.append({"problem_id": problem["id"], "prompt": problem["prompt"] + hostile, **answers})
         dump_lines(run / "eval" / name / "answers-00000.jsonl", rows[:7])
@@ -237,4 +269,5 @@ def fake_run(run, trees=40, held_out=60, seed=0, hostile=""):
 
 
 if __name__ == "__main__":
-    print(report.write(fake_run(epath.Path(sys.argv[1]))))
+    folder = epath.Path(sys.argv[1])
+    report.write([fake_run(folder)], folder / "report.html")

@@ -105,6 +105,21 @@ def show(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def compare(args: argparse.Namespace, command: str) -> int:
+    """Write one page about several runs, and print their models with the paired differences."""
+    from astro_jax import report, storage
+    from astro_jax.report import run_folder, side_by_side
+
+    paths = [storage.absolute(path) for path in args.runs]
+    if len(set(paths)) < max(2, len(paths)):
+        raise AstroError("compare: name two different runs or more, as in astro compare runs/a runs/b")
+    report.write(paths, storage.absolute(args.out))
+    names, compared = side_by_side.names(paths), side_by_side.compare([run_folder.read(path) for path in paths])
+    print(json.dumps({"runs": names} | compared) if args.json else side_by_side.markdown_tables(names, compared))
+    print(f"page: {args.out}", file=sys.stderr)
+    return 0
+
+
 def status(args: argparse.Namespace, command: str) -> int:
     """Print how far a run has come, its speed, goodput and chip-hours."""
     from astro_jax import status, storage

@@ -176,6 +176,12 @@ def _show(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _compare(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run; the first is the baseline")
+    parser.add_argument("--out", default="compare.html", metavar="PAGE", help="the page to write (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _status(parser: Parser) -> None:
     parser.add_argument("run", metavar="RUN", help="the folder of a run, as in runs/quickstart or gs://bucket/run")
     parser.add_argument("--price", type=float, metavar="P", help="price of one chip for one hour: print the cost")
@@ -307,6 +313,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("sweep", "Run a recipe", "compare variants of a config with it, over seeds", _sweep, commands.sweep),
     Command("check", "Run a recipe", "list what would stop a run, before it starts", _check, commands.check),
     Command("show", "Run a recipe", "show the stages of a run, or completions of RL", _show, commands.show),
+    Command("compare", "Run a recipe", "show several runs side by side, in one page", _compare, commands.compare),
     Command("status", "Run a recipe", "show how far a run is, its speed, goodput and chip-hours", _status,
             commands.status),
     *_stage_commands(),

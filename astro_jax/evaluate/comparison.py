@@ -21,11 +21,11 @@ def paired_differences(rates: Mapping[str, Rates]) -> dict[str, Any]:
       rates: by model.
 
     Returns:
-      statistics.paired_difference by "MODEL - OTHER", over the problems that both answered; {} where they share none.
+      statistics.paired_difference by "MODEL - OTHER", over the problems that both answered, where they share any.
     """
     pairs = [(name, "base") for name in rates if name != "base"]
     pairs += [(name, name.replace("astro", "direct")) for name in rates if name.startswith("astro-")]
-    return {f"{a} - {b}": difference(rates[a], rates[b]) for a, b in pairs if b in rates}
+    return {f"{a} - {b}": d for a, b in pairs if b in rates and (d := difference(rates[a], rates[b]))}
 
 
 def difference(a: Rates, b: Rates) -> dict[str, Any]:

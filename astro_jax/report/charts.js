@@ -14,16 +14,12 @@ function ticks(low, high, count) {
 function figure(title, draw, { legend, note, label } = {}) {
   const holder = el("div", { class: "plot" });
   const fig = el("figure", {}, title && el("figcaption", { text: title }), legend, holder, note && el("p", { class: "note", text: note }));
-  let drawn = 0;
-  const redraw = (width) => {
-    if (width < 40 || Math.abs(width - drawn) < 2) return;
-    drawn = width;
-    const chart = draw(Math.round(width));
+  onWidth(holder, (width) => {
+    const chart = draw(width);
     chart.setAttribute("role", "img");
     chart.setAttribute("aria-label", label || title);
     holder.replaceChildren(chart);
-  };
-  new ResizeObserver((entries) => redraw(entries[0].contentRect.width)).observe(holder);
+  });
   return fig;
 }
 
@@ -73,8 +69,10 @@ function linePath(xs, ys, f) {
 }
 const extent = (values) => values.reduce(([a, b], v) => (isNumber(v) ? [Math.min(a, v), Math.max(b, v)] : [a, b]), [Infinity, -Infinity]);
 const legendOf = (items) => el("ul", { class: "legend" }, items.map(([icon, text]) => el("li", {}, icon, text)));
-const lineIcon = (model) => svg("svg", { class: "badge", width: 26, height: 12, viewBox: "0 0 26 12", "aria-hidden": "true" },
-  svg("path", { d: "M1 6H25", class: "series" + (model.startsWith("direct") ? " dashed" : ""), style: `stroke:${colour(model)}` }));
+const lineIcon = (model, stroke = colour(model)) => svg("svg", { class: "badge", width: 26, height: 12, viewBox: "0 0 26 12", "aria-hidden": "true" },
+  svg("path", { d: "M1 6H25", class: "series" + (model.startsWith("direct") ? " dashed" : ""), style: `stroke:${stroke}` }));
+
+const hue = (s) => s.colour || colour(s.model); // of a series
 
 /** Curves over steps: pale for each point, bold for their moving mean. series: [{model, xs, ys, every}]. */
 function curves(title, series, { unit, format, zero = true, note, height = 230 } = {}) {
@@ -87,7 +85,7 @@ function curves(title, series, { unit, format, zero = true, note, height = 230 }
     const f = frame(width, height, { low: xLow, high: Math.max(xHigh, xLow + 1), exact: true, title: "step", format: (v) => num(v, 0) },
       { low: zero && yLow > 0 ? 0 : yLow, high: yHigh + flat, title: unit, format });
     for (const s of series) {
-      const style = `stroke:${colour(s.model)}`;
+      const style = `stroke:${hue(s)}`;
       if (s.window > 1) f.root.append(svg("path", { class: "raw", d: linePath(s.xs, s.ys, f), style }));
       f.root.append(svg("path", { class: "series" + (s.model.startsWith("direct") ? " dashed" : ""), d: linePath(s.xs, s.mean, f), style }));
     }
@@ -103,7 +101,7 @@ function curves(title, series, { unit, format, zero = true, note, height = 230 }
 /** A cross-hair that follows the pointer and shows each curve's value at the nearest step. */
 function hoverSteps(f, series, format) {
   const rule = svg("line", { class: "rule", y1: f.top, y2: f.bottom, visibility: "hidden" });
-  const dots = series.map((s) => svg("circle", { r: 4, visibility: "hidden", style: `fill:${colour(s.model)};stroke:var(--bg);stroke-width:1.5` }));
+  const dots = series.map((s) => svg("circle", { r: 4, visibility: "hidden", style: `fill:${hue(s)};stroke:var(--bg);stroke-width:1.5` }));
   const area = svg("rect", { class: "hit", x: f.left, y: f.top, width: f.right - f.left, height: f.bottom - f.top });
   const hide = () => { [rule, ...dots].forEach((n) => n.setAttribute("visibility", "hidden")); hideTip(); };
   area.addEventListener("pointermove", (event) => {
@@ -118,7 +116,7 @@ function hoverSteps(f, series, format) {
       dots[j].setAttribute("cy", f.sy(s.mean[i]));
       dots[j].setAttribute("visibility", "visible");
       const mean = s.window > 1 ? ` (mean ${format(s.mean[i], true)})` : "";
-      rows.push({ mark: badge(s.model), label: nameOf(s.model), value: format(s.ys[i], true) + mean });
+      rows.push({ mark: badge(s.model), label: s.name || nameOf(s.model), value: format(s.ys[i], true) + mean });
     });
     const x = f.sx(series[0].xs[nearest[0]]);
     rule.setAttribute("x1", x);

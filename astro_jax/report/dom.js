@@ -1,8 +1,9 @@
 // Elements, numbers, names, and the one tooltip. Text reaches the page as text nodes only: models wrote much of it.
 
-const DATA = JSON.parse(document.getElementById("page-data").textContent);
+const PAGE = JSON.parse(document.getElementById("page-data").textContent);
+let DATA = PAGE.runs[0]; // the run that the sections below the comparison show
 const SVG_NS = "http://www.w3.org/2000/svg";
-const KNOWN_MODELS = Object.keys(DATA.names); // base first, then each family, SFT before RL
+const KNOWN_MODELS = Object.keys(PAGE.names); // base first, then each family, SFT before RL
 
 /** Fill a node: attributes (on… are listeners, class and text as they read), then children; null children are skipped. */
 function fill(node, attrs, kids) {
@@ -18,6 +19,7 @@ function fill(node, attrs, kids) {
   }
   return node;
 }
+const put = (node, ...kids) => { node.replaceChildren(); return fill(node, {}, kids); };
 const el = (tag, attrs, ...kids) => fill(document.createElement(tag), attrs, kids);
 const svg = (tag, attrs, ...kids) => fill(document.createElementNS(SVG_NS, tag), attrs, kids);
 const byId = (id) => document.getElementById(id);
@@ -26,6 +28,7 @@ const byId = (id) => document.getElementById(id);
 const isNumber = (x) => typeof x === "number" && Number.isFinite(x);
 const pct = (x, digits = 1) => (isNumber(x) ? (100 * x).toFixed(digits) + "%" : "–");
 const range = (s) => `${(100 * s.low).toFixed(1)}–${(100 * s.high).toFixed(1)}`;
+const FORMATS = [0, 1, 2, 3].map((n) => new Intl.NumberFormat("en-US", { minimumFractionDigits: n, maximumFractionDigits: n }));
 function num(x, digits) {
   if (!isNumber(x)) return x === null || x === undefined ? "–" : String(x);
   if (digits === undefined) {
@@ -33,7 +36,7 @@ function num(x, digits) {
     else if (x !== 0 && Math.abs(x) < 0.001) return x.toExponential(1).replace("e-", "e−");
     else digits = Math.abs(x) >= 100 ? 0 : Math.abs(x) >= 10 ? 1 : Math.abs(x) >= 1 ? 2 : 3;
   }
-  return x.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
+  return FORMATS[digits].format(x).replace("-", "−");
 }
 function duration(s) {
   if (!isNumber(s)) return "–";
@@ -46,7 +49,7 @@ const capital = (text) => text.replace(/^[a-z](?=[a-z])/, (c) => c.toUpperCase()
 const words = (key) => capital(key.replace(/[_-]+/g, " "));
 
 // Models: hue is the family (blue ASTRO, orange Direct, grey base), shape and fill the stage.
-const nameOf = (model) => DATA.names[model] || model;
+const nameOf = (model) => PAGE.names[model] || model;
 const colour = (model) => `var(--m-${KNOWN_MODELS.includes(model) ? model : "other"})`;
 const isHollow = (model) => !(model.endsWith("-rl") || model === "base");
 
@@ -94,7 +97,7 @@ function marked(text) {
   let rest = text;
   for (;;) {
     let first = null;
-    for (const phrase of DATA.phrases) {
+    for (const phrase of PAGE.phrases) {
       const at = rest.indexOf(phrase.text);
       if (at >= 0 && (!first || at < first.at)) first = { at, phrase };
     }
@@ -119,5 +122,47 @@ function choices(label, names, choose, kind = "tabs") {
     choose(i);
   };
   return bar;
+}
+/** A list to pick from, with buttons for the one before and the one after. groups: [[heading, [[index, text]]]]. */
+function picker(id, label, groups, count, choose, ...more) {
+  let at = 0;
+  const select = el("select", { id, onchange: () => bar.select(+select.value) }, groups.filter(([, options]) => options.length).map(([heading, options]) => {
+    const items = options.map(([i, text]) => el("option", { value: String(i), text }));
+    return heading ? el("optgroup", { label: heading }, items) : items;
+  }));
+  const order = [...select.options].map((o) => +o.value); // as the list shows them
+  const step = (d, sign, name) => el("button", { type: "button", class: "quiet step-button", "aria-label": name,
+    onclick: () => bar.select(order[(order.indexOf(at) + d + count) % count]) }, sign);
+  const bar = el("div", { class: "picker" }, el("label", { for: id, text: label }), select,
+    step(-1, "‹", `Previous ${label.toLowerCase()}`), step(1, "›", `Next ${label.toLowerCase()}`), more);
+  bar.select = (i) => { at = i; select.value = String(i); choose(i); };
+  return bar;
+}
+
+/** Call `draw(width)` when the width of a node has become another one. Not within the observer, which must not resize what it observes. */
+function onWidth(node, draw) {
+  let drawn = 0;
+  new ResizeObserver(() => requestAnimationFrame(() => {
+    const width = node.clientWidth;
+    if (width < 40 || Math.abs(width - drawn) < 4) return;
+    const first = drawn === 0;
+    drawn = width;
+    draw(width, first);
+  })).observe(node);
+}
+
+/** One stop of the Tab key for many nodes: arrow keys move between them. `next(id, key)` gives the id to go to, or null. */
+function rove(nodes, first, next) {
+  const stop = (id) => nodes.forEach((node, key) => node.setAttribute("tabindex", key === id ? "0" : "-1"));
+  for (const [id, node] of nodes) {
+    node.addEventListener("focus", () => stop(id));
+    node.addEventListener("keydown", (event) => {
+      if (!event.key.startsWith("Arrow")) return;
+      event.preventDefault();
+      const to = next(id, event.key);
+      if (nodes.has(to)) nodes.get(to).focus();
+    });
+  }
+  stop(first);
 }
 const absent = (text) => el("p", { class: "absent", text });

@@ -96,13 +96,14 @@ def _rounding(run: RunFolder, inputs: Inputs | None) -> list[str]:
     """The settings with an effect on the rounding that differ from the run's config, as "mesh.data=1"."""
     if inputs is None or run.config is None:
         return []
-    return [f"{key}={inputs.settings[key]}" for key in inputs.rounding_changes(dict(_flat(run.config.config)))]
+    return [f"{key}={inputs.settings[key]}" for key in inputs.rounding_changes(dict(flatten(run.config.config)))]
 
 
-def _flat(config: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a config by their dotted names, and the sections themselves."""
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         yield prefix + key, value
 
 

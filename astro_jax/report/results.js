@@ -1,11 +1,11 @@
-// The sections with numbers: results, accuracy against tokens, training, data, provenance.
+// The sections with numbers: results, accuracy against tokens, data, provenance.
 
-const MODELS = [...KNOWN_MODELS, ...Object.keys(DATA.models).filter((m) => !KNOWN_MODELS.includes(m))].filter((m) => DATA.models[m]);
+const modelsOf = (models) => [...KNOWN_MODELS, ...Object.keys(models).filter((m) => !KNOWN_MODELS.includes(m))].filter((m) => models[m]);
 const EVAL_MISSING = "The evaluation has not run, so there are no results to show (results.json is missing).";
 
 function resultsTable() {
-  if (!MODELS.length) return absent(EVAL_MISSING);
-  const scores = MODELS.flatMap((m) => [DATA.models[m]["pass@1"], DATA.models[m].maj]).filter(Boolean);
+  if (!modelsOf(DATA.models).length) return absent(EVAL_MISSING);
+  const scores = modelsOf(DATA.models).flatMap((m) => [DATA.models[m]["pass@1"], DATA.models[m].maj]).filter(Boolean);
   const top = ticks(0, Math.max(0.05, ...scores.map((s) => s.high)), 4).at(-1);
   const scale = Math.min(1, top);
   const head = [["Model", "Model"], ["Correct at the first attempt, pass@1", "pass@1"], ["Greedy", "Greedy"], ["Tokens", "Tokens"],
@@ -13,7 +13,17 @@ function resultsTable() {
   const axis = el("span", { class: "bar-axis" }, el("span", { text: "0" }), el("span", { text: pct(scale, 0) }));
   return el("div", { class: "table-wrap" }, el("table", { class: "models" },
     el("thead", {}, el("tr", {}, head.map(([title], i) => el("th", { scope: "col", class: i > 1 ? "n" : "" }, title, i === 1 && axis)))),
-    el("tbody", {}, MODELS.flatMap((m) => modelRows(m, scale)))));
+    el("tbody", {}, modelsOf(DATA.models).flatMap((m) => modelRows(m, scale)))));
+}
+
+/** The paired differences on a set of problems, as a picture. */
+function differencesFigure(key) {
+  const rows = Object.entries(DATA.differences[key] || {}).map(([pair, d]) => {
+    const [a, b] = pair.split(" - ");
+    return { model: a, label: `${nameOf(a)} − ${nameOf(b)}`, ...d };
+  });
+  return rows.length ? forest("Paired differences", rows, "Points between two models on the same problems, with the 95% interval. An interval " +
+    "without 0 says that the two differ on problems like these; it does not cover the seed of training.") : null;
 }
 
 function modelRows(model, scale) {
@@ -48,8 +58,8 @@ function bar(model, s, scale, vote) {
 }
 
 function howToRead() {
-  if (!MODELS.length) return [];
-  const ns = [...new Set(MODELS.map((m) => DATA.models[m]["pass@1"].n))].map((n) => num(n)).join(" or ");
+  if (!modelsOf(DATA.models).length) return [];
+  const ns = [...new Set(modelsOf(DATA.models).map((m) => DATA.models[m]["pass@1"].n))].map((n) => num(n)).join(" or ");
   return [el("p", { text: `Bars show the share of held-out problems solved by one sampled answer, whiskers its 95% interval (n = ${ns}); ` +
       "greedy takes the likeliest token each time. Tokens and backtracks are means per sampled answer; valid is the share of answers " +
       "whose every step is true and allowed, also in branches that were given up; cut off the share that ran into the length limit. Direct learned from the same search trees as ASTRO, " +
@@ -58,8 +68,8 @@ function howToRead() {
 }
 
 function accuracyFigure() {
-  if (!MODELS.length) return absent(EVAL_MISSING);
-  const points = MODELS.flatMap((m) => {
+  if (!modelsOf(DATA.models).length) return absent(EVAL_MISSING);
+  const points = modelsOf(DATA.models).flatMap((m) => {
     const r = DATA.models[m];
     const one = { key: m, model: m, x: r.mean_tokens, score: r["pass@1"], label: nameOf(m), short: nameOf(m), shape: mark };
     if (!r.maj) return [one];
@@ -76,70 +86,6 @@ function accuracyFigure() {
   });
   return figure("", draw, { legend: legendOf(icons), label: "Accuracy against mean tokens per response",
     note: "Arrows lead from the base model through supervised fine-tuning to reinforcement learning. A majority vote counts the tokens of all its answers." });
-}
-
-function trainingFigures() {
-  const of = (stage, key) => {
-    const m = DATA.metrics[stage];
-    return { model: stage, xs: m ? m.columns.step : [], ys: (m && m.columns[key]) || [], every: m ? m.every : 1 };
-  };
-  const group = (title, stages, figures) => {
-    const ran = stages.filter((s) => DATA.metrics[s]);
-    const gone = stages.filter((s) => !DATA.metrics[s]).map(nameOf);
-    return [el("h3", { text: title }),
-      ran.length > 0 && legendOf(ran.map((s) => [lineIcon(s), nameOf(s)])),
-      gone.length > 0 && absent(`${gone.join(" and ")} ${gone.length > 1 ? "have" : "has"} not been trained yet.`),
-      ran.length > 0 && el("div", { class: "grid" }, figures())];
-  };
-  const tick = (v) => v.toLocaleString("en-US", { maximumSignificantDigits: 4 }).replace("-", "−");
-  const plain = (v, long) => (long ? num(v) : tick(v));
-  const share = (v, long) => (long ? pct(v) : tick(100 * v) + "%");
-  const pair = (stages, title, key, options) => curves(title, stages.map((s) => of(s, key)), options);
-  const own = (name) => (DATA.metrics[name] ? [name] : []);
-  const sft = ["direct-sft", "astro-sft", ...own("sft")];
-  const rl = ["direct-rl", "astro-rl", ...own("grpo")];
-  const more = () => [
-    pair(rl, "Mean reward", "reward_mean", { unit: "reward of a completion", format: plain, zero: false }),
-    pair(rl, "Cut off at the length limit", "truncated_rate", { unit: "responses", format: share }),
-    pair(rl, "Entropy", "entropy", { unit: "nats per token", format: plain }),
-    pair(rl, "Gap between sampler and trainer", "logp_gap", { unit: "log-probability, nats", format: plain }),
-    pair(rl, "Ratios clipped", "clip_fraction", { unit: "tokens", format: (v, long) => (long ? pct(v, 2) : share(v)) }),
-    pair(rl, "Gradient norm", "grad_norm", { unit: "norm before clipping", format: plain }),
-  ];
-  return [
-    ...group("Supervised fine-tuning", sft, () => [
-      pair(sft, "Loss", "loss", { unit: "nats per token", format: plain, zero: false }),
-      pair(sft, "Speed", "tokens_per_s", { unit: "tokens per second", format: plain })]),
-    ...group("Reinforcement learning", rl, () => [
-      pair(rl, "Solve rate", "solve_rate", { unit: "training problems solved", format: share }),
-      pair(rl, "Response length", "mean_tokens", { unit: "tokens per response", format: plain }),
-      pair(rl, "Backtracks", "mean_backtracks", { unit: "backtracks per response", format: plain }),
-      correlationFigure(rl)]),
-    rl.some((s) => DATA.metrics[s]) && el("details", {}, el("summary", { text: "Is the training healthy? Reward, entropy, sampler gap, clipping" }), el("div", { class: "grid" }, more())),
-    el("p", { class: "note", text: smoothingNote() }),
-  ];
-}
-function smoothingNote() {
-  const thinned = Object.entries(DATA.metrics).filter(([, m]) => m.every > 1).map(([s, m]) => `${nameOf(s)}: means of ${m.every} steps`);
-  return "Pale lines are the logged values, strong lines their moving mean." + (thinned.length ? ` Long runs are thinned (${thinned.join("; ")}).` : "");
-}
-function correlationFigure(stages) {
-  const series = stages.filter((s) => DATA.metrics[s]).map((s) => {
-    const c = DATA.metrics[s].columns;
-    return { model: s, steps: c.step, xs: c.mean_backtracks || [], ys: c.solve_rate || [] };
-  }).filter((s) => s.xs.length && s.ys.length);
-  if (!series.length) return null;
-  const rs = series.map(({ model }) => {
-    const { r, n } = DATA.pearson[model];
-    return `${nameOf(model)}: ${r === null ? "r has no value, as one side does not vary" : `Pearson r = ${r.toFixed(2).replace("-", "−")} over ${num(n)} steps`}`;
-  });
-  const every = Math.max(...series.map((s) => DATA.metrics[s.model].every));
-  const dots = every > 1 ? `A dot is the mean of ${every} steps` : "A dot is one step";
-  return scatter("Backtracks against solve rate", series, {
-    x: { title: "backtracks per response", format: (v, long) => num(v, long ? 2 : 1) },
-    y: { title: "training problems solved", format: (v, long) => pct(v, long ? 1 : 0) },
-    note: `${rs.join(". ")}. ${dots}, later steps darker.`,
-  });
 }
 
 function dataTables() {

@@ -12,6 +12,7 @@ from rich.text import Text
 from astro_jax import stage_folder
 from astro_jax.errors import AstroError
 from astro_jax.report.run_folder import RunFolder, is_number, read_lines
+from astro_jax.report.selection import shorten
 from astro_jax.stages import stages_of
 from astro_jax.storage import Json
 
@@ -59,7 +60,7 @@ def render(groups: Sequence[Json]) -> Group:
 
 
 def for_page(run: RunFolder) -> dict[str, list[Json]]:
-    """Return the first group of some steps of each stage of RL, evenly spaced; long texts are cut."""
+    """Return the first group of some steps of each stage of RL, evenly spaced; long texts are shortened."""
     found = {}
     for stage in stages_of("grpo"):
         file = run.folder(stage) / "rollouts.jsonl"
@@ -71,10 +72,10 @@ def for_page(run: RunFolder) -> dict[str, list[Json]]:
         count = min(MAX_STEPS, len(steps))
         chosen = [steps[round(k * (len(steps) - 1) / max(1, count - 1))] for k in range(count)]
         if chosen:
-            found[stage] = [_cut(first[step]) for step in chosen]
+            found[stage] = [_shorten(first[step]) for step in chosen]
     return found
 
 
-def _cut(group: Json) -> Json:
-    completions = [c | {"text": c["text"][:MAX_CHARACTERS]} for c in group["completions"]]
+def _shorten(group: Json) -> Json:
+    completions = [c | {"text": shorten(c["text"], MAX_CHARACTERS)} for c in group["completions"]]
     return group | {"completions": completions}

@@ -42,6 +42,51 @@ class MajorityVote(Score):
     mean_tokens: Number
 
 
+class Difference(pydantic.BaseModel):
+    """A paired difference in pass@1 with its 95% interval, over n problems."""
+
+    difference: Number
+    low: Number
+    high: Number
+    n: Count
+
+
+class Behaviour(pydantic.BaseModel):
+    """How a model searches in its answers (evaluate.behaviour.summarize)."""
+
+    reflections: Number
+    backtracks: Number
+    restarts: Number
+    attempts: Number
+    repeat: Fraction
+    first_attempt_right: Fraction
+    changes: dict[str, Count]
+    repair_rate: Fraction | None
+    spoil_rate: Fraction | None
+    by_attempts: dict[str, Score]
+
+
+class Calibration(Score):
+    """How often the votes of like confidence are right."""
+
+    confidence: Fraction
+
+
+class SuiteResults(pydantic.BaseModel, extra="allow"):
+    """One suite of a model. Further fields are pass@N and maj@N, and those that the page does not show."""
+
+    n: Count
+    rule: str
+    pass_at_1: Score = Field(alias="pass@1")
+    tokens: Number
+    truncated: Fraction
+    unparsed: Fraction
+    behaviour: Behaviour
+    errors: dict[str, Fraction]
+    by_level: dict[str, Score] = {}
+    calibration: list[Calibration] = []
+
+
 class ModelResults(pydantic.BaseModel):
     """One model in results.json. Means and rates are of the answers sampled at temperature 1."""
 
@@ -52,6 +97,15 @@ class ModelResults(pydantic.BaseModel):
     valid_rate: Number
     truncated_rate: Number
     maj: MajorityVote | None = None
+    behaviour: Behaviour | None = None  # none in answers of an older version
+    errors: dict[str, Fraction] | None = None
+    suites: dict[str, SuiteResults] | None = None
+
+
+class Difficulty(Score):
+    """The accuracy of a model on the problems of one difficulty."""
+
+    difficulty: str
 
 
 class Results(pydantic.BaseModel):
@@ -60,6 +114,8 @@ class Results(pydantic.BaseModel):
     models: dict[str, ModelResults]
     seed: Count
     wall_s: Number
+    differences: dict[str, dict[str, Difference]] = {}  # by set of problems, then by "MODEL - OTHER"
+    difficulty: dict[str, dict[str, list[Difficulty]]] = {}  # by set of problems, then by model
 
 
 class Manifest(pydantic.BaseModel, extra="allow"):
@@ -92,6 +148,7 @@ class RunFolder:
       results: results.json.
       counts: traces/counts.json, of the data made from the trees.
       manifests: by stage, in the order of the pipeline.
+      old_stages: the stages whose manifest is of version 0.2 or older, without a digest. They are not in `manifests`.
       metrics: metrics.jsonl and timings.jsonl by training stage, one row a step.
     """
 
@@ -100,6 +157,7 @@ class RunFolder:
     results: Results | None
     counts: Json | None
     manifests: dict[str, Manifest]
+    old_stages: list[str]
     metrics: dict[str, list[Json]]
 
     def folder(self, stage: str) -> epath.Path:
@@ -117,12 +175,14 @@ def read(path: epath.PathLike) -> RunFolder:
     if not root.is_dir():
         raise AstroError(f"{root}: no such run folder: give the folder that `astro run` wrote")
     trained = [name for name in MODELS if STAGES[name].initial_model]
+    manifests, old_stages = _read_manifests(root)
     return RunFolder(
         path=root,
         config=_read_model(RunConfig, root / "config.json", "choose another folder, or start the run again"),
         results=_read_model(Results, root / "results.json", "run the evaluation again"),
         counts=_read_json(stage_folder.resolve(root, "traces") / "counts.json"),
-        manifests=_read_manifests(root),
+        manifests=manifests,
+        old_stages=old_stages,
         metrics={stage: _read_metrics(stage_folder.resolve(root, stage)) for stage in trained},
     )
 
@@ -132,6 +192,7 @@ def missing(run: RunFolder) -> list[str]:
     stages = run.config.config.get("stages", DEFAULT_STAGES) if run.config else DEFAULT_STAGES
     models = models_of(stages)
     lacks = [] if run.config else ["the configuration (config.json)"]
+    lacks += [f"the provenance of {', '.join(run.old_stages)} (made by an older version)"] if run.old_stages else []
     if "search" in stages and not Shards(run.folder("search"), "trees").has(0):
         lacks.append("search (search/trees-*.jsonl)")
     if "traces" in stages and not (run.folder("traces") / "astro.jsonl").exists():
@@ -182,16 +243,18 @@ def _read_model(model: type[FileModel], path: epath.Path, advice: str) -> FileMo
     return None if value is None else parse(model, value, path, advice)
 
 
-def _read_manifests(root: epath.Path) -> dict[str, Manifest]:
-    """The manifests of the stages: in the order of the pipeline, then any other stages by name."""
+def _read_manifests(root: epath.Path) -> tuple[dict[str, Manifest], list[str]]:
+    """The manifests of the stages, in the order of the pipeline, then any other stages by name; and the old stages."""
     others = {path.parent.name for path in root.glob("*/manifest.json")} - STAGES.keys()
     names = (*(part for stage in STAGES for part in (EVALUATIONS if stage == "eval" else (stage,))), *sorted(others))
     paths = {name: stage_folder.resolve(root, name) / stage_folder.MANIFEST for name in names}
-    order = [name for name in names if paths[name].exists()]
-    return {
-        stage: parse(Manifest, storage.read_json(paths[stage]), paths[stage], "remove it and run the stage again")
-        for stage in order
+    values = {name: storage.read_json(path) for name, path in paths.items() if path.exists()}
+    manifests = {
+        stage: parse(Manifest, value, paths[stage], "remove it and run the stage again")
+        for stage, value in values.items()
+        if "digest" in value
     }
+    return manifests, [stage for stage in values if stage not in manifests]
 
 
 def _read_metrics(folder: epath.Path) -> list[Json]:

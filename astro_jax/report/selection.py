@@ -1,24 +1,26 @@
-"""Selects the problems that the page shows, and shortens their texts: by rule, never by hand, equal on every build."""
+"""Selects the trees that the page shows, and shortens their texts: by rule, never by hand, equal on every build."""
 
 from __future__ import annotations
 
+import base64
+import gzip
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from astro_jax.report.run_folder import RunFolder, read_lines
-from astro_jax.stages import MODELS
 from astro_jax.storage import Json, Shards
 
-MAX_PROBLEMS = 6  # with a trace; the page shows one more that search did not solve
+MAX_PROBLEMS = 200  # with a trace; the page shows one more that search did not solve
+MAX_BYTES = 13_000_000  # of all packed trees of a page; the trees that come later are left out
 MAX_TRACES = 4  # of one problem
-MAX_NODES = 220  # of one tree
+MAX_NODES = 2000  # of one tree
 MAX_SEGMENTS = 160  # of one trace
 NODE_CHARS = 400
 SEGMENT_CHARS = 1500
-ANSWER_CHARS = 4000
-HELD_OUT = {"astro": 8, "both": 5, "neither": 6, "direct": 5}  # problems of each outcome after RL
+PROMPT_CHARS = 4000
 
 
 def shorten(text: Any, max_chars: int) -> str:
@@ -35,11 +37,17 @@ def shuffled(ids: Iterable[Any]) -> list[Any]:
     return sorted(ids, key=lambda i: hashlib.sha256(str(i).encode()).hexdigest())
 
 
-# ---- Trees and traces
+def problems(run: RunFolder, runs: int = 1) -> list[Json]:
+    """Some trees with the traces made from them.
 
+    Args:
+      run: the run.
+      runs: how many runs the page shows; they share MAX_BYTES.
 
-def problems(run: RunFolder) -> list[Json]:
-    """A few trees with the traces made from them: [{"id", "prompt", "label", "nodes", "traces"}]."""
+    Returns:
+      for each tree `id`, `label`, `traces` (how many), `solved` and `packed`: the rest (`_problem`, its nodes as
+      columns) as JSON, compressed by gzip, in base64. The page unpacks a tree when a reader chooses it.
+    """
     traces: dict[Any, list[Json]] = {}
     for kind in ("astro", "direct"):
         for trace in read_lines(run.folder("traces") / f"{kind}.jsonl"):
@@ -47,8 +55,38 @@ def problems(run: RunFolder) -> list[Json]:
                 traces.setdefault(trace["problem_id"], []).append(trace)
     selected = _select(traces)
     trees = _read_trees(run, selected)
-    with_traces = [_problem(trees[i], traces[i]) for i in selected if i in trees]
-    return with_traces + [_problem(tree, []) for i, tree in trees.items() if i not in selected]
+    order = [i for i in selected if i in trees] + [i for i in trees if i not in selected]
+    packed: list[Json] = []
+    size = 0
+    for i in order:
+        packed.append(_pack(_problem(trees[i], traces.get(i, []))))
+        size += len(packed[-1]["packed"])
+        if size > MAX_BYTES // runs:
+            return packed[:-1]
+    return packed
+
+
+def _pack(problem: Json) -> Json:
+    head = {
+        "id": problem["id"], "label": problem["label"], "traces": len(problem["traces"]),
+        "solved": any(n["terminal"] and n["correct"] for n in problem["nodes"]),
+    }  # fmt: skip
+    columns = {key: [node[key] for node in problem["nodes"]] for key in problem["nodes"][0]}  # smaller than rows
+    text = json.dumps(finite(problem | {"nodes": columns}), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return head | {"packed": base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()}
+
+
+def finite(value: Any) -> Any:
+    """The same value with NaN and infinities as None, since JSON has neither; lone surrogates become "?"."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {finite(str(k)): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value
 
 
 def _select(traces: dict[Any, list[Json]]) -> list[Any]:
@@ -99,7 +137,7 @@ def _problem(tree: Json, traces: list[Json]) -> Json:
     problem = tree["problem"]
     return {
         "id": problem["id"],
-        "prompt": shorten(problem.get("prompt"), ANSWER_CHARS),
+        "prompt": shorten(problem.get("prompt"), PROMPT_CHARS),
         "label": label(problem),
         "answer": shorten(problem.get("answer"), 120) if problem.get("answer") is not None else None,
         "size": len(tree["nodes"]),
@@ -161,56 +199,4 @@ def _node(node: Json, hidden: int) -> Json:
 
 
 def _round(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
-
-
-# ---- Answers on held-out problems
-
-
-def held_out(run: RunFolder) -> Json:
-    """Answers of the models to the same held-out problems, with the count of each outcome after RL.
-
-    The outcome says who solved a problem with the sampled answer: "astro" (only), "direct" (only), "both" or "neither".
-    It compares the RL models when both were evaluated, else the SFT models, else it is None.
-
-    Returns:
-      {"models": [names], "stage": "rl", "sft" or None, "counts": {outcome: n},
-      "problems": [{"id", "prompt", "outcome", "answers": {name: answer}}]}.
-    """
-    stores = {name: Shards(run.folder(f"eval/{name}"), "answers") for name in MODELS}
-    answers = {name: {row.get("problem_id"): row for row in store.read()} for name, store in stores.items()}
-    answers = {name: rows for name, rows in answers.items() if rows}
-    stage = next((s for s in ("rl", "sft") if f"astro-{s}" in answers and f"direct-{s}" in answers), None)
-    ids = shuffled(set.intersection(*(set(rows) for rows in answers.values()))) if answers else []
-    outcomes = {i: _outcome(answers, stage, i) for i in ids}
-    counts = {name: sum(o == name for o in outcomes.values()) for name in HELD_OUT} if stage else {}
-    selected = [i for name, quota in HELD_OUT.items() for i in [i for i in ids if outcomes[i] == name][:quota]]
-    selected = selected or ids[: sum(HELD_OUT.values())]
-    return {
-        "models": list(answers),
-        "stage": stage,
-        "counts": counts,
-        "problems": [
-            {
-                "id": i,
-                "prompt": shorten(next(iter(answers.values()))[i].get("prompt"), ANSWER_CHARS),
-                "outcome": outcomes[i],
-                "answers": {name: _answers(rows[i]) for name, rows in answers.items()},
-            }
-            for i in selected
-        ],
-    }
-
-
-def _outcome(answers: dict[str, dict[Any, Json]], stage: str | None, i: Any) -> str | None:
-    if stage is None:
-        return None
-    astro, direct = (
-        bool((answers[f"{kind}-{stage}"][i].get("sampled") or {}).get("correct")) for kind in ("astro", "direct")
-    )
-    return {(True, True): "both", (True, False): "astro", (False, True): "direct"}.get((astro, direct), "neither")
-
-
-def _answers(row: Json) -> Json:
-    answers = {mode: row[mode] for mode in ("sampled", "greedy") if isinstance(row.get(mode), dict)}
-    return {mode: answer | {"text": shorten(answer.get("text"), ANSWER_CHARS)} for mode, answer in answers.items()}
+    return round(value, 3) if isinstance(value, float) else value

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats
 
-from astro_jax.report.run_folder import Results, Score, is_number
+from astro_jax.report.run_folder import Difference, Results, Score, is_number
 from astro_jax.stages import MODELS, STAGES, title
 from astro_jax.storage import Json
 
@@ -39,16 +39,29 @@ def interval(score: Score) -> str:
     return f"{100 * score.low:.1f} to {100 * score.high:.1f}%"
 
 
+def signed_interval(d: Difference) -> str:
+    """The 95% interval of a difference in points: "+8.1 to +14.5"."""
+    return f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+
+
 def overlap(a: Score, b: Score) -> bool:
     """Whether the intervals of two scores share a value."""
     return a.low <= b.high and b.low <= a.high
 
 
-def comparison(name: str, score: Score, baseline: Score) -> str:
+def comparison(name: str, score: Score, baseline: Score, paired: Difference | None = None) -> str:
     """Which of two scores is higher, by how much, and whether their intervals overlap.
 
-    Example: "ASTRO-RL is 11.3 points ahead, and the intervals do not overlap".
+    Examples: "ASTRO-RL is 11.3 points ahead (paired, 95% interval +8.1 to +14.5)"; without the paired difference
+    "ASTRO-RL is 11.3 points ahead, and the intervals do not overlap".
     """
+    if paired:
+        tail = ", so this run alone does not decide it" if paired.low <= 0 <= paired.high else ""
+        points = round(100 * paired.difference, 1)
+        side = "the two are level"
+        if points:
+            side = f"{name} is {abs(points):.1f} points {'ahead' if points > 0 else 'behind'}"
+        return f"{side} (paired, 95% interval {signed_interval(paired)}){tail}"
     points = round(100 * (score.mean - baseline.mean), 1)
     if points == 0:
         return "the two are level to within 0.1 point"
@@ -70,11 +83,12 @@ def headline(results: Results | None) -> str:
         if f"astro-{stage}" in models and f"direct-{stage}" in models:
             astro, direct = title(f"astro-{stage}"), title(f"direct-{stage}")
             score, control = models[f"astro-{stage}"].pass_at_1, models[f"direct-{stage}"].pass_at_1
+            paired = results.differences.get("held-out", {}).get(f"astro-{stage} - direct-{stage}") if results else None
             base = f", from {percent(models['base'].pass_at_1.mean)} for the base model" if "base" in models else ""
             return (
                 f"{astro} solves {percent(score.mean)} of the held-out problems at the first attempt "
                 f"(95% interval {interval(score)}, n = {score.n:,}) and {direct} {percent(control.mean)} "
-                f"({interval(control)}){base}: {comparison(astro, score, control)}."
+                f"({interval(control)}){base}: {comparison(astro, score, control, paired)}."
             )
     name = next((n for n in reversed(MODELS) if n in models), next(iter(models)))
     score = models[name].pass_at_1

@@ -77,13 +77,22 @@ function layout(tree, on, state, available) {
 }
 
 const RULER = document.createElement("canvas").getContext("2d");
+const FITTED = new Map(); // a redraw shortens the same texts again
+/** The text, shortened to the width in pixels. */
 function fit(text, width, font) {
-  RULER.font = font;
-  text = text.trim().replace(/\s+/g, " ");
-  if (RULER.measureText(text).width <= width) return text;
-  let n = Math.min(text.length, 80);
-  while (n > 1 && RULER.measureText(text.slice(0, n) + "…").width > width) n--;
-  return text.slice(0, n).trimEnd() + "…";
+  const key = `${font} ${Math.round(width)} ${text}`;
+  if (!FITTED.has(key)) FITTED.set(key, shortened(text.trim().replace(/\s+/g, " "), width, font));
+  return FITTED.get(key);
+}
+function shortened(text, width, font) {
+  if (RULER.font !== font) RULER.font = font;
+  if (text.length < 200 && RULER.measureText(text).width <= width) return text;
+  let [fits, n] = [0, Math.min(text.length, 200)]; // the longest beginning, by halves
+  while (n - fits > 1) {
+    const middle = (fits + n) >> 1;
+    if (RULER.measureText(text.slice(0, middle) + "…").width > width) n = middle; else fits = middle;
+  }
+  return text.slice(0, fits).trimEnd() + "…";
 }
 const verdictOf = (n) => (n.terminal ? (n.correct ? "right" : "wrong") : "open");
 
@@ -110,14 +119,13 @@ function drawNode(box, label, visits, big, act) {
   const textWidth = w - 18 - (n.terminal ? 20 : 0);
   const stats = `Q ${num(n.value, 2)}  N ${num(n.visits)}`;
   const font = "11.5px system-ui, sans-serif";
-  const g = svg("g", { class: `node ${kind}${big ? " big" : ""}`, tabindex: "0", role: "button", "data-id": n.id,
-    "aria-label": `${label}, ${stats}${n.terminal ? (n.correct ? ", right" : ", wrong") : ""}` },
+  const g = svg("g", { class: `node ${kind}${big ? " big" : ""}`, role: "button", "data-id": n.id,
+    "aria-label": `${label}, ${stats}${n.terminal ? (n.correct ? ", right" : ", wrong") : ""}${box.folded ? `, ${box.folded} children folded` : ""}` },
     svg("rect", { class: "back", x, y, width: w, height: h, rx: 5 }),
     svg("rect", { class: "tint", x, y, width: w, height: h, rx: 5, style: `fill-opacity:${(0.42 * q).toFixed(3)}` }));
   if (big) {
     g.append(svg("text", { class: "step", x: x + 10, y: y + 18, text: fit(label, textWidth, font) }), svg("text", { class: "stats", x: x + 10, y: y + 34, text: stats }));
   } else {
-    RULER.font = "10px system-ui, sans-serif";
     const short = `Q ${num(n.value, 2)}`;
     g.append(svg("text", { class: "step", x: x + 9, y: y + 16, text: fit(label, textWidth - 44, "11px system-ui, sans-serif") }),
       svg("text", { class: "stats", x: x + w - (n.terminal ? 28 : 8), y: y + 16, "text-anchor": "end", text: short }));
@@ -169,19 +177,33 @@ function drawTree(holder, problem, trace, state, act, redraw) {
   const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Search tree" });
   const nodes = new Map();
   const front = [];
+  const opens = (box) => box.folded > box.node.hidden; // the other folded children are not in the page
+  const open = (id) => { state.open.add(id); redraw(); };
   for (const [id, box] of boxes) {
     for (const k of box.kids) front[on.has(k.id) ? "push" : "unshift"](edge(box, boxes.get(k.id), on.has(k.id) && on.size > 1 ? "edge walked" : "edge"));
-    if (box.folded > 0 && box.node.hidden < box.folded) front.push(stub(box, () => { state.open.add(id); redraw(); }));
+    if (opens(box)) front.push(stub(box, () => open(id)));
   }
   root.append(...front, ...jumps.filter(([a, b]) => boxes.has(a) && boxes.has(b)).map(([a, b]) => jumpPath(boxes.get(a), boxes.get(b))));
+  const byNode = new Map();
+  for (const visit of visits) byNode.set(visit.id, [...(byNode.get(visit.id) || []), visit]);
   for (const [id, box] of boxes) {
     const label = id === tree.root.id ? problem.label : box.node.text;
-    const g = drawNode(box, label, visits.filter((v) => v.id === id), on.has(id), act);
+    const g = drawNode(box, label, byNode.get(id) || [], on.has(id), act);
     nodes.set(id, g);
     root.append(g);
   }
   holder.replaceChildren(root);
+  rove(nodes, tree.root.id, (id, key) => {
+    const box = boxes.get(id);
+    if (key === "ArrowRight" && opens(box)) { open(id); return null; }
+    return key === "ArrowRight" ? box.kids[0] && box.kids[0].id : key === "ArrowLeft" ? box.node.parent : neighbour(boxes, box, key === "ArrowDown" ? 1 : -1);
+  });
   return nodes;
+}
+/** The next box in the same column: below for d = 1, above for d = -1. */
+function neighbour(boxes, box, d) {
+  const column = [...boxes.values()].filter((b) => b.x === box.x && (b.y - box.y) * d > 0).sort((a, b) => (a.y - b.y) * d);
+  return column.length ? column[0].node.id : null;
 }
 /** "+ 5 more": children that are folded away, under the box or, when all are, at its side; a click shows them. */
 function stub(box, open) {
@@ -190,7 +212,6 @@ function stub(box, open) {
   const x = below ? box.x + 2 : box.x + box.w + 5;
   const y = below ? box.y + box.h + 5 : box.y + box.h / 2 - h / 2;
   const text = below ? `+ ${box.folded} more` : `+${box.folded}`;
-  return svg("g", { class: "stub", tabindex: "0", role: "button", "aria-label": `show ${box.folded} more nodes`, onclick: open,
-    onkeydown: (e) => { if (e.key === "Enter") open(); } },
+  return svg("g", { class: "stub", role: "button", "aria-label": `show ${box.folded} more nodes`, onclick: open },
     svg("rect", { x, y, width: w, height: h, rx: h / 2 }), svg("text", { x: x + w / 2, y: y + h / 2 + 3.6, "text-anchor": "middle", text }));
 }

@@ -6,7 +6,7 @@ import pytest
 
 from astro_jax.cli import main
 from astro_jax.errors import AstroError
-from astro_jax.report import page_data, rollout_texts, run_folder
+from astro_jax.report import rollout_texts, run_data, run_folder
 
 
 def group(step, problem="p", text="1 + 2 = 3", **completion):
@@ -46,6 +46,6 @@ def test_missing_step_or_stage_is_one_clear_line(run, capsys):
 
 def test_page_has_steps_from_the_first_to_the_last_and_short_texts(run):
     folder = run(*(group(i, text="x" * 9000) for i in range(1, 101)), group(100, "second"))
-    chosen = page_data(run_folder.read(folder))["rollouts"]["astro-rl"]
+    chosen = run_data(run_folder.read(folder))["rollouts"]["astro-rl"]
     assert len(chosen) == rollout_texts.MAX_STEPS and (chosen[0]["step"], chosen[-1]["step"]) == (1, 100)
-    assert chosen[-1]["problem"] == "p" and len(chosen[0]["completions"][0]["text"]) == rollout_texts.MAX_CHARACTERS
+    assert chosen[-1]["problem"] == "p" and "5,000 characters" in chosen[0]["completions"][0]["text"]

@@ -1,5 +1,8 @@
 """Which trees, traces and answers the page shows."""
 
+import base64
+import gzip
+import json
 import shutil
 
 import pytest
@@ -15,24 +18,32 @@ def run(tmp_path_factory):
     return fake_run(tmp_path_factory.mktemp("runs") / "quickstart")
 
 
-def test_six_problems_with_traces_and_one_unsolved_tree_are_selected(run):
+def unpack(problem):
+    return json.loads(gzip.decompress(base64.b64decode(problem["packed"])))
+
+
+def test_all_problems_with_traces_and_one_unsolved_tree_are_selected(run):
     problems = selection.problems(run_folder.read(run))
-    assert len(problems) == 7
-    assert all(problem["traces"] for problem in problems[:6]) and not problems[6]["traces"]
-    assert any(s["kind"] == "backtrack" and s["node"] for s in problems[0]["traces"][0]["segments"])
+    assert len(problems) == 33 and len({p["id"] for p in problems}) == 33  # of 40 trees 32 have traces
+    assert all(problem["traces"] for problem in problems[:-1])
+    assert not problems[-1]["traces"] and not problems[-1]["solved"]
+    first = unpack(problems[0])
+    assert first["label"] == problems[0]["label"] and len(first["traces"]) == problems[0]["traces"]
+    assert any(s["kind"] == "backtrack" and s["node"] for s in first["traces"][0]["segments"])
 
 
-def test_held_out_problems_cover_all_outcomes(run):
-    held_out = selection.held_out(run_folder.read(run))
-    assert sum(held_out["counts"].values()) == 60
-    assert {p["outcome"] for p in held_out["problems"]} == {"astro", "both", "neither", "direct"}
+def test_trees_beyond_the_size_of_the_page_are_left_out(run, monkeypatch):
+    folder = run_folder.read(run)
+    sizes = [len(p["packed"]) for p in selection.problems(folder)]
+    monkeypatch.setattr(selection, "MAX_BYTES", sum(sizes[:5]))
+    assert [len(p["packed"]) for p in selection.problems(folder)] == sizes[:5]
 
 
 def test_trees_are_shown_before_traces_are_made(tmp_path):
     run = fake_run(tmp_path / "half", trees=10, held_out=6)
     shutil.rmtree(run / "traces")
     problems = selection.problems(run_folder.read(run))
-    assert len(problems) == 7 and not any(problem["traces"] for problem in problems)
+    assert len(problems) == 9 and not any(problem["traces"] for problem in problems)  # 8 are solved
 
 
 def test_large_trees_are_pruned_to_traces_and_most_visited_nodes():
