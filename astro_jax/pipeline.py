@@ -62,6 +62,7 @@ from astro_jax.traces.wrong_steps import wrong_spans
 from astro_jax.train import data, examples, grpo, loop, rewards, sft
 from astro_jax.train.collapse_guard import CollapseGuard
 from astro_jax.train.data import Document, Example
+from astro_jax.train.held_out import HeldOut, hold_out
 from astro_jax.train.restarts import Restarts
 from astro_jax.train.rollouts import RolloutLog
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
@@ -286,8 +287,8 @@ def train_sft(
       seed: of the order of the examples.
 
     Returns:
-      Counts for the manifest: examples, how many were dropped, truncated and (with `eval_share`) held out, and
-      optimizer steps.
+      Counts for the manifest: examples, how many were dropped, truncated and (with `eval_share`) held out, optimizer
+      steps, and the step of the model where it may not be the last.
 
     Raises:
       AstroError: when the loss or the gradient is not finite, in several steps in a row or after the last.
@@ -312,7 +313,7 @@ def train_sft(
         trained = lora.init(jax.random.key(seed), config, c.lora.rank, c.lora.target_modules)
     frozen = None if c.lora is None else params
     with contextlib.closing(sft.SFTTrainer(c, batches, tx, config, sharding, held_out, steps, frozen)) as trainer:
-        state = loop.run(
+        state, step = loop.run(
             folder, folder.name, place(new_state(trained, tx), like), like, trainer.step, trainer.examples, steps,
             c, trainer.iterator,
         )  # fmt: skip
@@ -324,7 +325,12 @@ def train_sft(
     if c.lora is not None:
         trained = lora.merge(params, trained, c.lora.scale)
     checkpoint.save(folder / "model", config, trained, tokenizer)
-    return {"examples": n_examples} | counts | {"steps": steps}
+    return {"examples": n_examples} | counts | {"steps": steps} | _model_step(c, step)
+
+
+def _model_step(c: cfg.Sft | cfg.Grpo, step: int) -> dict[str, int]:
+    """The step of a stage's model for the manifest, where it may differ from the last step."""
+    return {"model_step": step} if c.load_best_model_at_end else {}
 
 
 def measure_difficulty(run: RunContext, inputs: Inputs) -> dict[str, Any]:
@@ -349,7 +355,12 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     tx = make_optimizer(c, grpo.num_updates(c))
     like = abstract_state(config, tx, sharding)
     problems, counts = _rl_prompts(run, name, config, tokenizer)
-    guard = CollapseGuard(name, c.guard, run.folder / name)
+    guard, held_out = CollapseGuard(name, c.guard, run.folder / name), None
+    if c.eval_share:
+        problems, others = hold_out(problems, c.eval_share, run.c.seed)
+        counts |= {"held_out": len(others)}
+        keep = -(-4 * c.save_steps // c.eval_steps)
+        held_out = HeldOut(c, name, others, rewards.Rewarder(run.verifier, None, run.folder / name / "held-out", keep))
     opened = contextlib.closing(rewards.user_reward(run.c, c.reward, problems)) if c.reward else None
     with opened or contextlib.nullcontext() as user_reward:
         rewarder = rewards.Rewarder(
@@ -358,14 +369,14 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         trainer = grpo.GRPOTrainer(
             c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding,
             reference=_reference(run, name) if c.beta else None, log=RolloutLog(run.folder / name), guard=guard,
-            restarts=_restarts(run, tokenizer) if c.restart_rate else None,
+            restarts=_restarts(run, tokenizer) if c.restart_rate else None, held_out=held_out,
         )  # fmt: skip
-        state = loop.run(
+        state, step = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, trainer.examples,
             c.max_steps, c, collapse_guard=guard,
         )  # fmt: skip
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
-    return counts
+    return counts | _model_step(c, step)
 
 
 def _reference(run: RunContext, name: str) -> Params:

@@ -25,6 +25,7 @@ from astro_jax.train.rewards import Rewarder
 from astro_jax.train.rollouts import Rollout
 from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
 from astro_jax.types import Problem, Verdict
+from astro_jax.verify.verdict_counts import VerdictCounts
 
 EOS = 0
 
@@ -45,7 +46,7 @@ class FunctionVerifier:
     """Judges each response by a function of it."""
 
     def __init__(self, is_correct):
-        self.is_correct = is_correct
+        self.is_correct, self.counts = is_correct, VerdictCounts()
 
     def judge(self, responses):
         return [Verdict(self.is_correct(r), True, None, 0) for r in responses]
@@ -68,7 +69,7 @@ PROBLEMS = [Problem(f"p{i}", "bcdefghijk"[i : i + 3], "") for i in range(7)]
 
 def make(
     problems=PROBLEMS, *, engine=None, tokenizer=None, verifier=HASH_VERIFIER, sharding=None, reference=None, log=None,
-    guard=None, restarts=None, **settings,
+    guard=None, restarts=None, held_out=None, **settings,
 ):  # fmt: skip
     """A trainer with its own compiled functions (compiled when they are first called)."""
     c = GRPO.model_copy(update=settings)
@@ -78,7 +79,7 @@ def make(
     rewarder = Rewarder(verifier, max_batches=c.max_num_gen_batches)
     tokenizer = tokenizer or Letters()
     return GRPOTrainer(
-        c, "rl", problems, engine, tokenizer, rewarder, tx, CONFIG, sharding, reference, log, guard, restarts
+        c, "rl", problems, engine, tokenizer, rewarder, tx, CONFIG, sharding, reference, log, guard, restarts, held_out
     )
 
 

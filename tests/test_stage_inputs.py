@@ -88,7 +88,8 @@ OTHER_VALUES = {
     **{f"{x}.keep_every_steps": 9 for x in ("sft", "pretrain", "base_sft", "grpo")},
     "sft.lora": {}, "pretrain.lora": {}, "base_sft.lora": {},
     "sft.micro_batch_size": 1, "pretrain.micro_batch_size": 1, "base_sft.micro_batch_size": 1,
-    "sft.eval_share": 0.5, "pretrain.eval_share": 0.5, "base_sft.eval_share": 0.5,
+    **{f"{x}.metric_for_best_model": None for x in ("sft", "pretrain", "base_sft")},
+    "grpo.metric_for_best_model": "eval_solve_rate_greedy",
     "problems.rl_prompts": "disjoint", "problems.difficulty_model": "sft", "problems.max_difficulty_prompts": 5,
 }  # fmt: skip
 CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
@@ -116,16 +117,17 @@ def configs(tmp_path_factory):
             .replace('"REWARD', f'"{folder}/reward.py')
         )
 
-    sft = MICRO["sft"]
+    best = {"eval_share": 0.4, "metric_for_best_model": "eval_loss"}
     words = {
-        "model": "countdown-base", "base_sft": sft, "prompts": {},
+        "model": "countdown-base", "base_sft": MICRO["sft"] | best, "prompts": {},
         "problems": dict(path=f"{folder}/PATH", difficulty_samples=2, held_out=0.4),
         "search": dict(method="best-of-n"), "eval": dict(suites=[f"{folder}/PATH.jsonl"]),
         "traces": dict(replay=0, self_evaluation=2, clone="model", direct="best-of-n"),
     }  # fmt: skip
     counts = dict(search=2, rl=2, eval=1, difficulty_samples=2)
+    held_out = {"sft": best, "pretrain": best, "grpo": {"eval_share": 0.4, "metric_for_best_model": "eval_solve_rate"}}
     return [
-        micro(folder / "run", stages=STAGES, **x)
+        micro(folder / "run", stages=STAGES, **held_out, **x)
         for x in ({"problems": counts}, words, {"search": {"method": "rounds"}})
     ], with_paths
 

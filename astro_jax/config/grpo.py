@@ -102,6 +102,12 @@ class Grpo(Training):
         1, "Groups of responses of each step whose texts are written to rollouts.jsonl.", ge=0, effect="none"
     )
     guard: Guard = key(Guard(), "Guard against collapse.")
+    eval_steps: int = key(
+        10, "Steps between two measurements of the solve rate of the held-out prompts; the last step has one too.", ge=1
+    )
+    metric_for_best_model: Literal["eval_solve_rate", "eval_solve_rate_greedy"] | None = key(
+        None, "Metric of the held-out prompts by which the best checkpoint is kept beside the last ones. Null: none."
+    )
     save_steps: int = key(10, "Steps between checkpoints.", ge=1, effect="none")
 
     @pydantic.field_validator("reward")
@@ -125,8 +131,17 @@ class Grpo(Training):
                 f"soft_punish_cache={self.soft_punish_cache} must be less than max_completion_length="
                 f"{self.max_completion_length}"
             )
-        measured = {"kl": ("beta", self.beta > 0), "gen_batches": ("max_num_gen_batches", self.max_num_gen_batches > 1)}
+        held_out = ("eval_share", self.eval_share > 0)
+        measured = {
+            "kl": ("beta", self.beta > 0), "gen_batches": ("max_num_gen_batches", self.max_num_gen_batches > 1),
+            "eval_solve_rate": held_out, "eval_solve_rate_greedy": held_out,
+        }  # fmt: skip
         for rule in self.guard.rules:
             if rule.metric in measured and not measured[rule.metric][1]:
                 raise ValueError(f"guard: {rule.metric} is only measured with {measured[rule.metric][0]}; set it")
+            if measured.get(rule.metric) == held_out and 0 < rule.baseline_steps < self.eval_steps:
+                raise ValueError(
+                    f"guard: {rule.metric} is first measured at step eval_steps={self.eval_steps}; set baseline_steps "
+                    "to that or more"
+                )
         return self

@@ -289,10 +289,9 @@ class Sft(Training):
     lora: Lora | None = key(
         None, "Train low-rank adapters in place of all weights, and merge them into the model at the end. Null: all."
     )
-    eval_share: float = key(
-        0.0, "Share of the prompts whose examples are held out to measure the loss on them. 0: none.", ge=0, lt=1
+    metric_for_best_model: Literal["eval_loss"] | None = key(
+        None, "Metric of the held-out prompts by which the best checkpoint is kept beside the last ones. Null: none."
     )
-    eval_steps: int = key(50, "Steps between two measurements of the held-out loss; the last step has one too.", ge=1)
     save_steps: int = key(200, "Steps between checkpoints.", ge=1, effect="none")
 
     @pydantic.model_validator(mode="after")

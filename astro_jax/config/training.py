@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+import pydantic
 
 from astro_jax.config.keys import Section, key
 
@@ -24,6 +26,16 @@ class Training(Section):
         effect="rounding",
     )
     dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the computation. Parameters stay float32.")
+    eval_share: float = key(
+        0.0, "Share of the prompts that are held out, to measure the model on them. 0: none.", ge=0, lt=1
+    )
+    eval_steps: int = key(
+        50, "Steps between two measurements on the held-out prompts; the last step has one too.", ge=1
+    )
+    metric_for_best_model: str | None = key(None, "Metric of the held-out prompts that names the best step.")
+    load_best_model_at_end: bool = key(
+        False, "Make the best step by `metric_for_best_model` the model of the stage, and not the last step."
+    )
     save_minutes: float | None = key(
         None, "Minutes after which a checkpoint is saved, also between `save_steps`. Null: by steps alone.",
         effect="none", gt=0,
@@ -41,3 +53,11 @@ class Training(Section):
         effect="none",
         ge=1,
     )
+
+    @pydantic.model_validator(mode="after")
+    def _best_model_is_measured(self) -> Self:
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            raise ValueError("load_best_model_at_end: name the metric with metric_for_best_model")
+        if self.metric_for_best_model is not None and not self.eval_share:
+            raise ValueError("metric_for_best_model: no prompts are held out to measure it; set eval_share")
+        return self

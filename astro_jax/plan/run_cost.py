@@ -17,7 +17,8 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
     Search by mcts: each simulation of each tree expands `num_parallel_leaves` nodes. Each node gets `num_proposals`
     steps, and each step `num_rollouts` rollouts. Search by rounds: each tree samples the rollouts of all rounds, though
     most trees end before. SFT of ASTRO: an example is a prompt and one rollout for each branch; of Direct: a prompt and
-    one rollout. RL: one response for each sample. All steps, rollouts and responses have their maximum length.
+    one rollout. RL: one response for each sample, and two for each held-out prompt in each measurement. All steps,
+    rollouts and responses have their maximum length.
 
     Traces that a model writes: each branch of each example of ASTRO is written once, and each example ends at a
     solution of its own that the model judges. Direct's samples count too. Difficulty: `problems.rl` prompts, or
@@ -92,8 +93,9 @@ def _work(c: cfg.Config, prompt_tokens: int) -> Iterator[tuple[str, str, str, fl
         for model in stages.difficulty_models(c.stages, p.difficulty_model):
             yield f"difficulty of {model}", "difficulty", "decode", prompts * n * c.eval.max_tokens
     responses = g.max_steps * g.prompts_per_step * g.num_generations
+    held_out = 2 * round(g.eval_share * p.rl) * -(-g.max_steps // g.eval_steps)
     for name in (name for name in c.stages if stages.get(name).command == "grpo"):
-        yield name, "grpo", "decode", responses * g.max_completion_length
+        yield name, "grpo", "decode", (responses + held_out) * g.max_completion_length
         yield name, "grpo", "gradient", responses * (prompt_tokens + g.max_completion_length)
     if "eval" in c.stages:
         yield "eval", "eval", "decode", len(stages.models_of(c.stages)) * p.eval * 2 * c.eval.max_tokens

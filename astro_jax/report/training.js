@@ -3,7 +3,10 @@
 function trainingFigures() {
   const of = (stage, key) => {
     const m = DATA.metrics[stage];
-    return { model: stage, xs: m ? m.columns.step : [], ys: (m && m.columns[key]) || [], every: m ? m.every : 1 };
+    let [xs, ys] = [m ? m.columns.step : [], (m && m.columns[key]) || []];
+    // Held-out prompts are measured at some steps only: the curve joins these.
+    if (key.startsWith("eval_")) [xs, ys] = [xs.filter((_, i) => isNumber(ys[i])), ys.filter(isNumber)];
+    return { model: stage, xs, ys, every: m ? m.every : 1 };
   };
   const group = (title, stages, figures) => {
     const ran = stages.filter((s) => DATA.metrics[s]);
@@ -31,9 +34,12 @@ function trainingFigures() {
   return [
     ...group("Supervised fine-tuning", sft, () => [
       pair(sft, "Loss", "loss", { unit: "nats per token", format: plain, zero: false }),
+      pair(sft, "Loss of held-out examples", "eval_loss", { unit: "nats per token", format: plain, zero: false }),
       pair(sft, "Speed", "tokens_per_s", { unit: "tokens per second", format: plain })]),
     ...group("Reinforcement learning", rl, () => [
       pair(rl, "Solve rate", "solve_rate", { unit: "training problems solved", format: share }),
+      pair(rl, "Held-out solve rate", "eval_solve_rate", { unit: "held-out problems solved, pass@1", format: share }),
+      pair(rl, "Held-out solve rate, greedy", "eval_solve_rate_greedy", { unit: "held-out problems solved", format: share }),
       pair(rl, "Response length", "mean_tokens", { unit: "tokens per response", format: plain }),
       pair(rl, "Backtracks", "mean_backtracks", { unit: "backtracks per response", format: plain }),
       correlationFigure(rl)]),

@@ -6,8 +6,9 @@ under its final name, only a temporary folder, which the next start removes.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +42,8 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         kept: list[Any] = [policies.LatestN(max(c.save_total_limit, keep_last))]
         kept += [policies.EveryNSteps(c.keep_every_steps)] if c.keep_every_steps else []
+        if c.metric_for_best_model:
+            kept += [policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)]
         self._folder, self._stage, self._c, self._data_iterator = folder, stage, c, data_iterator
         self._checkpointer = ocp.training.Checkpointer(
             folder, preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
@@ -54,12 +57,32 @@ class Checkpoints:
         """The steps of the checkpoints, in order."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def restore(self, state: TrainState, abstract: TrainState) -> tuple[int, TrainState]:
+    @property
+    def best(self) -> int | None:
+        """The step of the best checkpoint by `metric_for_best_model`. None: no checkpoint has this metric."""
+        scored = [(self._score(c.metrics), c.step) for c in self._checkpointer.checkpoints if c.metrics]
+        return max(scored)[1] if scored else None
+
+    def new_best(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Return the metric of a step that is as good as the best checkpoint, or better; empty if the step is not."""
+        name = self._c.metric_for_best_model
+        if name is None or name not in metrics or not math.isfinite(value := float(metrics[name])):
+            return {}
+        scores = [self._score(c.metrics) for c in self._checkpointer.checkpoints if c.metrics]
+        return {name: value} if self._score({name: value}) >= max(scores, default=-math.inf) else {}
+
+    def _score(self, metrics: Any) -> float:
+        """The metric, so that more is better."""
+        value = metrics[self._c.metric_for_best_model]
+        return -value if self._c.metric_for_best_model == "eval_loss" else value
+
+    def restore(self, state: TrainState, abstract: TrainState, first: int | None = None) -> tuple[int, TrainState]:
         """Load the last checkpoint that can be read, and set the iterator to its position.
 
         Args:
           state: the initial state. With a checkpoint it is deleted first: the devices never hold two states.
           abstract: shapes and shardings of the state.
+          first: a step that is tried before the last.
 
         Returns:
           (the step of the checkpoint, its state); (0, `state`) when there is no checkpoint.
@@ -72,7 +95,7 @@ class Checkpoints:
             return 0, state
         jax.tree.map(lambda x: x.delete(), state)
         reason = ""
-        for step in reversed(steps):
+        for step in sorted(steps, key=lambda step: (step != first, -step)):
             state_or_reason = self._load(step, abstract)
             reasons = distributed.all_gather(f"{self._stage}: checkpoint {step}", _reason(state_or_reason))
             if not any(reasons):
@@ -108,10 +131,13 @@ class Checkpoints:
         seconds = distributed.all_gather("time since the last checkpoint", time.monotonic() - self._clock)[0]
         return seconds >= self._interval
 
-    def save(self, step: int, state: TrainState) -> None:
+    def save(self, step: int, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
         """Copy a state to the host, and write it in the background. The state may be donated afterwards.
 
         Wait first for the checkpoint before, and raise the error where its write has failed.
+
+        Args:
+          metrics: of `new_best`.
         """
         self.wait()
         contents: dict[str, Any] = {"state": state}
@@ -119,7 +145,7 @@ class Checkpoints:
             contents["data"] = self._data_iterator.get_state()
         # A checkpoint of this step that could not be read is replaced.
         self._saving = self._checkpointer.save_checkpointables_async(
-            step, contents, force=True, overwrite=step in self.steps
+            step, contents, force=True, overwrite=step in self.steps, metrics=dict(metrics) if metrics else None
         )
         self._clock = time.monotonic()
         storage.mark_write()

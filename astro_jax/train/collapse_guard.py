@@ -33,7 +33,8 @@ _DIAGNOSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("kl",), "the policy is far from the model that RL began with", "raise grpo.beta, or lower grpo.learning_rate"),
     (("logp_gap", "max_logp_gap"), "sampler and trainer disagree about the probabilities",
      "set grpo.dtype=float32, or grpo.importance_sampling_cap=2"),
-    (("reward_mean", "reward_std", "solve_rate", "valid_rate", "mean_backtracks"),
+    (("reward_mean", "reward_std", "solve_rate", "valid_rate", "mean_backtracks", "eval_solve_rate",
+      "eval_solve_rate_greedy"),
      "the policy unlearns what it could do", "lower grpo.learning_rate, or set grpo.beta"),
     (("zero_std_rate", "no_gradient_steps", "gen_batches"), "most prompts are too easy or too hard",
      "set grpo.max_num_gen_batches, or choose prompts by problems.difficulty_samples"),
@@ -76,12 +77,23 @@ class CollapseGuard:
         """Whether a rule may skip an update."""
         return any(rule.action == "skip" for rule in self.c.rules)
 
-    def num_checkpoints(self, save_steps: int) -> int:
+    def num_checkpoints(self, save_steps: int, eval_steps: int = 1) -> int:
         """Return how many checkpoints must be kept so that one lies before the steps that break a rule.
 
         One more is kept, since SIGTERM may have added one at any step.
+
+        Args:
+          save_steps: steps between two checkpoints.
+          eval_steps: steps between two values of a metric of held-out prompts.
         """
-        longest = max((rule.steps for rule in self.c.rules if rule.action == "rollback"), default=0)
+        longest = max(
+            (
+                rule.steps * (eval_steps if rule.metric.startswith("eval_") else 1)
+                for rule in self.c.rules
+                if rule.action == "rollback"
+            ),
+            default=0,
+        )
         return 2 + math.ceil((longest + 1) / save_steps) if longest else 0
 
     def start(self, records: Sequence[Json]) -> None:

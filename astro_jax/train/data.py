@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import grain
@@ -144,16 +144,28 @@ def hold_out(documents: Sequence[Document], share: float, seed: int) -> tuple[li
     Raises:
       AstroError: when no document is left to train on.
     """
-    prompts = list(dict.fromkeys(d.prompt or d.index for d in documents))
-    n = max(1, round(share * len(prompts)))
-    if n >= len(prompts):
-        raise AstroError(f"eval_share={share:g} of {len(prompts)} prompts leaves none to train on; give more examples")
-    order = np.random.default_rng((seed, len(prompts))).permutation(len(prompts))
-    held_out = {prompts[i] for i in order[:n]}
+    held_out = held_out_prompts(list(dict.fromkeys(d.prompt or d.index for d in documents)), share, seed)
     parts: tuple[list[Document], list[Document]] = ([], [])
     for d in documents:
         parts[(d.prompt or d.index) in held_out].append(d)
     return parts
+
+
+def held_out_prompts(prompts: Sequence[Hashable], share: float, seed: int) -> set[Hashable]:
+    """Choose the prompts that are held out, at random: at least one.
+
+    Args:
+      prompts: different prompts, or names of prompts.
+      share: of the prompts.
+
+    Raises:
+      AstroError: when no prompt is left to train on.
+    """
+    n = max(1, round(share * len(prompts)))
+    if n >= len(prompts):
+        raise AstroError(f"eval_share={share:g} of {len(prompts)} prompts leaves none to train on; give more prompts")
+    order = np.random.default_rng((seed, len(prompts))).permutation(len(prompts))
+    return {prompts[i] for i in order[:n]}
 
 
 def packed_batches(

@@ -32,6 +32,7 @@ from astro_jax.sampler import Engine, Request, SamplingParams
 from astro_jax.train import data, losses, policy_loss
 from astro_jax.train.advantages import comparable, group_advantages, has_variance, length_penalty
 from astro_jax.train.collapse_guard import CollapseGuard
+from astro_jax.train.held_out import HeldOut
 from astro_jax.train.losses import Batch
 from astro_jax.train.policy_loss import RolloutBatch
 from astro_jax.train.restarts import Beginning, Restarts
@@ -129,6 +130,7 @@ class GRPOTrainer:
       log: of the texts of some rollouts. None: none are written.
       guard: may skip an update, and scales the learning rate after a rollback. None: no guard.
       restarts: beginnings of some responses. None: all responses begin after the prompt.
+      held_out: problems whose solve rate is measured. None: none are.
 
     Raises:
       AstroError: when a row of `max_length` tokens cannot hold a prompt and a completion.
@@ -149,8 +151,10 @@ class GRPOTrainer:
         log: RolloutLog | None = None,
         guard: CollapseGuard | None = None,
         restarts: Restarts | None = None,
+        held_out: HeldOut | None = None,
     ):
-        longest = max(len(tokenizer.prompt(p.prompt)) for p in problems)
+        all_problems = [*problems, *(held_out.problems if held_out else ())]
+        longest = max(len(tokenizer.prompt(p.prompt)) for p in all_problems)
         if longest + c.max_completion_length > c.max_length:
             raise AstroError(
                 f"grpo.max_length={c.max_length}: a row must hold a prompt ({longest} tokens here) and "
@@ -162,6 +166,7 @@ class GRPOTrainer:
         engine.reserve(max(longest, restarts.longest if restarts else 0), c.max_completion_length)
         self.c, self.name, self.problems, self.engine, self.tokenizer = c, name, problems, engine, tokenizer
         self.rewarder, self.reference, self.log, self.guard, self.restarts = rewarder, reference, log, guard, restarts
+        self.held_out = held_out
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
         self._apply, self._learning_rate_factor = make_apply(tx, config, train_sharding), 1.0
@@ -178,7 +183,8 @@ class GRPOTrainer:
         with their group are left out: they have no weight.
 
         Returns:
-          (the new state, metrics: `mean_metrics` of the optimizer steps, and metrics of all rollouts).
+          (the new state, metrics: `mean_metrics` of the optimizer steps, metrics of all rollouts, and every
+          `eval_steps` steps those of the new state on the held-out problems).
         """
         self._seconds.clear()
         self._scale_learning_rate()
@@ -199,6 +205,10 @@ class GRPOTrainer:
                 state, values = self._update(state, update, metrics)
                 update_metrics.append(values)
         self._write_texts(i, groups, advantages)
+        if self.held_out is not None and self.held_out.is_due(i + 1):
+            policy = Policy(self.engine, self._timed_reshard(state.params), self.tokenizer)
+            with self._timed("evaluation"):
+                metrics |= self.held_out.measure(policy, i + 1)
         seconds = {f"seconds_{name}": round(value, 4) for name, value in self._seconds.items()}
         return state, mean_metrics(update_metrics) | metrics | seconds
 

@@ -32,7 +32,7 @@ def run(
     c: cfg.Sft | cfg.Grpo,
     data_iterator: Any = None,
     collapse_guard: CollapseGuard | None = None,
-) -> TrainState:
+) -> tuple[TrainState, int]:
     """Train to step `max_steps`, from the last checkpoint in `folder` if one exists.
 
     A run that is killed at any moment and started again ends bitwise equal to a run without interruption. A checkpoint
@@ -46,19 +46,19 @@ def run(
       step_fn: (state, i) -> (state, metrics), step i from 0.
       examples: the names of the examples of step i, called after the step.
       c: the settings: when checkpoints are saved (the last step is saved too, a skipped step is not), which are kept,
-        and how many skipped steps in a row stop the run.
+        how many skipped steps in a row stop the run, and whether the best state is returned.
       data_iterator: a grain iterator that `step_fn` draws from. Its position is saved beside the state.
       collapse_guard: looks at the metrics of each step. It may stop the run, or let it go back to a checkpoint.
 
     Returns:
-      the state at step `max_steps`.
+      (a state, its step). With `load_best_model_at_end` the best state by `metric_for_best_model`, else the last one.
 
     Raises:
       AstroError: when `max_skipped_steps` steps in a row have no finite loss and gradient; when the guard stops; when
         no checkpoint can be read.
       SystemExit: after SIGTERM, with a checkpoint of the last step.
     """
-    keep_last = collapse_guard.num_checkpoints(c.save_steps) if collapse_guard is not None else 0
+    keep_last = collapse_guard.num_checkpoints(c.save_steps, c.eval_steps) if collapse_guard is not None else 0
     with (
         contextlib.closing(Checkpoints(folder / "checkpoints", stage, c, data_iterator, keep_last)) as checkpoints,
         contextlib.closing(MetricsLogger(folder)) as logger,
@@ -79,7 +79,8 @@ def run(
                 records = logger.add(i, metrics)
                 bar.advance(1, **logger.latest)
                 is_stopped = termination.is_due(i)
-                is_saved = checkpoints.is_due(i) or i == max_steps or is_stopped
+                best = checkpoints.new_best(metrics)
+                is_saved = checkpoints.is_due(i) or i == max_steps or is_stopped or bool(best)
                 if is_saved:
                     records += logger.flush()
                 guard.check(records, checkpoints.steps)
@@ -97,10 +98,14 @@ def run(
                     bar.advance(i - rollback["step"])
                 elif is_saved and not guard.in_a_row:
                     distributed.assert_equal_across_processes(f"{stage}, step {i}", logger.latest)
-                    checkpoints.save(i, state)
+                    checkpoints.save(i, state, best)
                 if is_stopped and i < max_steps:
                     checkpoints.wait()
                     log(f"{stage}: stopped by SIGTERM after step {i}; the same command goes on from here")
                     raise SystemExit(EXIT_CODE)
         checkpoints.wait()
-    return state
+        if c.load_best_model_at_end and (step := checkpoints.best) not in (None, i):
+            i, state = checkpoints.restore(state, abstract_state, first=step)
+            if i == step:
+                log(f"{stage}: the model is that of step {i}, the best by {c.metric_for_best_model}")
+    return state, i

@@ -25,11 +25,12 @@ class MetricsLogger:
     host are written at once.
 
     Attributes:
-      latest: the metrics of the last fetched step that the progress bar shows.
+      latest: the metrics of the last fetched step that the progress bar shows, and the last ones of held-out prompts.
     """
 
     FETCH_STEPS = 5
     SHOWN = ("loss", "solve_rate", "mean_tokens")
+    SHOWN_ON = ("eval_loss", "eval_solve_rate", "eval_solve_rate_greedy")  # until the next measurement
 
     def __init__(self, folder: epath.Path):
         self.folder = folder
@@ -51,6 +52,7 @@ class MetricsLogger:
         records = self._metrics.start(step)
         self._timings.start(step)
         self._clock = time.monotonic()
+        self.latest = {k: r[k] for r in records for k in self.SHOWN_ON if k in r}
         if not distributed.is_main_process():
             return records
         if storage.is_remote(self.folder):
@@ -95,7 +97,9 @@ class MetricsLogger:
         self._timings.append([clock | t for clock, t in zip(self._time(records), timings, strict=True)])
         if self._events is not None:
             self._events.write(records)
-        self.latest = {k: records[-1][k] for k in self.SHOWN if k in records[-1]}
+        measured = {k: r[k] for r in records for k in self.SHOWN_ON if k in r}
+        kept = {k: self.latest[k] for k in self.SHOWN_ON if k in self.latest}
+        self.latest = {k: records[-1][k] for k in self.SHOWN if k in records[-1]} | kept | measured
         return records
 
     def _time(self, records: Sequence[storage.Json]) -> list[storage.Json]:

@@ -9,7 +9,7 @@ from astro_jax.plan.run_cost import run_cost
 def test_run_cost_equals_a_count_by_hand():
     c = cfg.parse(
         {
-            "problems": {"search": 10, "eval": 9, "difficulty_samples": 5, "max_difficulty_prompts": 6},
+            "problems": {"search": 10, "rl": 20, "eval": 9, "difficulty_samples": 5, "max_difficulty_prompts": 6},
             "search": {
                 "num_simulations": 3, "num_parallel_leaves": 2, "num_proposals": 4, "num_rollouts": 5,
                 "max_step_tokens": 7, "max_rollout_tokens": 11,
@@ -18,7 +18,8 @@ def test_run_cost_equals_a_count_by_hand():
                        "self_evaluation_tokens": 19, "clone": "model", "direct": "best-of-n", "direct_samples": 3,
                        "direct_tokens": 23},
             "sft": {"num_train_epochs": 2}, "eval": {"max_tokens": 29},
-            "grpo": {"max_steps": 6, "prompts_per_step": 8, "num_generations": 4, "max_completion_length": 13},
+            "grpo": {"max_steps": 6, "prompts_per_step": 8, "num_generations": 4, "max_completion_length": 13,
+                     "eval_share": 0.25, "eval_steps": 4},
         }
     )  # fmt: skip
     decoded = ("search", "traces", "difficulty", "grpo", "eval")
@@ -43,7 +44,8 @@ def test_run_cost_equals_a_count_by_hand():
         "eval decode": 5 * 9 * 2 * 29,
     }
     for name in ("direct-rl", "astro-rl"):
-        tokens |= {f"{name} decode": 6 * 8 * 4 * 13, f"{name} gradient": 6 * 8 * 4 * (17 + 13)}
+        measured = 2 * 2 * 5  # after steps 4 and 6, two answers to each of 5 prompts
+        tokens |= {f"{name} decode": (6 * 8 * 4 + measured) * 13, f"{name} gradient": 6 * 8 * 4 * (17 + 13)}
     assert {name: cost["tokens"] for name, cost in costs.items()} == tokens
     assert costs["astro-rl gradient"]["of"] == ["grpo", "gradient"]
     hours = tokens["search decode"] / 50 / 3600

@@ -96,10 +96,12 @@ def test_rollbacks_are_bounded_and_survive_a_restart(tmp_path):
 
 
 def test_enough_checkpoints_are_kept_for_a_rollback(tmp_path):
-    for steps in (1, 2, 9, 10, 25):
-        guard = make_guard(tmp_path, {"metric": "kl", "above": 1.0, "steps": steps, "action": "rollback"})
+    rules = [("kl", steps, 1) for steps in (1, 2, 9, 10, 25)] + [("eval_solve_rate", 2, 5)]
+    for metric, in_a_row, every in rules:
+        guard = make_guard(tmp_path, {"metric": metric, "above": 1.0, "steps": in_a_row, "action": "rollback"})
+        steps = in_a_row * every
         for save_steps in (1, 4, 10):
-            kept = guard.num_checkpoints(save_steps)
+            kept = guard.num_checkpoints(save_steps, every)
             for step in range(steps + 1, 60):  # broken since step - steps + 1
                 saved = list(range(0, step, save_steps))[-kept:]
                 assert min(saved) < max(1, step - steps), (steps, save_steps, step)
@@ -119,6 +121,8 @@ def test_every_metric_has_a_diagnosis():
         ({"metric": "entropy", "below": 1, "steps": 2, "action": "skip"}, "leave steps out"),
         ({"metric": "skipped_steps", "above": 0, "action": "skip"}, "known after the update"),
         ({"metric": "kl", "above": 1, "action": "stop"}, "kl is only measured with beta"),
+        ({"metric": "eval_solve_rate", "below": 1, "action": "stop"}, "eval_solve_rate is only measured with eval_sh"),
+        ({"metric": "eval_solve_rate", "below": 1, "action": "skip"}, "known after the update"),
     ],
 )
 def test_rule_that_cannot_work_is_refused(rule, message):
@@ -167,7 +171,7 @@ def train(folder, kill=None):
 
     abstract = abstract_state(CONFIG, make_optimizer(GRPO, GRPO.max_steps), one_device_train())
     path, c = epath.Path(folder), GRPO.model_copy(update={"save_steps": 2})
-    return loop.run(path, "rl", fresh(), abstract, step, trainer.examples, 7, c, collapse_guard=guard)
+    return loop.run(path, "rl", fresh(), abstract, step, trainer.examples, 7, c, collapse_guard=guard)[0]
 
 
 @pytest.fixture(scope="module")

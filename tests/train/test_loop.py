@@ -37,8 +37,12 @@ def compiled_step():
     return state.make_step(sft.make_gradient(C, CONFIG, one_device_train()), TX, CONFIG, one_device_train())
 
 
-def run(folder, max_steps=STEPS, kill_at=None, broken=(), terminate_at=None, **settings):
-    """(the final state, the steps that ran, the tokens of each). Step i of `broken` has a loss of NaN."""
+def run(folder, max_steps=STEPS, kill_at=None, broken=(), terminate_at=None, eval_losses=None, **settings):
+    """(the final state, the steps that ran, the tokens of each). Step i of `broken` has a loss of NaN.
+
+    Args:
+      eval_losses: the held-out loss after some steps, from 1.
+    """
     c = C.model_copy(update={"save_steps": 3} | settings)
     iterator = prefetched(packed_batches(DOCUMENTS, C.batch_size, C.max_length, seed=5, num_train_epochs=9))
     steps, tokens = [], []
@@ -54,11 +58,13 @@ def run(folder, max_steps=STEPS, kill_at=None, broken=(), terminate_at=None, **s
         tokens.append(np.array(batch.tokens))
         if i in broken:
             batch = batch.replace(loss_weights=np.nan * batch.loss_weights)
-        return compiled_step()(train_state, batch)
+        train_state, metrics = compiled_step()(train_state, batch)
+        measured = {"eval_loss": jnp.float32(eval_losses[i + 1])} if i + 1 in (eval_losses or {}) else {}
+        return train_state, metrics | measured
 
     initial = state.place(state.new_state(jax.tree.map(jnp.array, tiny_params(CONFIG)), TX), ABSTRACT)
     try:
-        final = loop.run(
+        final, _ = loop.run(
             epath.Path(folder), "test", initial, ABSTRACT, step_fn, lambda i: [f"example-{i}"], max_steps, c, iterator
         )
     finally:
@@ -164,6 +170,41 @@ def test_last_two_checkpoints_are_kept(uninterrupted):
 def test_checkpoints_are_saved_and_kept_by_policy(settings, steps, uninterrupted, tmp_path):
     final, _, _ = run(tmp_path, **settings)
     assert saved_steps(tmp_path) == steps
+    assert_trees_equal(final, uninterrupted[1])
+
+
+BEST = {"eval_share": 0.5, "metric_for_best_model": "eval_loss"}
+LOSSES = {1: 3.0, 2: 2.0, 4: 1.0, 6: 1.5, 7: 1.5}
+
+
+def test_best_checkpoint_by_metric_is_kept_beside_the_last_ones(uninterrupted, tmp_path):
+    final, _, _ = run(tmp_path, eval_losses=LOSSES, **BEST)
+    assert saved_steps(tmp_path) == [4, 6, 7]  # step 4 is saved since it is the best, between two `save_steps`
+    assert_trees_equal(final, uninterrupted[1])
+    run(tmp_path / "equal", eval_losses={2: 1.0, 4: 1.0}, **BEST)
+    assert saved_steps(tmp_path / "equal") == [4, 6, 7]  # of two equal steps the later one
+    run(tmp_path / "broken", eval_losses={2: 1.0, 4: float("nan")}, **BEST)
+    assert saved_steps(tmp_path / "broken") == [2, 6, 7]
+
+
+@pytest.mark.parametrize("kill_at", [None, 2, 5, 6])
+def test_best_model_is_returned_also_after_a_kill(kill_at, tmp_path, capsys):
+    expected, _, _ = run(tmp_path / "four", max_steps=4)
+    best = BEST | {"load_best_model_at_end": True, "eval_losses": LOSSES}
+    if kill_at is not None:
+        with pytest.raises(Killed):
+            run(tmp_path / "best", kill_at=kill_at, **best)
+    final, _, _ = run(tmp_path / "best", **best)
+    assert_trees_equal(final, expected)
+    assert saved_steps(tmp_path / "best") == [4, 6, 7]
+    assert "test: the model is that of step 4, the best by eval_loss" in capsys.readouterr().err
+    assert run(tmp_path / "best", **best)[1] == []  # a finished run returns the best model again
+
+
+def test_damaged_best_checkpoint_gives_the_last_model(uninterrupted, tmp_path):
+    run(tmp_path, eval_losses=LOSSES, **BEST)
+    damage(tmp_path, 4, "empty")
+    final, _, _ = run(tmp_path, eval_losses=LOSSES, load_best_model_at_end=True, **BEST)
     assert_trees_equal(final, uninterrupted[1])
 
 

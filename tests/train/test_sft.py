@@ -79,10 +79,11 @@ def test_resumed_run_holds_no_more_arrays_than_a_fresh_one(tmp_path, monkeypatch
 def test_held_out_loss_is_logged_every_eval_steps_and_at_the_end(tmp_path):
     """Two examples a prompt stay together: 2 of 4 prompts are held out with both of their examples."""
     examples = [Example((3, 4 + i // 2), TEXTS[i]) for i in range(8)]
-    counts = train(tmp_path / "a", examples, num_train_epochs=3, batch_size=1, eval_share=0.5, eval_steps=2)
+    settings = {"num_train_epochs": 3, "batch_size": 1, "eval_share": 0.5, "eval_steps": 2}
+    counts = train(tmp_path / "a", examples, **settings)
     records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     last = counts["steps"]
-    assert counts["held_out"] == 4 and last == len(records)
+    assert counts["held_out"] == 4 and last == len(records) and "model_step" not in counts
     assert [r["step"] for r in records if "eval_loss" in r] == sorted({*range(2, last + 1, 2), last})
     assert records[-1]["eval_loss"] > 0 and records[-1]["eval_loss"] != records[1]["eval_loss"]
     _, params = checkpoint.load(tmp_path / "a" / "model")
@@ -96,6 +97,26 @@ def test_held_out_loss_is_logged_every_eval_steps_and_at_the_end(tmp_path):
         total -= float(np.take_along_axis(np.asarray(logprobs), d.tokens[1:, None], axis=1).sum())
         weight += len(d.tokens) - 1
     assert records[-1]["eval_loss"] == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_best_step_by_the_held_out_loss_becomes_the_model(tmp_path, monkeypatch):
+    values = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(sft.SFTTrainer, "_eval_loss", lambda trainer, params: np.float32(next(values, 2.0)))
+    examples = [Example((3, 4 + i // 2), TEXTS[i]) for i in range(8)]
+    settings = {
+        "batch_size": 1,
+        "num_train_epochs": 2,
+        "eval_share": 0.5,
+        "eval_steps": 1,
+        "metric_for_best_model": "eval_loss",
+    }
+    counts = train(tmp_path / "best", examples, load_best_model_at_end=True, **settings)
+    assert counts["steps"] > 2 and counts["model_step"] == 2
+    values = iter([3.0, 1.0, 2.0])
+    last = train(tmp_path / "last", examples, **settings)
+    assert "model_step" not in last
+    (_, best_model), (_, last_model) = (checkpoint.load(tmp_path / name / "model") for name in ("best", "last"))
+    assert not np.array_equal(best_model.embed, last_model.embed)
 
 
 def test_accumulated_batches_train_as_whole_ones(tmp_path):

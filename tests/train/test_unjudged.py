@@ -96,7 +96,7 @@ def train(folder, verifier, kill_at=None):
     tx = make_optimizer(GRPO, GRPO.max_steps)
     abstract = abstract_state(CONFIG, tx, one_device_train())
     c = GRPO.model_copy(update={"save_steps": 2})
-    state = loop.run(epath.Path(folder), "rl", fresh(), abstract, step, flaky.examples, 4, c)
+    state, _ = loop.run(epath.Path(folder), "rl", fresh(), abstract, step, flaky.examples, 4, c)
     return state, (folder / "metrics.jsonl").read_text()
 
 
