@@ -34,6 +34,7 @@ from astro_jax.problems import lengths, source, suites
 from astro_jax.problems.draws import Draws
 from astro_jax.run_context import RunContext
 from astro_jax.traces import dataset
+from astro_jax.train.held_out import hold_out
 from astro_jax.types import Problem, Response
 from astro_jax.verify import Verifier
 
@@ -180,6 +181,8 @@ def _problems(s: Subject) -> Iterator[str]:
             yield str(drawn)
     if "traces" in s.names:
         dataset.check(s.c.traces, [] if s.c.trees else s.problems("search"))
+    if s.c.grpo.eval_share and (prompts := s.problems("rl")):
+        hold_out(prompts, s.c.grpo.eval_share, s.c.seed)  # some must be left to train on
 
 
 def _suites(s: Subject) -> Iterator[str]:

@@ -86,6 +86,12 @@ def test_limits_that_leave_no_prompt(tmp_path):
     assert "eval: no prompt fits" not in text or "lower eval.max_tokens" in text
 
 
+def test_held_out_prompts_that_leave_none_to_train_on(tmp_path):
+    c = micro(tmp_path / "run", problems={"rl": 1}, grpo={"eval_share": 0.5})
+    (line,) = (line for line in check.find(c) if "eval_share" in line)
+    assert line == "eval_share=0.5 of 1 prompts leaves none to train on; give more prompts"
+
+
 def test_a_state_that_no_device_can_hold_and_a_disk_that_is_too_small(tmp_path, monkeypatch):
     c = cfg.parse({"model": "meta/llama-3.1-70b", "out": str(tmp_path / "run"), "mesh": {"fsdp": 4, "tp": 4}})
     monkeypatch.setattr(check.storage, "free_bytes", lambda path: 1e12)
