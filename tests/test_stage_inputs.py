@@ -125,7 +125,9 @@ def configs(tmp_path_factory):
         "traces": dict(replay=0, self_evaluation=2, clone="model", direct="best-of-n"),
     }  # fmt: skip
     counts = dict(search=2, rl=2, eval=1, difficulty_samples=2)
-    held_out = {"sft": best, "pretrain": best, "grpo": {"eval_share": 0.4, "metric_for_best_model": "eval_solve_rate"}}
+    # With two updates a step, each option of GRPO has a use.
+    grpo = {"eval_share": 0.4, "metric_for_best_model": "eval_solve_rate", "steps_per_generation": 2}
+    held_out = {"sft": best, "pretrain": best, "grpo": grpo}
     return [
         micro(folder / "run", stages=STAGES, **held_out, **x)
         for x in ({"problems": counts}, words, {"search": {"method": "rounds"}})

@@ -70,6 +70,25 @@ class Grpo(Training):
         "and the ratio is to the sampler's probabilities.",
         _LITERATURE, gt=0,
     )  # fmt: skip
+    clip_cov_ratio: float = key(
+        0.0,
+        "Share of the tokens of an update whose gradient is left out, drawn among those with a high covariance between "
+        "log-probability and advantage (Clip-Cov, arXiv 2505.22617; 2e-4 there). 0: none.",
+        _LITERATURE, ge=0, lt=1,
+    )  # fmt: skip
+    clip_cov_bounds: tuple[float, float] = key(
+        (1.0, 5.0), "Least and largest covariance of the tokens that `clip_cov_ratio` draws from.",
+        "Clip-Cov, arXiv 2505.22617, section 4.3 (recalled)",
+    )  # fmt: skip
+    kl_cov_ratio: float = key(
+        0.0,
+        "Share of the tokens of an update, those with the highest covariance, that pay for their distance to the "
+        "policy that sampled them (KL-Cov, arXiv 2505.22617; 2e-3 for 7B, 2e-4 for 32B there). 0: none.",
+        _LITERATURE, ge=0, lt=1,
+    )  # fmt: skip
+    kl_cov_coef: float = key(
+        1.0, "Weight of that KL divergence.", "KL-Cov, arXiv 2505.22617, section 4.3 (recalled)", gt=0
+    )
     beta: float = key(
         0.0, "Weight of the KL divergence to the model from which RL starts. 0: none.", "paper, section 3.2", ge=0
     )
@@ -126,6 +145,15 @@ class Grpo(Training):
             raise ValueError("loss_type=cispo has no delta and no ratio of sequences; leave both out")
         if self.delta is not None and self.delta <= 1 + (high or self.epsilon):
             raise ValueError(f"delta={self.delta:g} must be above 1 + epsilon_high = {1 + (high or self.epsilon):g}")
+        if self.clip_cov_ratio and self.kl_cov_ratio:
+            raise ValueError("clip_cov_ratio and kl_cov_ratio are two remedies for one cause; set one of them")
+        if self.clip_cov_bounds[0] >= self.clip_cov_bounds[1]:
+            raise ValueError(f"clip_cov_bounds={list(self.clip_cov_bounds)}: the first must be less than the second")
+        if self.kl_cov_ratio and self.steps_per_generation == 1:
+            raise ValueError(
+                "kl_cov_ratio: the only update of a step has no distance to the policy that sampled; set "
+                "steps_per_generation to 2 or more, or take clip_cov_ratio"
+            )
         if self.soft_punish_cache >= self.max_completion_length:
             raise ValueError(
                 f"soft_punish_cache={self.soft_punish_cache} must be less than max_completion_length="

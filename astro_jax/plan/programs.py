@@ -251,6 +251,7 @@ class Plan:
         rollouts = RolloutBatch(
             batch(*shape), advantages=scores, sampler_logprobs=scores,
             old_logprobs=None if c.importance_sampling_cap is None else scores, ref_logprobs=scores if c.beta else None,
+            chosen=scores if c.clip_cov_ratio or c.kl_cov_ratio else None,
         )  # fmt: skip
         accumulate = make_accumulate(loss, self.tx, self.config, self.train)
         return _lower(accumulate, self.state.params, self.state.params, rollouts)

@@ -23,7 +23,8 @@ from astro_jax.storage import Json
 _DIAGNOSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("entropy", "sampled_entropy"),
      "the policy has nearly one response to a prompt (below), or writes at random (above)",
-     "lower grpo.learning_rate; against low entropy set grpo.epsilon_high=0.28 or grpo.temperature above 1"),
+     "lower grpo.learning_rate; against low entropy set grpo.epsilon_high=0.28, grpo.clip_cov_ratio=2e-4 or "
+     "grpo.temperature above 1"),
     (("mean_tokens", "mean_tokens_stopped", "p95_tokens", "max_tokens", "truncated_rate"),
      "responses grow until max_completion_length cuts them off",
      "set grpo.soft_punish_cache, lower grpo.learning_rate, or raise grpo.max_completion_length where they are sound"),

@@ -29,7 +29,7 @@ from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import Sharding
 from astro_jax.policy import Policy
 from astro_jax.sampler import Engine, Request, SamplingParams
-from astro_jax.train import data, losses, policy_loss
+from astro_jax.train import covariance, data, losses, policy_loss
 from astro_jax.train.advantages import comparable, group_advantages, has_variance, length_penalty
 from astro_jax.train.collapse_guard import CollapseGuard
 from astro_jax.train.held_out import HeldOut
@@ -195,8 +195,8 @@ class GRPOTrainer:
         metrics = self._metrics(groups, rewards)
         with self._timed("update"):
             updates = [
-                self._pack([members[j] for j in indices], advantages[indices])
-                for indices in np.array_split(np.flatnonzero(is_learned), self.c.steps_per_generation)
+                self._pack([members[j] for j in indices], advantages[indices], (i, n))
+                for n, indices in enumerate(np.array_split(np.flatnonzero(is_learned), self.c.steps_per_generation))
             ]
             if self.c.importance_sampling_cap is not None:
                 updates = [self._with_old_logprobs(state.params, update) for update in updates]
@@ -315,7 +315,7 @@ class GRPOTrainer:
         order = np.random.default_rng((self.engine.seed, i, 1)).permutation(others)
         return [int(order[place % len(order)]) for place in range((batch - 1) * size, batch * size)]
 
-    def _pack(self, members: Sequence[Rollout], advantages: np.ndarray) -> Update:
+    def _pack(self, members: Sequence[Rollout], advantages: np.ndarray, key: tuple[int, ...] = ()) -> Update:
         """Pack the rollouts of an update into micro-batches, the longest first, which leaves the least padding.
 
         A rollout with advantage 0 has no gradient, unless `beta` is above 0: it is left out, but its tokens count in
@@ -323,16 +323,20 @@ class GRPOTrainer:
 
         Args:
           advantages: [number of rollouts].
+          key: names the random draws of Clip-Cov.
         """
         c, sizes = self.c, [len(r.completion_ids) for r in members]
         weights = [policy_loss.completion_weight(c, size, sum(sizes), len(sizes)) for size in sizes]
-        documents = [_document(r, a, w) for r, a, w in zip(members, advantages, weights, strict=True) if a or c.beta]
+        rng = np.random.default_rng((self.engine.seed, *key, 3))
+        chosen = covariance.choose(c, [r.logprobs for r in members], advantages, rng) or [None] * len(members)
+        columns = zip(members, advantages, weights, chosen, strict=True)
+        documents = [_document(*column) for column in columns if column[1] or c.beta]
         if not documents:
             return Update([], sum(sizes))
         documents.sort(key=lambda document: -len(document.tokens))
         batch, extras = data.pack(documents, c.max_length)
         row_counts = micro_batch_sizes(len(batch.tokens), c, self.sharding)
-        packed = RolloutBatch(batch, extras["advantages"], extras["sampler_logprobs"])
+        packed = RolloutBatch(batch, extras["advantages"], extras["sampler_logprobs"], chosen=extras.get("chosen"))
         packed = jax.tree.map(lambda x: np.pad(x, [(0, sum(row_counts) - len(x)), (0, 0)]), packed)
         bounds = [0, *np.cumsum(row_counts)]
         cuts = [slice(*pair) for pair in itertools.pairwise(bounds)]
@@ -432,7 +436,7 @@ def micro_batch_sizes(rows: int, c: cfg.Grpo, sharding: Sharding) -> list[int]:
     return full * [whole] + min([whole] * bool(rest), -(-rest // part) * [part], key=sum)
 
 
-def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
+def _document(r: Rollout, advantage: float, weight: float, chosen: np.ndarray | None = None) -> data.Document:
     """Prompt and completion as one document. Only the completion is learned."""
     zeros, size = np.zeros(len(r.prompt_ids), np.float32), len(r.completion_ids)
     tokens = np.concatenate([np.asarray(r.prompt_ids, np.int32), r.completion_ids])
@@ -440,6 +444,8 @@ def _document(r: Rollout, advantage: float, weight: float) -> data.Document:
         "advantages": np.concatenate([zeros, np.full(size, advantage, np.float32)]),
         "sampler_logprobs": np.concatenate([zeros, r.logprobs]),
     }
+    if chosen is not None:
+        extras["chosen"] = np.concatenate([zeros, chosen.astype(np.float32)])
     return data.Document(tokens, np.concatenate([zeros, np.full(size, weight, np.float32)]), extras)
 
 
@@ -454,15 +460,15 @@ def token_metrics(parts: Sequence[dict[str, Any]], tokens: int) -> dict[str, flo
 
     Args:
       parts: of `make_loss`, one a micro-batch.
-      tokens: of all completions of the update. The clipped shares are shares of these; the other means are over the
-        tokens that are learned.
+      tokens: of all completions of the update. The clipped and the chosen shares are shares of these; the other means
+        are over the tokens that are learned.
     """
     joined = {k: max(float(m[k]) for m in parts) for k in policy_loss.MAXIMA}
     sums = {k: float(sum(m[k] for m in parts)) for k in parts[0] if k not in joined}
     learned_tokens = sums.pop("learned_tokens")
     joined["loss"] = sums.pop("loss")
     for name, value in sums.items():
-        joined[name] = value / (tokens if name in ("clip_low", "clip_high") else learned_tokens)
+        joined[name] = value / (tokens if name in ("clip_low", "clip_high", "cov_rate") else learned_tokens)
     return joined | {"clip_fraction": joined["clip_low"] + joined["clip_high"]}
 
 

@@ -5,6 +5,8 @@ advantage A_t of its completion and the weight w_t:
 
     loss = -sum_t w_t c_t J_t + beta sum_t w_t KL_t
 
+With Clip-Cov or KL-Cov the tokens that `covariance` has chosen have another J_t (see `restrained`).
+
     w_t   `completion_weight`               mean over tokens or completions (config key `loss_type`)
     c_t   `truncated_importance_weights`    1 unless `importance_sampling_cap` is set
     J_t   `clipped_surrogate`, or `cispo`   of the ratio of `log_ratios`
@@ -40,6 +42,7 @@ class RolloutBatch:
       old_logprobs: float32 [B, S], the same of the same policy, as the trainer computes them. None: the sampler's
         stand for them.
       ref_logprobs: float32 [B, S], under the reference model. None where `beta` is 0.
+      chosen: float32 [B, S], 1 at the tokens that Clip-Cov or KL-Cov has chosen. None without both.
     """
 
     batch: Batch
@@ -47,6 +50,7 @@ class RolloutBatch:
     sampler_logprobs: Array
     old_logprobs: Array | None = None
     ref_logprobs: Array | None = None
+    chosen: Array | None = None
 
 
 def policy_loss(logprobs: jax.Array, rollouts: RolloutBatch, c: cfg.Grpo) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -78,12 +82,16 @@ def policy_loss(logprobs: jax.Array, rollouts: RolloutBatch, c: cfg.Grpo) -> tup
             is_high |= (ratio > c.delta) & (advantages < 0)
     if c.importance_sampling_cap is not None:
         objective *= truncated_importance_weights(jnp.where(mask, old - sampler, 0.0), c.importance_sampling_cap)
+    if rollouts.chosen is not None:
+        objective = restrained(objective, jnp.asarray(rollouts.chosen) > 0, token_log_ratio, c)
     loss = -jnp.sum(weights * objective)
     gap = jnp.where(mask, jnp.abs(logprobs - sampler), 0.0)
     of_tokens = {
         "learned_tokens": mask, "logp_gap": gap, "approx_kl": kl_to_reference(jnp.zeros_like(old), token_log_ratio),
         "clip_low": is_low & mask, "clip_high": is_high & mask,
     }  # fmt: skip
+    if rollouts.chosen is not None:
+        of_tokens["cov_rate"] = (rollouts.chosen > 0) & mask
     if rollouts.ref_logprobs is not None:
         kl = kl_to_reference(logprobs, jnp.where(mask, rollouts.ref_logprobs, logprobs))
         loss += c.beta * jnp.sum(weights * kl)
@@ -147,6 +155,26 @@ def cispo(ratio: jax.Array, logprobs: jax.Array, advantages: jax.Array, epsilon_
     1 + epsilon_high.
     """
     return jax.lax.stop_gradient(jnp.minimum(ratio, epsilon_high)) * advantages * logprobs
+
+
+def restrained(objective: jax.Array, chosen: jax.Array, token_log_ratio: jax.Array, c: cfg.Grpo) -> jax.Array:
+    """The objective with another one at the tokens that would lower the entropy most (arXiv 2505.22617, section 4.2).
+
+        Clip-Cov:  J = 0                          at the chosen tokens
+        KL-Cov:    J = J - kl_cov_coef KL_t       at the chosen tokens
+
+    KL_t = r - 1 - log r is an estimate of the KL divergence from the policy that has sampled to the policy that is
+    trained. The code of the authors takes |log r| for it.
+
+    Args:
+      objective: J of the other tokens. The paper's KL-Cov has no clipped ratio there.
+      chosen: bool [B, S].
+      token_log_ratio: log r = p_t - old_t; 0 at tokens without a weight.
+    """
+    if c.clip_cov_ratio:
+        return jnp.where(chosen, 0.0, objective)
+    kl = kl_to_reference(jnp.zeros_like(token_log_ratio), token_log_ratio)
+    return objective - jnp.where(chosen, c.kl_cov_coef * kl, 0.0)
 
 
 def kl_to_reference(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ class Completion:
     sampler: np.ndarray
     old: np.ndarray
     ref: np.ndarray
+    chosen: np.ndarray
 
 
 def completions(seed=0):
@@ -43,6 +44,7 @@ def completions(seed=0):
                 Completion(
                     row, columns, (-1) ** len(found) * rng.uniform(0.5, 2), new[2:],
                     (old + rng.normal(0, 0.3, length))[2:], old[2:], (new + rng.normal(0, 0.5, length))[2:],
+                    columns % 3 == 0,
                 )
             )  # fmt: skip
             start += length
@@ -51,7 +53,7 @@ def completions(seed=0):
 
 def packed(found, c, with_old=False):
     """(log-probabilities [2, 24] of the policy, RolloutBatch)."""
-    arrays = {name: np.zeros((2, SIZE), np.float32) for name in ("new", "sampler", "old", "ref", "a", "w")}
+    arrays = {name: np.zeros((2, SIZE), np.float32) for name in ("new", "sampler", "old", "ref", "chosen", "a", "w")}
     segments = np.zeros((2, SIZE), np.int32)
     total = sum(len(x.new) for x in found)
     for x in found:
@@ -59,11 +61,12 @@ def packed(found, c, with_old=False):
         segments[x.row, x.columns[0] - 2 : x.columns[-1] + 1] = segments[x.row].max() + 1
         arrays["a"][place] = x.advantage
         arrays["w"][place] = policy_loss.completion_weight(c, len(x.new), total, len(found))
-        for name in ("new", "sampler", "old", "ref"):
+        for name in ("new", "sampler", "old", "ref", "chosen"):
             arrays[name][place] = getattr(x, name)
     batch = Batch(segments, segments, segments, arrays["w"])
     old = arrays["old"] if with_old else None
-    rollouts = RolloutBatch(batch, arrays["a"], arrays["sampler"], old, arrays["ref"] if c.beta else None)
+    chosen = arrays["chosen"] if c.clip_cov_ratio or c.kl_cov_ratio else None
+    rollouts = RolloutBatch(batch, arrays["a"], arrays["sampler"], old, arrays["ref"] if c.beta else None, chosen)
     return jnp.asarray(arrays["new"]), jax.tree.map(jnp.asarray, rollouts)
 
 
@@ -89,6 +92,11 @@ def numpy_loss(found, c, detached=None):
                     j = max(j, c.delta * a)
             if c.importance_sampling_cap:
                 j *= min(np.exp(x.old[t] - x.sampler[t]), c.importance_sampling_cap)
+            if x.chosen[t] and c.clip_cov_ratio:
+                j = 0
+            if x.chosen[t] and c.kl_cov_ratio:
+                r = np.exp(x.new[t] - old[t])
+                j -= c.kl_cov_coef * (r - 1 - np.log(r))
             kl = np.exp(x.ref[t] - x.new[t]) - (x.ref[t] - x.new[t]) - 1
             weight = {"grpo": 1 / n / len(old), "dr_grpo": 1 / n / c.max_completion_length}.get(c.loss_type, 1 / total)
             loss += weight * (c.beta * kl - j)
@@ -107,6 +115,8 @@ OPTIONS = {
     "GSPO": {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 0.01, "epsilon_high": 0.1},
     "CISPO": {"loss_type": "cispo", "epsilon_high": 1.5},
     "truncated importance weights": {"importance_sampling_cap": 1.2},
+    "Clip-Cov": {"clip_cov_ratio": 0.1},
+    "KL-Cov": {"kl_cov_ratio": 0.1, "kl_cov_coef": 0.7, "steps_per_generation": 2},
     "all": {"epsilon_high": 0.3, "delta": 2.0, "max_log_ratio": 0.7, "beta": 0.1, "loss_type": "dr_grpo",
             "importance_sampling_cap": 2.0},
 }  # fmt: skip
@@ -210,6 +220,9 @@ def test_arrays_without_rows_are_refused():
         ({"loss_type": "cispo"}, "epsilon_high is the largest weight"),
         ({"loss_type": "cispo", "epsilon_high": 5, "delta": 7}, "cispo has no delta"),
         ({"delta": 1.2, "epsilon_high": 0.3}, "delta=1.2 must be above 1 \\+ epsilon_high = 1.3"),
+        ({"clip_cov_ratio": 0.1, "kl_cov_ratio": 0.1}, "set one of them"),
+        ({"clip_cov_bounds": (5, 1)}, "the first must be less"),
+        ({"kl_cov_ratio": 0.1}, "set steps_per_generation to 2 or more"),
         ({"soft_punish_cache": 256}, "soft_punish_cache=256 must be less than max_completion_length=256"),
     ],
 )
