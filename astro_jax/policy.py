@@ -15,6 +15,7 @@ from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import decode_sharding, make_mesh
 from astro_jax.sampler import Completion, Engine, PrefixCache, Request, SamplingParams
+from astro_jax.sampler.engine import OnCompletion
 from astro_jax.types import Problem, Response
 
 
@@ -63,6 +64,7 @@ class Policy:
         sampling: SamplingParams,
         progress: Callable[[int], None] | None = None,
         prefix_cache: PrefixCache | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """Sample all completions of all requests: `Engine.generate` with the stop tokens and strings of `sampling`.
 
@@ -71,6 +73,7 @@ class Policy:
           sampling: without stop tokens, the end tokens of the tokenizer end a completion.
           progress: called with the number of completions that have ended since the last call.
           prefix_cache: from `engine.new_prefix_cache()`, to keep prompts from one call to the next.
+          on_completion: called with each completion when it ends (`Engine.generate`).
 
         Returns:
           For each request its completions, in order.
@@ -82,8 +85,9 @@ class Policy:
             sampling = dataclasses.replace(sampling, stop_token_ids=self.tokenizer.stop_token_ids)
         stop_fn = functools.partial(self._stop_length, sampling.stop) if sampling.stop else None
         return self.engine.generate(
-            self.params, requests, sampling, prefix_cache=prefix_cache, stop_fn=stop_fn, progress=progress
-        )
+            self.params, requests, sampling, prefix_cache=prefix_cache, stop_fn=stop_fn, progress=progress,
+            on_completion=on_completion,
+        )  # fmt: skip
 
     def _stop_length(self, strings: tuple[str, ...], token_ids: list[int]) -> int | None:
         """The number of tokens up to the end of the first stop string; None if the text holds none."""

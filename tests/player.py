@@ -51,7 +51,9 @@ class Player:
         self.config, self.seconds = tiny_config(max_positions=max_positions), seconds
         self.problem_ids, self.problems_per_call, self.stats = [], [], EngineStats()
 
-    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
+    def generate(
+        self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None, on_completion=None
+    ):
         time.sleep(self.seconds)
         self.problem_ids.extend(r.request_id[1] for r in requests)
         self.problems_per_call.append(len({r.request_id[1] for r in requests}))

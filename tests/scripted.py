@@ -50,7 +50,9 @@ class Scripted:
     def __init__(self):
         self.problem_ids = []
 
-    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
+    def generate(
+        self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None, on_completion=None
+    ):
         assert sampling.max_tokens == EVAL.max_tokens and sampling.stop_token_ids == (TOKENIZER.eos_token_id,)
         self.problem_ids += [r.request_id[-1] for r in requests]
         by_prompt = {p.prompt: p for p in PROBLEMS}

@@ -151,7 +151,9 @@ class ScriptedEngine:
     def __init__(self, answer):
         self.answer, self.calls = answer, []
 
-    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
+    def generate(
+        self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None, on_completion=None
+    ):
         self.calls.append((sampling, requests))
         return [[self.one(r, j, stop_fn) for j in range(r.n)] for r in requests]
 

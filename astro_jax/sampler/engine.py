@@ -27,6 +27,7 @@ from astro_jax.sampler.sampling_params import SamplingParams
 from astro_jax.sampler.stats import EngineStats
 
 GROUP_SIZES = (1, 2, 4, 8, 16)  # rows of a prefix group
+OnCompletion = Callable[[int, int, Completion], None]  # (index of the request, of the completion, the completion)
 PREFILL_TOKENS = (256, 2048)  # tokens that one call of the prefill program computes: of a few prompts, or of many
 
 
@@ -121,6 +122,7 @@ class Engine:
         prefix_cache: PrefixCache | None = None,
         stop_fn: StopFn | None = None,
         progress: Callable[[int], None] | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[list[Completion]]:
         """Sample all completions of all requests.
 
@@ -131,6 +133,8 @@ class Engine:
           prefix_cache: prefixes of earlier calls, read and added to. None: keep nothing.
           stop_fn: from the tokens of a completion to the number of tokens up to the end of a stop string, or None.
           progress: called with the number of completions that have ended since the last call.
+          on_completion: called with each completion when it ends, while others are still sampled: with the index of the
+            request, that of the completion in its request, and the completion.
 
         Returns:
           For each request its completions, in order.
@@ -148,6 +152,10 @@ class Engine:
         if served:
             groups = [self._sequences(i, requests[r], sampling) for i, r in enumerate(served)]
             loop = self._loop(params, groups, sampling, prefix_cache, stop_fn)
+            if on_completion is not None:
+                loop.on_end = lambda s: on_completion(
+                    served[s.request], s.index, s.completion(sampling.stop_token_ids or ())
+                )
             loop.run(progress)
             for i, (r, sequences) in enumerate(zip(served, groups, strict=True)):
                 if i in loop.state.broken:
@@ -178,6 +186,7 @@ class Engine:
                 prompt_token_ids=r.prompt_token_ids,
                 key=completion_key(self.seed, r.request_id, j),
                 max_tokens=min((sampling.max_tokens, *r.max_tokens[j : j + 1])),
+                index=j,
             )
             for j in range(r.n)
         ]

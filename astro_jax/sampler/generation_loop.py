@@ -56,6 +56,7 @@ class GenerationLoop:
       stats: counts, added to.
       prefix_cache: prefixes of earlier calls, or None.
       stop_fn: from the tokens of a sequence to the number of tokens up to the end of a stop string, or None.
+      on_end: called with each sequence when it ends.
       continuous_batching: give a free row to a waiting sequence at once. False: static batching, where a batch starts
         together and ends with its last sequence.
     """
@@ -68,6 +69,7 @@ class GenerationLoop:
     stats: EngineStats
     prefix_cache: PrefixCache | None = None
     stop_fn: StopFn | None = None
+    on_end: Callable[[Sequence], None] | None = None
     continuous_batching: bool = True
 
     def run(self, progress: Callable[[int], None] | None = None) -> None:
@@ -190,6 +192,8 @@ class GenerationLoop:
         if ended:
             inputs.left[row] = 0
             self.state.scheduler.finish(sequence)
+            if self.on_end is not None:
+                self.on_end(sequence)
         return bool(ended)
 
     def _decode_inputs(self, live: np.ndarray) -> DecodeInputs:

@@ -23,6 +23,7 @@ class Sequence:
       prompt_token_ids: the prompt.
       key: uint32 [2], names its random draws.
       max_tokens: the most tokens that it may emit.
+      index: its place among the completions of its request.
       row: the row that it decodes in; NONE before it starts and after it ends.
       prefix_slot: the prefix of its prefix group that holds its prompt, from 0.
       outputs: for each call of the decode program its tokens int32, logprobs and sampling_logprobs float32.
@@ -33,6 +34,7 @@ class Sequence:
     prompt_token_ids: tuple[int, ...]
     key: np.ndarray
     max_tokens: int
+    index: int = 0
     row: int = NONE
     prefix_slot: int = NONE
     outputs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = dataclasses.field(default_factory=list)

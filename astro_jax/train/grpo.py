@@ -28,7 +28,7 @@ from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import Sharding
 from astro_jax.policy import Policy
-from astro_jax.sampler import Engine, Request, SamplingParams
+from astro_jax.sampler import Completion, Engine, Request, SamplingParams
 from astro_jax.train import covariance, data, losses, policy_loss
 from astro_jax.train.advantages import comparable, group_advantages, has_variance, length_penalty
 from astro_jax.train.collapse_guard import CollapseGuard
@@ -56,7 +56,7 @@ from astro_jax.train.state import (
     make_optimizer,
     zero_gradients,
 )
-from astro_jax.types import Problem
+from astro_jax.types import Problem, Response
 
 Groups = list[list[Rollout]]  # G groups of M rollouts
 
@@ -233,6 +233,8 @@ class GRPOTrainer:
     def generate_rollouts(self, params: Params, i: int, batch: int = 0) -> Groups:
         """Sample, judge and reward one group of M completions for each of the G prompts of step i.
 
+        Workers judge the completions that have ended while others are still sampled.
+
         Args:
           batch: the number of the batch of prompts in the step. Above 0: of the dynamic sampling.
         """
@@ -249,15 +251,21 @@ class GRPOTrainer:
             )
             for p, begin, place in zip(problems, begins, places, strict=True)
         ]  # fmt: skip
-        with self._timed("sampling"):
-            # No top-k, top-p or min-p: the log-probabilities of the samples are those of the policy.
-            groups = policy.generate(requests, SamplingParams(c.max_completion_length, c.temperature))
-        answered = [
-            [(policy.response(p, s, begin.text), s) for s in group]
-            for p, begin, group in zip(problems, begins, groups, strict=True)
-        ]
-        with self._timed("verification"):
-            judgements = self.rewarder.judge(i, answered, batch)
+        responses: dict[tuple[int, int], Response] = {}
+
+        def on_completion(g: int, j: int, completion: Completion) -> None:
+            responses[g, j] = policy.response(problems[g], completion, begins[g].text)
+            if stream is not None:
+                stream.add(g * c.num_generations + j, responses[g, j])
+
+        with self.rewarder.stream(i, problems, batch) as stream:
+            with self._timed("sampling"):
+                # No top-k, top-p or min-p: the log-probabilities of the samples are those of the policy.
+                sampling = SamplingParams(c.max_completion_length, c.temperature)
+                groups = policy.generate(requests, sampling, on_completion=on_completion)
+            answered = [[(responses[g, j], s) for j, s in enumerate(group)] for g, group in enumerate(groups)]
+            with self._timed("verification"):
+                judgements = self.rewarder.judge(i, answered, batch, stream)
         return [
             [
                 Rollout(
@@ -328,6 +336,7 @@ class GRPOTrainer:
         c, sizes = self.c, [len(r.completion_ids) for r in members]
         weights = [policy_loss.completion_weight(c, size, sum(sizes), len(sizes)) for size in sizes]
         rng = np.random.default_rng((self.engine.seed, *key, 3))
+        chosen: Sequence[np.ndarray | None]
         chosen = covariance.choose(c, [r.logprobs for r in members], advantages, rng) or [None] * len(members)
         columns = zip(members, advantages, weights, chosen, strict=True)
         documents = [_document(*column) for column in columns if column[1] or c.beta]

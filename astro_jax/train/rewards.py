@@ -6,8 +6,9 @@ again: the step uses its record, and so ends bitwise equal.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -18,6 +19,7 @@ from astro_jax.sampler import Completion
 from astro_jax.types import Problem, Response, Verdict
 from astro_jax.verify import Verifier
 from astro_jax.verify.user_reward import UserReward
+from astro_jax.verify.verifier import VerdictStream
 
 # The keyword arguments of a user-written reward, before those that the problems' `meta` has.
 COLUMNS = ("prompts", "completions", "completion_ids", "answer", "problem_id", "stopped", "correct")
@@ -60,13 +62,32 @@ class Rewarder:
         self.max_batches = max_batches
         self.records = storage.Shards(folder / "rewards", "step") if folder is not None else None
 
-    def judge(self, step: int, groups: Sequence[Group], batch: int = 0) -> list[list[Judgement]]:
-        """Judge and reward the completions of a batch of a step, or read what was recorded before a kill."""
+    @contextlib.contextmanager
+    def stream(self, step: int, problems: Sequence[Problem], batch: int = 0) -> Iterator[VerdictStream | None]:
+        """Judge the completions of a batch of a step while others are still sampled, for `judge`.
+
+        Yields:
+          The stream to add responses to. None where the step has a record, whose verdicts count.
+        """
+        if self.records is not None and self.records.has(step * self.max_batches + batch):
+            yield None
+            return
+        with self.verifier.stream(problems) as stream:
+            yield stream
+
+    def judge(
+        self, step: int, groups: Sequence[Group], batch: int = 0, stream: VerdictStream | None = None
+    ) -> list[list[Judgement]]:
+        """Judge and reward the completions of a batch of a step, or read what was recorded before a kill.
+
+        Args:
+          stream: has all responses already. None: all are judged now.
+        """
         if self.records is None:
-            return self._judge(groups)
+            return self._judge(groups, stream)
         digest, index = _digest(groups), step * self.max_batches + batch
         if (judgements := self._read(index, digest)) is None:
-            judgements = self._judge(groups)
+            judgements = self._judge(groups, stream)
             self.verifier.counts.save()
             self._write(index, digest, judgements)
         if distributed.is_main_process() and step >= self.keep_steps and batch == 0:
@@ -75,8 +96,9 @@ class Rewarder:
                 self.records.path(old).unlink(missing_ok=True)
         return judgements
 
-    def _judge(self, groups: Sequence[Group]) -> list[list[Judgement]]:
-        remaining = iter(self.verifier.judge([response for group in groups for response, _ in group]))
+    def _judge(self, groups: Sequence[Group], stream: VerdictStream | None) -> list[list[Judgement]]:
+        judge = self.verifier.judge if stream is None else stream.judge
+        remaining = iter(judge([response for group in groups for response, _ in group]))
         verdicts = [[next(remaining) for _ in group] for group in groups]
         if self.user_reward is None:
             return [[Judgement(v, verifier_reward(v)) for v in group] for group in verdicts]

@@ -12,8 +12,9 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -124,11 +125,32 @@ class WorkerPool:
         Raises:
           WorkerStartError: if a worker cannot be started.
         """
-        batch = _Batch(calls, on_outcome)
+        batch = _Batch(on_outcome)
+        for call in calls:
+            batch.add(call)
+        batch.is_whole = True
+        self._run(batch)
+        return batch.in_order()
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[CallStream]:
+        """Run calls while the thread that adds them does other work. Inside, nothing else may use the pool.
+
+        Raises:
+          WorkerStartError: from `CallStream.outcomes`.
+        """
+        stream = CallStream(self._run)
         try:
-            while len(batch.outcomes) < len(calls):
+            yield stream
+        finally:
+            stream.cancel()
+
+    def _run(self, batch: _Batch) -> None:
+        """Run the calls of a batch until it is whole and all its calls have ended."""
+        try:
+            while not batch.has_ended:
                 self._send_calls(batch)
-                for w in self._wait():
+                for w in self._wait(batch.wake):
                     self._receive(w, batch)
                 for w in [w for w in self._workers if w.queue or not w.ready]:
                     if time.monotonic() - w.since > self._deadline(w):
@@ -136,7 +158,6 @@ class WorkerPool:
         except BaseException:
             self.close()  # the results of the current calls have no reader any more
             raise
-        return [batch.outcomes[i] for i in range(len(calls))]
 
     def close(self) -> None:
         """End the workers. The next call starts new workers."""
@@ -159,12 +180,19 @@ class WorkerPool:
                 w.since = time.monotonic()
                 w.connection.send([(i, *batch.calls[i]) for i in w.queue])
 
-    def _wait(self) -> list[_Worker]:
-        """Wait for messages until the next deadline, and return the workers that have sent a message."""
+    def _wait(self, wake: Connection | None) -> list[_Worker]:
+        """Wait for messages until the next deadline, and return the workers that have sent a message.
+
+        Args:
+          wake: a message on it ends the wait too.
+        """
         now = time.monotonic()
-        seconds = min((w.since + self._deadline(w) - now for w in self._workers if w.queue or not w.ready), default=0)
-        connections = wait([w.connection for w in self._workers], max(seconds, 0))
-        return [w for w in self._workers if w.connection in connections]
+        deadlines = [w.since + self._deadline(w) for w in self._workers if w.queue or not w.ready]
+        seconds = max(min(deadlines) - now, 0) if deadlines else None if wake else 0
+        ready = wait([*(w.connection for w in self._workers), *([wake] if wake else [])], seconds)
+        while wake is not None and wake.poll():
+            wake.recv_bytes()
+        return [w for w in self._workers if w.connection in ready]
 
     def _receive(self, w: _Worker, batch: _Batch) -> None:
         """Receive one message of a worker: the first says that the worker is ready, the others are results."""
@@ -222,14 +250,95 @@ class WorkerPool:
         w.process.kill()
 
 
-class _Batch:
-    """The calls of one WorkerPool.run: the indices that wait for a worker, the outcomes and the failures so far."""
+class CallStream:
+    """Calls that run in a thread of their own, from `WorkerPool.stream`. The first call starts the thread.
 
-    def __init__(self, calls: Sequence[Call], on_outcome: Callable[[int, Outcome], None] | None):
-        self.calls, self.on_outcome = calls, on_outcome
-        self.waiting = collections.deque(range(len(calls)))
+    Args:
+      run: `WorkerPool._run`.
+    """
+
+    def __init__(self, run: Callable[[_Batch], None]):
+        self._wake, self._waker = multiprocessing.Pipe(duplex=False)
+        self._batch = _Batch(wake=self._wake)
+        self._run, self._thread = run, threading.Thread(target=self._work, daemon=True)
+        self._error: BaseException | None = None
+
+    def add(self, call: Call) -> int:
+        """Add a call. Return its number, from 0."""
+        number = self._batch.add(call)
+        if number == 0:
+            self._thread.start()
+        elif self._thread.is_alive():  # it ends early with an error, and then reads no message
+            self._waker.send_bytes(b".")
+        return number
+
+    def outcomes(self) -> list[Outcome]:
+        """Wait for the outcomes of all calls, in the order in which they were added. No call may follow."""
+        self._end()
+        if self._error is not None:
+            raise self._error
+        return self._batch.in_order()
+
+    def cancel(self) -> None:
+        """End the thread, and the calls that still run."""
+        self._batch.is_cancelled = True
+        self._end()
+        self._waker.close()
+        self._wake.close()
+
+    def _end(self) -> None:
+        self._batch.is_whole = True
+        if self._thread.is_alive():
+            self._waker.send_bytes(b".")
+            self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            self._run(self._batch)
+        except BaseException as e:  # the thread that waits for the outcomes raises it
+            self._error = e
+
+
+class _Cancelled(Exception):
+    """Nobody waits for the outcomes any more."""
+
+
+class _Batch:
+    """The calls of one WorkerPool.run or CallStream.
+
+    Attributes:
+      calls: all calls so far.
+      waiting: the indices that wait for a worker.
+      outcomes, failures: so far, by index.
+      is_whole: whether no further call will be added.
+      is_cancelled: whether nobody waits for the outcomes any more.
+      wake: a message on it tells of a new call, or of a change of these two. None: neither can happen.
+    """
+
+    def __init__(self, on_outcome: Callable[[int, Outcome], None] | None = None, wake: Connection | None = None):
+        self.on_outcome, self.wake = on_outcome, wake
+        self.calls: list[Call] = []
+        self.waiting = collections.deque[int]()
         self.outcomes: dict[int, Outcome] = {}
         self.failures = collections.Counter[int]()
+        self.is_whole = self.is_cancelled = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all calls have ended and no other will come."""
+        if self.is_cancelled and len(self.outcomes) < len(self.calls):
+            raise _Cancelled
+        return self.is_whole and len(self.outcomes) == len(self.calls)
+
+    def add(self, call: Call) -> int:
+        """Add a call. Return its index."""
+        self.calls.append(call)
+        self.waiting.append(len(self.calls) - 1)
+        return len(self.calls) - 1
+
+    def in_order(self) -> list[Outcome]:
+        """The outcomes of all calls, in order."""
+        return [self.outcomes[i] for i in range(len(self.calls))]
 
     def finish(self, w: _Worker, index: int, result: Any) -> None:
         """Keep the outcome of a worker's current call."""

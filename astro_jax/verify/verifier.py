@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from astro_jax import config as cfg
 from astro_jax import distributed
 from astro_jax.errors import AstroError
 from astro_jax.phrases import count_backtracks
-from astro_jax.types import Response, Verdict
+from astro_jax.types import Problem, Response, Verdict
 from astro_jax.verify.answer import Rule
 from astro_jax.verify.math import Grade
-from astro_jax.verify.pool import Call, Outcome, Timeout, WorkerPool
+from astro_jax.verify.pool import Call, CallStream, Outcome, Timeout, WorkerPool
 from astro_jax.verify.tasks import VERIFIERS, WorkerVerifier, verify
 from astro_jax.verify.verdict_counts import VerdictCounts
 
@@ -48,24 +49,26 @@ class Verifier:
           AstroError: if too large a share of all responses so far has no verdict (verify.max_failed_share).
         """
         verdicts = self.grade(responses, self.c.reward_rule if use == "reward" else self.c.report_rule)
-        self.counts.add(v.status for v in verdicts)
-        self._stop_if_failing(responses)
-        return verdicts
+        return self._count(responses, verdicts)
 
     def grade(self, responses: Sequence[Response], rule: Rule) -> list[Verdict]:
         """Judge responses by a named rule, without counting the verdicts. One verdict for each response, in order."""
-        calls: dict[int, Call] = {}  # by the index of the response
-        for i, response in enumerate(responses):
-            verifier = VERIFIERS[response.problem.task]
-            reads_cut_off = rule == "math500" and response.problem.task == "math"
-            if isinstance(verifier, WorkerVerifier) and (response.stopped or reads_cut_off):
-                self.pool.add_modules(verifier.modules)
-                calls[i] = verifier.call(response, rule)
-        outcomes = dict(zip(calls, self._run(list(calls.values())), strict=True))
-        return [
-            self._verdict(response, outcomes[i]) if i in outcomes else verify(*response)
-            for i, response in enumerate(responses)
-        ]
+        self._prepare([r.problem for r in responses])
+        calls = {i: call for i, r in enumerate(responses) if (call := _call(r, rule)) is not None}
+        return self._verdicts(responses, dict(zip(calls, self._run(list(calls.values())), strict=True)))
+
+    @contextlib.contextmanager
+    def stream(self, problems: Sequence[Problem]) -> Iterator[VerdictStream]:
+        """Judge responses by `verify.reward_rule` in worker processes while others are still sampled.
+
+        Inside, nothing else may use this verifier.
+
+        Args:
+          problems: of the responses.
+        """
+        self._prepare(problems)
+        with self.pool.stream() as calls:
+            yield VerdictStream(self, calls)
 
     def readable(self, gold_answers: Sequence[str]) -> list[bool]:
         """Say for each gold answer of mathematics whether the parser can read it."""
@@ -84,6 +87,21 @@ class Verifier:
         """End the workers. The next response that needs a worker starts new workers."""
         if self._pool is not None:
             self._pool.close()
+
+    def _prepare(self, problems: Sequence[Problem]) -> None:
+        """Let the workers import what the tasks of these problems need."""
+        for task in {p.task for p in problems}:
+            if isinstance(verifier := VERIFIERS[task], WorkerVerifier):
+                self.pool.add_modules(verifier.modules)
+
+    def _verdicts(self, responses: Sequence[Response], outcomes: Mapping[int, Outcome]) -> list[Verdict]:
+        """The verdicts of responses. `outcomes`: of those that a worker has judged, by the index of the response."""
+        return [self._verdict(r, outcomes[i]) if i in outcomes else verify(*r) for i, r in enumerate(responses)]
+
+    def _count(self, responses: Sequence[Response], verdicts: list[Verdict]) -> list[Verdict]:
+        self.counts.add(v.status for v in verdicts)
+        self._stop_if_failing(responses)
+        return verdicts
 
     def _run(self, calls: Sequence[Call]) -> list[Outcome]:
         """Run calls and return their outcomes in order.
@@ -118,6 +136,54 @@ class Verifier:
                 "are they cut off (max_tokens), without an end token (chat.template), or without the \\boxed that is "
                 "asked for?"
             )
+
+
+class VerdictStream:
+    """Judges responses while the sampler still makes others, from `Verifier.stream`.
+
+    The verdicts are those of `Verifier.judge`, and so are the counts.
+    """
+
+    def __init__(self, verifier: Verifier, calls: CallStream):
+        self._verifier, self._calls = verifier, calls
+        self._indices: list[int] = []  # of the responses whose calls were added
+
+    def add(self, index: int, response: Response) -> None:
+        """Begin to judge a response.
+
+        Args:
+          index: the place of the response among all responses. Process i of n judges those with index i, i + n, ...
+        """
+        is_own = index % distributed.process_count() == distributed.process_index()
+        if is_own and (call := _call(response, self._verifier.c.reward_rule)) is not None:
+            self._calls.add(call)
+            self._indices.append(index)
+
+    def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+        """Wait for the verdicts, and count them.
+
+        Args:
+          responses: all that were added, in the order of their indices.
+
+        Returns:
+          One verdict for each response, in order.
+
+        Raises:
+          AstroError: as `Verifier.judge`.
+        """
+        local = [(i, _pack(outcome)) for i, outcome in zip(self._indices, self._calls.outcomes(), strict=True)]
+        gathered = distributed.all_gather("verdicts", local)
+        outcomes = {i: _unpack(packed) for part in gathered for i, packed in part}
+        return self._verifier._count(responses, self._verifier._verdicts(responses, outcomes))
+
+
+def _call(response: Response, rule: Rule) -> Call | None:
+    """The call of a worker that judges a response. None: the response is judged in this process."""
+    verifier = VERIFIERS[response.problem.task]
+    reads_cut_off = rule == "math500" and response.problem.task == "math"
+    if isinstance(verifier, WorkerVerifier) and (response.stopped or reads_cut_off):
+        return verifier.call(response, rule)
+    return None
 
 
 def to_verdict(outcome: Outcome, backtracks: int = 0) -> Verdict:

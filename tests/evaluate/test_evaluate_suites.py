@@ -48,7 +48,9 @@ class Scripted:
     def __init__(self, script):
         self.script, self.asked = script, []
 
-    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
+    def generate(
+        self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None, on_completion=None
+    ):
         self.asked += [r.request_id[-1] for r in requests]
         return [[self.completion(r, j) for j in range(r.n)] for r in requests]
 

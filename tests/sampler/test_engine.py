@@ -221,6 +221,20 @@ def test_more_completions_than_rows_all_end_and_report_progress():
     assert sum(counts) == 21 and as_lists(completions) == as_lists(engine().generate(PARAMS, requests, sampling(6)))
 
 
+def test_each_completion_is_passed_on_when_it_ends():
+    small, passed = engine(max_num_seqs=4), []
+    found = small.generate(
+        PARAMS, REQUESTS, sampling(), on_completion=lambda r, j, c: passed.append(((r, j), c, small.stats.tokens))
+    )
+    places = [(r, j) for r, completions in enumerate(found) for j in range(len(completions))]
+    assert sorted(place for place, _, _ in passed) == places
+    for (r, j), completion, _ in passed:
+        np.testing.assert_array_equal(completion.token_ids, found[r][j].token_ids)
+        np.testing.assert_array_equal(completion.logprobs, found[r][j].logprobs)
+        assert completion.finish_reason == found[r][j].finish_reason
+    assert passed[0][2] < passed[-1][2]  # the first one while others are still sampled
+
+
 def test_no_requests_and_no_completions_give_empty_lists():
     assert engine().generate(PARAMS, [], sampling()) == []
     assert engine().generate(PARAMS, [Request((1, 2), 0, ("none",))], sampling()) == [[]]

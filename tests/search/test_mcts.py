@@ -191,7 +191,9 @@ class ScriptedEngine:
     def __init__(self, script):
         self.script, self.calls = script, []
 
-    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
+    def generate(
+        self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None, on_completion=None
+    ):
         self.calls.append((sampling, requests))
         to_the_end = tuple(sampling.stop_token_ids) == (EOS,)
         completions = []

@@ -236,8 +236,13 @@ class FixedEngine:
     def reserve(self, prompt, new):
         pass
 
-    def generate(self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None):
+    def generate(
+        self, params, requests, sampling, *, prefix_cache=None, stop_fn=None, progress=None, on_completion=None
+    ):
         self.requests += requests
+        for i in range(len(requests)):
+            for j, found in enumerate(self.completions):
+                on_completion(i, j, found)
         return [list(self.completions) for _ in requests]
 
 

@@ -10,6 +10,7 @@ from astro_jax.sampler import Completion
 from astro_jax.train import rewards
 from astro_jax.train.rewards import Judgement, Rewarder
 from astro_jax.types import Problem, Response, Verdict
+from astro_jax.verify import Verifier
 from astro_jax.verify.user_reward import UserReward
 from astro_jax.verify.verdict_counts import VerdictCounts
 
@@ -59,6 +60,21 @@ def test_a_replayed_step_keeps_the_verdicts_of_its_first_run(tmp_path):
     verifier = ScriptedVerifier(CORRECT, TIMEOUT, ERROR, WRONG, CORRECT, CORRECT, CORRECT, CORRECT)
     first, replayed = (Rewarder(verifier, None, epath.Path(tmp_path)).judge(3, GROUPS) for _ in range(2))
     assert replayed == first and first[0][1].reward is None and verifier.calls == 1
+
+
+def test_a_step_with_a_record_is_not_judged_while_it_is_sampled(tmp_path):
+    verifier, problem = Verifier(), Problem("p", "2+3", "5", task="number")
+    rewarder, groups = Rewarder(verifier, None, epath.Path(tmp_path)), [responses("5", "4", "5?", problem=problem)]
+    with rewarder.stream(3, [problem]) as stream:
+        for i, (response, _) in enumerate(groups[0]):
+            stream.add(i, response)
+        first = rewarder.judge(3, groups, stream=stream)
+    assert [j.reward for j in first[0]] == [1, -1, -1] and first == Rewarder(verifier).judge(3, groups)
+    with rewarder.stream(3, [problem]) as stream:
+        assert stream is None and rewarder.judge(3, groups, stream=stream) == first
+    assert verifier.counts.by_status.total() == 6
+    with rewarder.stream(4, [problem]) as stream:
+        assert stream is not None
 
 
 def test_a_record_of_other_completions_is_not_used(tmp_path):

@@ -29,10 +29,9 @@ from astro_jax.train import loop
 from astro_jax.train.rewards import Rewarder
 from astro_jax.train.state import abstract_state, make_optimizer
 from astro_jax.types import Verdict
-from astro_jax.verify.verdict_counts import VerdictCounts
 
 
-class FlakyVerifier:
+class FlakyVerifier(FunctionVerifier):
     """Times out on a third of the responses that it has not seen, and judges them like HASH_VERIFIER when asked again.
 
     Attributes:
@@ -40,7 +39,8 @@ class FlakyVerifier:
     """
 
     def __init__(self):
-        self.seen, self.counts = set(), VerdictCounts()
+        super().__init__(None)
+        self.seen = set()
 
     def judge(self, responses):
         verdicts = []

@@ -6,10 +6,11 @@ import threading
 import time
 
 import hostile
+import pytest
 from slow_answer import SLOW_ANSWER
 
 from astro_jax.verify import pool
-from astro_jax.verify.pool import Call, Timeout, WorkerPool
+from astro_jax.verify.pool import Call, Timeout, WorkerPool, WorkerStartError
 
 
 def call(answer, gold="5"):
@@ -51,6 +52,40 @@ def test_pool_runs_calls_from_a_thread(workers):
     thread.start()
     thread.join()
     assert [o.result.correct for o in outcomes] == [True, False]
+
+
+def test_stream_runs_calls_while_the_thread_that_adds_them_goes_on(workers):
+    with workers.stream() as stream:
+        slow = stream.add(Call("math", ("5", SLOW_ANSWER, "strict")))
+        numbers = [stream.add(call(i)) for i in range(6)]
+        deadline = time.monotonic() + 20
+        while len(stream._batch.outcomes) < 7 and time.monotonic() < deadline:
+            time.sleep(0.01)  # nobody has asked for the outcomes
+        later = stream.add(call(5))
+        assert (slow, numbers, later) == (0, [1, 2, 3, 4, 5, 6], 7) and len(stream._batch.outcomes) >= 7
+        outcomes = stream.outcomes()
+    assert isinstance(outcomes[slow].result, Timeout)
+    assert [o.result.correct for o in outcomes[1:]] == [i == 5 for i in (*range(6), 5)]
+    with workers.stream() as stream:
+        assert stream.outcomes() == []
+
+
+def test_stream_that_nobody_waits_for_ends_its_calls(workers):
+    start = time.monotonic()
+    with pytest.raises(KeyError), workers.stream() as stream:
+        for _ in range(40):
+            stream.add(Call("math", ("5", SLOW_ANSWER, "strict")))
+        raise KeyError("the sampler failed")
+    assert time.monotonic() - start < 3 and not workers._workers and not stream._thread.is_alive()
+    assert workers.run([call(5)])[0].result.correct
+
+
+def test_stream_without_workers_raises_where_its_outcomes_are_read():
+    broken = WorkerPool(1, seconds=1.0, memory=2**30, modules=("no_such_module",))
+    with broken.stream() as stream:
+        stream.add(call(5))
+        with pytest.raises(WorkerStartError, match="a worker did not start"):
+            stream.outcomes()
 
 
 def test_workers_are_replaced_after_a_number_of_calls(workers, monkeypatch):

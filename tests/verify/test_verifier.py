@@ -1,9 +1,12 @@
 """The Verifier: verdicts by status, the rules, disagreements of the graders, and runs without verdicts."""
 
+import json
+
 import pytest
 from slow_answer import SLOW_ANSWER
 
 from astro_jax import config as cfg
+from astro_jax import distributed
 from astro_jax.errors import AstroError
 from astro_jax.types import Problem, Response
 from astro_jax.verify import Verifier
@@ -28,6 +31,37 @@ def test_verdicts_by_status(verifier):
     assert [v.correct for v in verdicts] == [True, False, False, False, False]
     assert verdicts[1].answer == "6"
     assert verifier.counts.by_status == {"correct": 1, "wrong": 1, "unparsed": 2, "timeout": 1}
+
+
+def test_stream_gives_the_verdicts_and_counts_of_judge(verifier, workers):
+    slow = Response(Problem("x", "", "5", task="math"), SLOW_ANSWER, True)
+    local = Response(Problem("y", "", "5", task="number"), "5", True)
+    all_responses = [response(5), response(6), local, slow, response("x^{"), response(5, stopped=False), local]
+    expected, other = verifier.judge(all_responses), Verifier(cfg.Verify(timeout_seconds=1))
+    other._pool = workers
+    with other.stream([r.problem for r in all_responses]) as stream:
+        for i in (3, 1, 0, 2, 6, 5, 4):  # they end in another order
+            stream.add(i, all_responses[i])
+        assert stream.judge(all_responses) == expected
+    assert other.counts.by_status == verifier.counts.by_status
+
+
+def test_processes_share_the_responses_of_a_stream(verifier, workers, monkeypatch):
+    all_responses, parts = [response(i) for i in range(7)], {}
+    expected = verifier.judge(all_responses)
+
+    def judge(process, others):
+        monkeypatch.setattr(distributed, "process_index", lambda: process)
+        monkeypatch.setattr(distributed, "all_gather", lambda name, value: [parts.setdefault(process, value), *others])
+        with verifier.stream([r.problem for r in all_responses]) as stream:
+            for i, r in enumerate(all_responses):
+                stream.add(i, r)
+            return stream.judge(all_responses)
+
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
+    judge(1, [])
+    assert json.loads(json.dumps(parts[1]))[0][0] == 1 and [i for i, _ in parts[1]] == [1, 3, 5]
+    assert judge(0, [json.loads(json.dumps(parts[1]))]) == expected
 
 
 def test_rewards_are_strict_and_reports_are_lenient(verifier):
