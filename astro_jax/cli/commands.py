@@ -292,6 +292,19 @@ def bench_sft(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def bench_grpo(args: argparse.Namespace, command: str) -> int:
+    """Measure a step of GRPO, and print the figures."""
+    from astro_jax.bench import grpo
+    from astro_jax.llama import checkpoint, reference, tokenizer
+
+    if args.compare == "trl":
+        reference.require("trl", "--compare trl")
+    work = grpo.Workload(args.prompts, args.samples, args.prompt, args.new, args.steps)
+    config, params = checkpoint.load(args.model)
+    _print_figures(grpo.measure(config, params, tokenizer.load(args.model), work, args.compare), args.json)
+    return 0
+
+
 def _print_figures(figures: dict[str, Any], as_json: bool) -> None:
     print(json.dumps(figures) if as_json else "\n".join(f"{key}: {value}" for key, value in figures.items()))
 

@@ -292,6 +292,17 @@ def _bench_sft(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _bench_grpo(parser: Parser) -> None:
+    parser.add_argument("--model", required=True, metavar="CKPT", help="as for `astro sample`")
+    parser.add_argument("--prompts", type=int, default=8, metavar="G", help="prompts of a step (default 8)")
+    parser.add_argument("--samples", type=int, default=8, metavar="M", help="completions of a prompt (default 8)")
+    parser.add_argument("--prompt", type=int, default=32, metavar="P", help="tokens of a prompt (default 32)")
+    parser.add_argument("--new", type=int, default=64, metavar="T", help="tokens of a completion (default 64)")
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="measured steps (default 3)")
+    parser.add_argument("--compare", choices=("trl",), help="also measure TRL's GRPOTrainer")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 # ---- The table
 
 
@@ -332,6 +343,8 @@ COMMANDS: tuple[Command, ...] = (
             commands.bench_sampler),
     Command("bench sft", "Machines", "measure a step of SFT, as a share of the machine's limits", _bench_sft,
             commands.bench_sft),
+    Command("bench grpo", "Machines", "measure a step of GRPO, as a share of the machine's limits", _bench_grpo,
+            commands.bench_grpo),
     Command("bench search", "Machines", "measure a search on a synthetic policy: usable trees, tokens", _bench_search,
             commands.bench_search),
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import jax
 import numpy as np
 from etils import epath
@@ -21,10 +23,19 @@ def require_torch(option: str) -> None:
     Raises:
       AstroError: when torch is not installed.
     """
+    require("torch", option)
+
+
+def require(module: str, option: str) -> None:
+    """Check that a module is installed, for an option of the command line that needs it.
+
+    Raises:
+      AstroError: when the module is not installed.
+    """
     try:
-        import torch  # noqa: F401
+        importlib.import_module(module)
     except ImportError as e:
-        raise AstroError(f"{option}: torch is not installed; pip install torch, or leave out the option") from e
+        raise AstroError(f"{option}: {module} is not installed; pip install {module}, or leave out the option") from e
 
 
 def compare(folder: epath.Path, config: LlamaConfig, params: Params) -> float:

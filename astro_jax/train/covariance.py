@@ -11,6 +11,8 @@ pass, and does not depend on micro-batches, devices or rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from astro_jax import config as cfg
@@ -69,7 +71,7 @@ def kl_cov(covariance: np.ndarray, ratio: float) -> np.ndarray:
 
 def choose(
     c: cfg.Grpo, logprobs: list[np.ndarray], advantages: np.ndarray, rng: np.random.Generator
-) -> list[np.ndarray] | None:
+) -> Sequence[np.ndarray | None]:
     """Choose the tokens of an update.
 
     Args:
@@ -77,10 +79,10 @@ def choose(
       advantages: of the completions.
 
     Returns:
-      for each completion, bool [T]. None where neither `clip_cov_ratio` nor `kl_cov_ratio` is set.
+      for each completion bool [T], or None where neither `clip_cov_ratio` nor `kl_cov_ratio` is set.
     """
     if not c.clip_cov_ratio and not c.kl_cov_ratio:
-        return None
+        return [None] * len(logprobs)
     sizes = [len(x) for x in logprobs]
     covariance = token_covariance(np.concatenate(logprobs), np.repeat(advantages, sizes))
     if c.clip_cov_ratio:

@@ -336,8 +336,7 @@ class GRPOTrainer:
         c, sizes = self.c, [len(r.completion_ids) for r in members]
         weights = [policy_loss.completion_weight(c, size, sum(sizes), len(sizes)) for size in sizes]
         rng = np.random.default_rng((self.engine.seed, *key, 3))
-        chosen: Sequence[np.ndarray | None]
-        chosen = covariance.choose(c, [r.logprobs for r in members], advantages, rng) or [None] * len(members)
+        chosen = covariance.choose(c, [r.logprobs for r in members], advantages, rng)
         columns = zip(members, advantages, weights, chosen, strict=True)
         documents = [_document(*column) for column in columns if column[1] or c.beta]
         if not documents:
