@@ -10,6 +10,7 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from helpers import (
     one_device,
     one_device_train,
@@ -20,6 +21,7 @@ from helpers import (
 from astro_jax import config as cfg
 from astro_jax import llama
 from astro_jax.sampler import Engine
+from astro_jax.train import loop
 from astro_jax.train.advantages import group_advantages
 from astro_jax.train.grpo import GRPOTrainer
 from astro_jax.train.rewards import Rewarder
@@ -93,6 +95,33 @@ def make_shared(*args, **kwargs):
     new = make(*args, **kwargs)
     new._accumulate, new._apply, new._reshard = trainer()._accumulate, trainer()._apply, trainer()._reshard
     return new
+
+
+class Killed(Exception):
+    """Ends a run like SIGKILL: nothing is saved."""
+
+
+def run_loop(folder, trainer, max_steps=4, kill_at=None, step=None, **options):
+    """Train with a checkpoint after every second step, from the last checkpoint in `folder`. Return the final state.
+
+    Args:
+      kill_at: this step, from 0, is killed after its rollouts and before its update.
+      step: takes a step in the place of the trainer.
+      options: of `loop.run`.
+    """
+
+    def train_step(state, i):
+        if i != kill_at:
+            return (step or trainer.step)(state, i)
+        trainer._generate(trainer._reshard(state.params), i)
+        raise Killed
+
+    abstract = abstract_state(CONFIG, make_optimizer(GRPO, GRPO.max_steps), one_device_train())
+    c = GRPO.model_copy(update={"save_steps": 2})
+    state, _ = loop.run(
+        epath.Path(folder), "rl", fresh(), abstract, train_step, trainer.examples, max_steps, c, **options
+    )
+    return state
 
 
 def read_lines(path):

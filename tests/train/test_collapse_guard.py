@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 from etils import epath
-from grpo_fixtures import CONFIG, GRPO, fresh, make_shared, read_lines
-from helpers import assert_trees_equal, one_device_train
+from grpo_fixtures import GRPO, Killed, fresh, make_shared, read_lines, run_loop
+from helpers import assert_trees_equal
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
-from astro_jax.train import collapse_guard, loop
+from astro_jax.train import collapse_guard
 from astro_jax.train.collapse_guard import CollapseGuard
-from astro_jax.train.state import abstract_state, make_optimizer
 
 
 def make_guard(folder, *rules, **settings):
@@ -145,10 +144,6 @@ def test_skipped_update_leaves_the_state_as_it_was(tmp_path):
     assert metrics.get("guard_skips", 0) == 0
 
 
-class Killed(Exception):
-    pass
-
-
 def train(folder, kill=None):
     """Seven steps that collapse at step 5 unless the learning rate is lower. Killed at a moment that `kill` names."""
     guard = make_guard(folder, {"metric": "kl", "above": 5.0, "action": "rollback"})
@@ -169,9 +164,7 @@ def train(folder, kill=None):
         state, metrics = trainer.step(state, i)
         return state, metrics | {"kl": 9.0 if i == 4 and not guard.rollbacks else 0.1}
 
-    abstract = abstract_state(CONFIG, make_optimizer(GRPO, GRPO.max_steps), one_device_train())
-    path, c = epath.Path(folder), GRPO.model_copy(update={"save_steps": 2})
-    return loop.run(path, "rl", fresh(), abstract, step, trainer.examples, 7, c, collapse_guard=guard)[0]
+    return run_loop(folder, trainer, 7, step=step, collapse_guard=guard)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from grpo_fixtures import (
     HASH_VERIFIER,
     PROBLEMS,
     FunctionVerifier,
+    Killed,
     fresh,
     make,
     make_shared,
@@ -19,13 +20,13 @@ from grpo_fixtures import (
     padded_logprobs,
     random_rollouts,
     read_lines,
+    run_loop,
 )
-from helpers import assert_trees_equal, one_device_train, tiny_params
+from helpers import assert_trees_equal, tiny_params
 
 from astro_jax import config as cfg
 from astro_jax.llama import params as llama_params
 from astro_jax.mesh import make_mesh, train_sharding
-from astro_jax.train import loop
 from astro_jax.train.grpo import micro_batch_sizes, padding_rate
 from astro_jax.train.rewards import Rewarder
 from astro_jax.train.rollouts import Rollout, RolloutLog, repetition, reward_array
@@ -196,26 +197,12 @@ def test_dynamic_sampling_goes_on_until_enough_groups_have_different_rewards():
     assert metrics["gen_batches"] == batches[2] and metrics["zero_std_rate"] == pytest.approx(1 - np.mean(usable))
 
 
-class Killed(Exception):
-    pass
-
-
 def train(folder, kill_at=None):
-    """Four steps with dynamic sampling and a checkpoint after every second step; killed before the update."""
+    """Four steps with dynamic sampling."""
     verifier = PickyVerifier()
     dynamic = make_shared(verifier=verifier, max_num_gen_batches=3, log=RolloutLog(epath.Path(folder)))
     dynamic.rewarder = Rewarder(verifier, folder=epath.Path(folder), keep_steps=2, max_batches=3)
-
-    def step(state, i):
-        if i != kill_at:
-            return dynamic.step(state, i)
-        dynamic._generate(dynamic._reshard(state.params), i)
-        raise Killed
-
-    tx = make_optimizer(GRPO, GRPO.max_steps)
-    abstract = abstract_state(CONFIG, tx, one_device_train())
-    c = GRPO.model_copy(update={"save_steps": 2})
-    return loop.run(epath.Path(folder), "rl", fresh(), abstract, step, dynamic.examples, 4, c)[0]
+    return run_loop(folder, dynamic, kill_at=kill_at)
 
 
 def test_resume_with_dynamic_sampling_is_bitwise_equal(tmp_path):

@@ -10,24 +10,22 @@ import pytest
 from etils import epath
 from grpo_fixtures import (
     CONFIG,
-    GRPO,
     HASH_VERIFIER,
     FunctionVerifier,
+    Killed,
     fresh,
     make_shared,
     reference_advantages,
+    run_loop,
     update,
 )
 from helpers import (
     assert_trees_close,
     assert_trees_equal,
-    one_device_train,
     tiny_params,
 )
 
-from astro_jax.train import loop
 from astro_jax.train.rewards import Rewarder
-from astro_jax.train.state import abstract_state, make_optimizer
 from astro_jax.types import Verdict
 
 
@@ -78,26 +76,11 @@ def test_step_without_any_reward_changes_nothing():
     assert_trees_equal(state.params, tiny_params(CONFIG))
 
 
-class Killed(Exception):
-    pass
-
-
 def train(folder, verifier, kill_at=None):
-    """Train four steps with a checkpoint after every second step; killed after the judgement of step `kill_at`."""
+    """Four steps. The metrics are returned too."""
     flaky = make_shared(verifier=verifier)
     flaky.rewarder = Rewarder(verifier, folder=epath.Path(folder), keep_steps=4)
-
-    def step(state, i):
-        if i != kill_at:
-            return flaky.step(state, i)
-        flaky.generate_rollouts(flaky._reshard(state.params), i)
-        raise Killed
-
-    tx = make_optimizer(GRPO, GRPO.max_steps)
-    abstract = abstract_state(CONFIG, tx, one_device_train())
-    c = GRPO.model_copy(update={"save_steps": 2})
-    state, _ = loop.run(epath.Path(folder), "rl", fresh(), abstract, step, flaky.examples, 4, c)
-    return state, (folder / "metrics.jsonl").read_text()
+    return run_loop(folder, flaky, kill_at=kill_at), (folder / "metrics.jsonl").read_text()
 
 
 def test_resume_is_bitwise_equal_where_a_verifier_timed_out_before_the_kill(tmp_path):
