@@ -206,15 +206,21 @@ def _seconds_since(start: float) -> float:
 def suggest_changes(plan: Json) -> str:
     """Return which config keys to change so that every program of a plan fits."""
     keys = {
-        "step": "lower sft.micro_batch_size or sft.max_length, or set sft.remat_policy (--remat compares)",
         "gradient": "lower grpo.micro_batch_size or grpo.max_length, or set grpo.remat_policy=full",
         "decode": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
         "prefill": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
         "pack": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
     }
+
+    def advice(row: Json) -> str:
+        if row["program"] != "step":
+            return keys.get(row["program"], "split the parameters over more chips")
+        if row["stage"] == "base":
+            return "lower base_sft.micro_batch_size or base_sft.max_length, or set base_sft.remat_policy"
+        return "lower sft.micro_batch_size or sft.max_length, or set sft.remat_policy (--remat compares)"
+
     suggestions = [
-        f"{row['stage']} {row['program']} needs {row['at_once_gib']} of {plan['hbm_gib']} GiB a chip: "
-        f"{keys.get(row['program'], 'split the parameters over more chips')}"
+        f"{row['stage']} {row['program']} needs {row['at_once_gib']} of {plan['hbm_gib']} GiB a chip: {advice(row)}"
         for row in plan["programs"]
         if not row["fits"]
     ]

@@ -60,6 +60,16 @@ def test_program_that_does_not_fit_exits_with_3_and_names_the_config_keys(capsys
     assert "NO" in out
 
 
+def test_base_step_that_does_not_fit_is_told_to_change_the_keys_of_base_sft():
+    """The advice named sft.micro_batch_size, which the stage `base` does not read."""
+    rows = [{"stage": stage, "program": "step", "at_once_gib": 20, "fits": False} for stage in ("base", "sft")]
+    base, sft, _ = planner.suggest_changes({"hbm_gib": 15.75, "programs": rows}).split("; ")
+    assert base.startswith(
+        "base step needs 20 of 15.75 GiB a chip: lower base_sft.micro_batch_size or base_sft.max_len"
+    )
+    assert sft.startswith("sft step needs 20 of 15.75 GiB a chip: lower sft.micro_batch_size or sft.max_length")
+
+
 def test_the_hours_of_a_run_need_no_compilation(capsys, monkeypatch):
     """The launchers ask for them before they rent a slice."""
     monkeypatch.setattr(topology, "get", lambda name: types.SimpleNamespace(devices=jax.devices()))
