@@ -98,10 +98,10 @@ def test_logits_of_a_text_equal_transformers(logits, golden, maker, torch_model,
 
 
 def test_greedy_tokens_equal_golden_ones(greedy, golden, capsys):
-    expected, second, gap = (golden[name][:, :GREEDY] for name in ("greedy", "second", "gap"))
-    assert greedy.shape == expected.shape == (8, GREEDY)
+    arrays = [golden[name][:, :GREEDY] for name in ("greedy", "second", "gap")]
+    assert greedy.shape == arrays[0].shape == (8, GREEDY)
     ties = 0
-    for ours, expected, second, gap in zip(greedy, expected, second, gap, strict=True):
+    for ours, expected, second, gap in zip(greedy, *arrays, strict=True):
         if (differ := np.nonzero(ours != expected)[0]).size:
             t = differ[0]  # the texts differ after this token
             assert ours[t] == second[t] and gap[t] < TIE
