@@ -294,6 +294,16 @@ class Sft(Training):
     )
     save_steps: int = key(200, "Steps between checkpoints.", ge=1, effect="none")
 
+    @property
+    def gradient_rows(self) -> int:
+        """Rows of one gradient computation."""
+        return self.micro_batch_size or self.batch_size
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Gradient computations of a step."""
+        return self.batch_size // self.gradient_rows
+
     @pydantic.model_validator(mode="after")
     def _is_consistent(self) -> Sft:
         if self.packing_strategy == "wrapped" and self.loss_on != "all":

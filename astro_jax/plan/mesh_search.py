@@ -97,7 +97,8 @@ def _halve_batches(c: cfg.Config, plan: Json) -> dict[str, int]:
         if row["stage"] == "base":
             section = "pretrain" if c.model == "scratch" else "base_sft"
         settings = getattr(c, section)
-        half, rest = divmod(getattr(settings, field) or settings.batch_size, 2)
+        rows = settings.gradient_rows if isinstance(settings, cfg.Sft) else getattr(settings, field)
+        half, rest = divmod(rows, 2)
         if rest or half % devices or not half:
             return {}
         halves[f"{section}.{field}"] = half

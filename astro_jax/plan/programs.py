@@ -171,7 +171,7 @@ class Plan:
         # GRPO's loss is not linear in the log-probabilities: chunks of logits are computed again in the backward pass.
         n_chunks = losses.num_chunks(tokens, self.config.vocab_size, self.train)
         head_passes = 4 if n_chunks > 1 and isinstance(c, cfg.Grpo) else 3
-        n = 1 if isinstance(c, cfg.Grpo) else c.batch_size // (c.micro_batch_size or c.batch_size)
+        n = 1 if isinstance(c, cfg.Grpo) else c.num_micro_batches
         frozen = isinstance(c, cfg.Sft) and c.lora is not None
         return roofline.train(
             self.config, self.mesh, tokens, c.max_length, c.remat_policy, update, score_share, head_passes, n, frozen

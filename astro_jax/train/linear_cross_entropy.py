@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from astro_jax.llama import mixed_precision as mp
 from astro_jax.llama import model
 from astro_jax.mesh import Sharding
+from astro_jax.train import lm_head
 
 Axes = tuple[str, str]  # the logical axes of the LM head, as `model.lm_head_weight` returns them
 
@@ -50,14 +50,14 @@ def sum_nll(
 def _sum_nll(
     axes: Axes, n_chunks: int, sharding: Sharding | None, value: jax.Array, master: jax.Array, *inputs: jax.Array
 ) -> jax.Array:
-    (loss,) = _sharded(_chunks, axes, n_chunks, sharding, False)(value, *inputs)
+    (loss,) = _sharded(axes, n_chunks, sharding, False)(value, *inputs)
     return loss
 
 
 def _forward(
     axes: Axes, n_chunks: int, sharding: Sharding | None, value: jax.Array, master: jax.Array, *inputs: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    loss, dx, gradient = _sharded(_chunks, axes, n_chunks, sharding, True)(value, *inputs)
+    loss, dx, gradient = _sharded(axes, n_chunks, sharding, True)(value, *inputs)
     return loss, (dx, gradient)
 
 
@@ -72,19 +72,19 @@ _sum_nll.defvjp(_forward, _backward)
 
 
 def _sharded(
-    function: Callable[..., Any], axes: Axes, n_chunks: int, sharding: Sharding | None, with_gradient: bool
+    axes: Axes, n_chunks: int, sharding: Sharding | None, with_gradient: bool
 ) -> Callable[..., tuple[jax.Array, ...]]:
     """Run `_chunks` on each device of the mesh, with collectives by hand: one gather of the head and one scatter of its
     gradient, not one a chunk."""
     if sharding is None:
-        return functools.partial(function, axes, n_chunks, with_gradient)
+        return functools.partial(_chunks, axes, n_chunks, with_gradient)
     embed, vocab, batch = (sharding.mesh_axes(name) for name in ("embed", "vocab", "batch"))
     place = axes.index("embed")
 
-    def local(value: jax.Array, *inputs: jax.Array) -> tuple[jax.Array, ...]:
+    def local(value: jax.Array, x: jax.Array, targets: jax.Array, loss_weights: jax.Array) -> tuple[jax.Array, ...]:
         if embed:
             value = jax.lax.all_gather(value, embed, axis=place, tiled=True)
-        loss, *gradients = function(axes, n_chunks, with_gradient, value, *inputs, batch=batch, vocab=vocab)
+        loss, *gradients = _chunks(axes, n_chunks, with_gradient, value, x, targets, loss_weights, batch, vocab)
         loss = jax.lax.psum(loss, batch)
         if not with_gradient:
             return (loss,)
@@ -118,44 +118,22 @@ def _chunks(
         carry: tuple[jax.Array, ...], inputs: tuple[jax.Array, ...]
     ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
         x, targets, weights = inputs  # [R, D], [R], [R], with R tokens of a chunk
-        logits = model.logits(weight, axes, x)
-        top = logits.max(-1)
-        logits = logits - (jax.lax.pmax(top, vocab) if vocab else top)[:, None]
-        ids = jnp.arange(logits.shape[-1])
-        if vocab:
-            ids = ids + jax.lax.axis_index(vocab) * len(ids)
-        exp = jnp.exp(logits)
-        z = total(exp)
-        # A masked sum, not a gather: the sum stays local where the vocabulary is split over devices.
-        is_target = ids[None, :] == targets[:, None]
-        nll = jnp.log(z) - total(jnp.where(is_target, logits, 0.0))
+        p = lm_head.softmax(model.logits(weight, axes, x), targets, vocab)
+        nll = jnp.log(p.z) - lm_head.total(jnp.where(p.is_target, p.logits, 0.0), vocab)
         loss = carry[0] + jnp.sum(weights * nll)
         if not with_gradient:
             return (loss,), None
-        d = exp * (weights / z)[:, None] - jnp.where(is_target, weights[:, None], 0.0)
+        d = p.exp * (weights / p.z)[:, None] - jnp.where(p.is_target, weights[:, None], 0.0)
         gradient = carry[1] + jnp.einsum(f"rd,rv->{letters}", x, d, preferred_element_type=jnp.float32)
         return (loss, gradient), jnp.einsum(f"rv,{letters}->rd", d, weight).astype(x.dtype)
-
-    def total(x: jax.Array) -> jax.Array:
-        x = jnp.sum(x, axis=-1)
-        return jax.lax.psum(x, vocab) if vocab else x
-
-    b, s, d_model = x.shape
-    rows = -(-b * s // n_chunks)
-
-    def split(x: jax.Array) -> jax.Array:
-        """The tokens [B, S, ...] as chunks [n_chunks, R, ...]. Tokens of weight 0 fill the last chunk."""
-        x = x.reshape(b * s, *x.shape[2:])
-        return jnp.pad(x, [(0, n_chunks * rows - b * s)] + [(0, 0)] * (x.ndim - 1)).reshape(
-            n_chunks, rows, *x.shape[1:]
-        )
 
     def zeros(shape: tuple[int, ...], *varying: str) -> jax.Array:
         start = jnp.zeros(shape, jnp.float32)
         return jax.lax.pcast(start, varying, to="varying") if varying else start
 
     start = (zeros((), *batch), *((zeros(weight.shape, *batch, *vocab),) if with_gradient else ()))
-    sums, dx = jax.lax.scan(chunk, start, (split(x), split(targets), split(loss_weights)))
+    # Tokens of weight 0 fill the last chunk.
+    sums, dx = jax.lax.scan(chunk, start, tuple(lm_head.chunks(a, n_chunks) for a in (x, targets, loss_weights)))
     if dx is None:
         return sums
-    return sums[0], dx.reshape(-1, d_model)[: b * s].reshape(x.shape), sums[1]
+    return sums[0], dx.reshape(-1, x.shape[-1])[: targets.size].reshape(x.shape), sums[1]

@@ -17,7 +17,7 @@ from astro_jax.llama import model
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Array, Params
 from astro_jax.mesh import Sharding
-from astro_jax.train import linear_cross_entropy
+from astro_jax.train import linear_cross_entropy, lm_head
 
 # Logits that are live at once on a device: 512 MiB in float32. A chunk has as many tokens as fit.
 LIVE_LOGITS = 2**27
@@ -162,32 +162,16 @@ def _predictions(
         logits = model.logits(matrix, axes, x)
         if temperature != 1:
             logits = logits / temperature
-        top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-        logits = logits - (jax.lax.pmax(top, vocab) if vocab else top)
-        ids = jnp.arange(logits.shape[-1])
-        if vocab:
-            ids = ids + jax.lax.axis_index(vocab) * len(ids)
-        log_z = jnp.log(total(jnp.exp(logits)))
-        # A masked sum, not a gather: the sum stays local where the vocabulary is split over devices.
-        target_logits = total(jnp.where(ids[None, None, :] == targets[..., None], logits, 0.0))
-        mean_logit = total(jnp.exp(logits - log_z[..., None]) * logits)
+        p = lm_head.softmax(logits, targets, vocab)
+        log_z = jnp.log(p.z)
+        target_logits = lm_head.total(jnp.where(p.is_target, p.logits, 0.0), vocab)
+        mean_logit = lm_head.total(jnp.exp(p.logits - log_z[..., None]) * p.logits, vocab)
         return target_logits - log_z, jax.lax.stop_gradient(log_z - mean_logit)
-
-    def total(x: jax.Array) -> jax.Array:
-        x = jnp.sum(x, axis=-1)
-        return jax.lax.psum(x, vocab) if vocab else x
 
     if n_chunks == 1:
         return chunk((x, targets))
-    rows = -(-b * s // n_chunks)
-
-    def split(x: jax.Array) -> jax.Array:
-        """The tokens [B, S, ...] as chunks [n_chunks, 1, rows, ...]. Zeros fill the last chunk."""
-        x = x.reshape(b * s, *x.shape[2:])
-        padding = [(0, n_chunks * rows - b * s)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, padding).reshape(n_chunks, 1, rows, *x.shape[1:])
-
-    logprobs, entropy = jax.lax.map(jax.checkpoint(chunk), (split(x), split(targets)))
+    chunks = (lm_head.chunks(x, n_chunks), lm_head.chunks(targets, n_chunks))
+    logprobs, entropy = jax.lax.map(jax.checkpoint(chunk), chunks)
     return tuple(y.reshape(-1)[: b * s].reshape(b, s) for y in (logprobs, entropy))
 
 

@@ -42,7 +42,7 @@ def make_gradient(c: cfg.Sft, config: LlamaConfig, sharding: Sharding) -> Gradie
     The sums over the tokens of all micro-batches are divided by the weight of the whole batch. So the result is that of
     the whole batch, however the tokens are spread over the micro-batches.
     """
-    n = c.batch_size // (c.micro_batch_size or c.batch_size)
+    n = c.num_micro_batches
     if n == 1:
         return jax.value_and_grad(make_loss(c, config, sharding), has_aux=True)
 
@@ -105,7 +105,7 @@ class SFTTrainer:
     ):
         self._batches, self.iterator = batches, data.prefetched(batches)
         self._loss, self._sharding, self._eval_steps = make_loss(c, config, sharding), sharding, c.eval_steps
-        self._rows, self._max_steps = c.micro_batch_size or c.batch_size, max_steps
+        self._rows, self._max_steps = c.gradient_rows, max_steps
         packed = data.packed_batches(held_out, self._rows, c.max_length, 0, 1, c.packing_strategy) if held_out else ()
         self._held_out = [batch for batch, _ in packed]
         self._frozen = () if frozen is None else (frozen,)
