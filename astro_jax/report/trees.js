@@ -53,7 +53,9 @@ function treeAndTrace(problem, trace) {
   const scroller = el("div", { class: "tree-scroll", tabindex: "0", "aria-label": "Search tree, scrolls" });
   let nodes = new Map();
   const segments = trace ? traceSegments(problem, trace) : [];
+  let litNode = null;
   const light = (id) => {
+    litNode = id;
     for (const [key, g] of nodes) g.classList.toggle("lit", key === id);
     for (const s of segments) s.row.classList.toggle("lit", id !== null && s.node === id);
   };
@@ -63,6 +65,7 @@ function treeAndTrace(problem, trace) {
   const redraw = () => { // the keyboard stays at its node
     const focused = scroller.contains(document.activeElement) && document.activeElement.dataset.id;
     nodes = drawTree(scroller, problem, trace, state, act, redraw);
+    light(litNode);
     const again = [...nodes].find(([id]) => String(id) === focused);
     if (again) again[1].focus({ preventScroll: true });
   };
