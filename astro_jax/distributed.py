@@ -35,6 +35,7 @@ _START_HINT = (
     "start all processes with the same --coordinator and --processes; --processes 1 runs on this machine alone"
 )
 _MISMATCH_HINT = "run the same program on the same files in every process"
+_PREEMPTION_NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # a key of the store; the name is XLA's (preemption_sync_manager.cc)
 _EXIT_PROCESS_LOST = 1  # exit code when another process is lost: run the same command again to resume
 
 
@@ -245,6 +246,29 @@ def _read_entry(point: int, index: int, name: str) -> Any:
         raise ProcessLostError(
             f"processes: {_describe(index)} did not reach {name!r} within {_group.start_timeout:g} s ({str(e)[:80]})"
         ) from e
+
+
+def has_preemption_notice() -> bool:
+    """Return whether a process of the run has got SIGTERM, the signal of a preemption.
+
+    In a run of several processes JAX handles the signal, and writes a notice to the store.
+    """
+    try:
+        _group.store.key_value_try_get(_PREEMPTION_NOTICE)
+    except RuntimeError:  # no notice, or the store is lost: then JAX ends this process
+        return False
+    return True
+
+
+def reached_preemption_sync_point(number: int) -> bool:
+    """Return whether this is the point at which all processes end after a preemption notice.
+
+    Args:
+      number: of the point, from 1: one more at each call, in every process.
+    """
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(number)
 
 
 def exit_all(code: int, message: str) -> NoReturn:

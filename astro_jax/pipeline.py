@@ -33,6 +33,7 @@ from astro_jax import (
     stage_folder,
     stage_inputs,
     storage,
+    termination,
 )
 from astro_jax import config as cfg
 from astro_jax import mesh as meshes
@@ -112,7 +113,7 @@ def execute(
         return run
     with contextlib.closing(run.verifier), run_lock.hold(run.folder, command, shared=shard[1] > 1):
         run.claim_folder()
-        with compilation_cache.use(run.folder), sessions.record(run.folder, command, max_hours):
+        with compilation_cache.use(run.folder), sessions.record(run.folder, command, max_hours), termination.watch():
             for name, stage in plans.items():
                 if stage.runs and name in names:
                     run_stage(run, stage)
@@ -366,14 +367,15 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         rewarder = rewards.Rewarder(
             run.verifier, user_reward, run.folder / name, 4 * c.save_steps, c.max_num_gen_batches
         )
+        rollouts = RolloutLog(run.folder / name)
         trainer = grpo.GRPOTrainer(
             c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding,
-            reference=_reference(run, name) if c.beta else None, log=RolloutLog(run.folder / name), guard=guard,
+            reference=_reference(run, name) if c.beta else None, log=rollouts, guard=guard,
             restarts=_restarts(run, tokenizer) if c.restart_rate else None, held_out=held_out,
         )  # fmt: skip
         state, step = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, trainer.examples,
-            c.max_steps, c, collapse_guard=guard,
+            c.max_steps, c, collapse_guard=guard, flush=rollouts.flush,
         )  # fmt: skip
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
     return counts | _model_step(c, step)

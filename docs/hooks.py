@@ -55,7 +55,7 @@ recipe, as in `quickstart`, or the path of a YAML file. `key=value` changes a ke
 | 2 | bad input, with one line on the standard error |
 | 3 | `astro plan`: a program does not fit |
 | 130 | stopped by Ctrl-C |
-| 143 | stopped by SIGTERM; a training stage has saved a checkpoint |
+| 143 | stopped by SIGTERM, with the work saved: start the same command again |
 
 Commands and options are declared in `astro_jax/cli/parser.py`, and each command is a function of
 `astro_jax/cli/commands.py`.

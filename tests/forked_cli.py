@@ -26,6 +26,8 @@ def _main(arguments, output):
         os.environ["XLA_FLAGS"] = os.environ["ASTRO_TEST_XLA_FLAGS"]
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the processes share all programs
         code = main(arguments)
+    except SystemExit as e:
+        code = e.code
     except BaseException:
         traceback.print_exc()
         code = 1

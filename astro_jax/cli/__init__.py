@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       the exit code: 0; 2 for bad input, with one line on stderr; 1 for what may go away, such as a lost process or
-      connection, so that launchers start the command again; 3 when a plan does not fit; 130 after Ctrl-C. A training
-      stage exits with 143 after SIGTERM.
+      connection, so that launchers start the command again; 3 when a plan does not fit; 130 after Ctrl-C. A run exits
+      with 143 after SIGTERM.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse(argv)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from astro_jax import termination
 from astro_jax.sampler.kv_cache import CacheLayout, KVCache
 from astro_jax.sampler.model_runner import FiniteCheck, ModelRunner, PrefixCopy, smallest_fit
 from astro_jax.sampler.prefix_cache import PrefixCache
@@ -73,9 +74,14 @@ class GenerationLoop:
     continuous_batching: bool = True
 
     def run(self, progress: Callable[[int], None] | None = None) -> None:
-        """Decode until all sequences have ended; call `progress` with the number of sequences that ended since."""
+        """Decode until all sequences have ended; call `progress` with the number of sequences that ended since.
+
+        Raises:
+          Terminated: after SIGTERM.
+        """
         scheduler = self.state.scheduler
         while True:
+            termination.check()
             if self.continuous_batching or not len(scheduler.live):
                 self._start_sequences()
             live = scheduler.live

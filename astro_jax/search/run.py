@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import storage
+from astro_jax import storage, termination
 from astro_jax.errors import AstroError
 from astro_jax.policy import Policy
 from astro_jax.progress import ProgressBar, log
@@ -107,10 +107,13 @@ def _search_all(store: TreeStore, meter: CostMeter, searcher: Searcher) -> None:
             for tree in finished:
                 store.add(tree)
             ended, valid = ended + len(finished), valid + sum(bool(tree.terminals(True)) for tree in finished)
-            if time.monotonic() - saved >= SAVE_SECONDS:
+            is_stopped = termination.is_due()
+            if is_stopped or time.monotonic() - saved >= SAVE_SECONDS:
                 store.save(active)
                 meter.save()
                 saved = time.monotonic()
+            if is_stopped:
+                termination.end("search")
             simulations = sum(tree.simulations for tree in active) - simulations_before
             bar.advance(
                 len(finished), simulations / searcher.num_steps,

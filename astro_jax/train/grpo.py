@@ -399,8 +399,7 @@ class GRPOTrainer:
         problems = [self.problems[j] for j in self._prompt_indices(i)[: self.c.logged_groups]]
         by_group = advantages.reshape(len(groups), -1)
         records = [record(p, groups[j], by_group[j], self.tokenizer) for j, p in enumerate(problems)]
-        is_saved = (i + 1) % self.c.save_steps == 0 or i + 1 == self.c.max_steps
-        self.log.write(i + 1, records, flush=is_saved)
+        self.log.write(i + 1, records)
 
     def _scale_learning_rate(self) -> None:
         """Take the learning rate that the rollbacks have left. The state of the optimizer stays as it is."""

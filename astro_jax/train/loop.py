@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import distributed
+from astro_jax import distributed, termination
 from astro_jax.progress import ProgressBar, log
 from astro_jax.train.checkpoints import Checkpoints
 from astro_jax.train.collapse_guard import CollapseGuard
 from astro_jax.train.metrics_logger import MetricsLogger
 from astro_jax.train.skip_guard import SkipGuard
 from astro_jax.train.state import Metrics, TrainState
-from astro_jax.train.termination import EXIT_CODE, Termination
 
 StepFn = Callable[[TrainState, int], tuple[TrainState, Metrics | dict[str, Any]]]
 
@@ -32,6 +32,7 @@ def run(
     c: cfg.Sft | cfg.Grpo,
     data_iterator: Any = None,
     collapse_guard: CollapseGuard | None = None,
+    flush: Callable[[], object] = lambda: None,
 ) -> tuple[TrainState, int]:
     """Train to step `max_steps`, from the last checkpoint in `folder` if one exists.
 
@@ -49,6 +50,7 @@ def run(
         how many skipped steps in a row stop the run, and whether the best state is returned.
       data_iterator: a grain iterator that `step_fn` draws from. Its position is saved beside the state.
       collapse_guard: looks at the metrics of each step. It may stop the run, or let it go back to a checkpoint.
+      flush: called before a checkpoint is saved, to write what the steps have logged.
 
     Returns:
       (a state, its step). With `load_best_model_at_end` the best state by `metric_for_best_model`, else the last one.
@@ -56,29 +58,46 @@ def run(
     Raises:
       AstroError: when `max_skipped_steps` steps in a row have no finite loss and gradient; when the guard stops; when
         no checkpoint can be read.
-      SystemExit: after SIGTERM, with a checkpoint of the last step.
+      Terminated: after SIGTERM, with a checkpoint of the last step that has ended.
     """
     keep_last = collapse_guard.num_checkpoints(c.save_steps, c.eval_steps) if collapse_guard is not None else 0
     with (
         contextlib.closing(Checkpoints(folder / "checkpoints", stage, c, data_iterator, keep_last)) as checkpoints,
         contextlib.closing(MetricsLogger(folder)) as logger,
-        Termination(stage) as termination,
     ):
         i, state = checkpoints.restore(state, abstract_state)
+        saved = i  # the step of the last checkpoint
         if collapse_guard is not None and collapse_guard.can_roll_back and not checkpoints.steps:
             checkpoints.save(0, state)  # to go back to the start, if need be
         records = logger.start(i)
         if collapse_guard is not None:
             collapse_guard.start(records)
         guard = SkipGuard(stage, c.max_skipped_steps)
+
+        def save(best: Mapping[str, float] | None = None) -> None:
+            nonlocal saved
+            distributed.assert_equal_across_processes(f"{stage}, step {i}", logger.latest)
+            flush()
+            checkpoints.save(i, state, best)
+            saved = i
+
         with ProgressBar(stage, max_steps, "steps", done=i) as bar:
             while i < max_steps:
-                state, metrics = step_fn(state, i)
+                try:
+                    state, metrics = step_fn(state, i)
+                except termination.Terminated:
+                    # The step sampled: the state is that before the step, unless an update has taken it.
+                    is_taken = any(x.is_deleted() for x in jax.tree.leaves(state))
+                    if i != saved and not guard.in_a_row and not is_taken:
+                        logger.flush()
+                        save()
+                    checkpoints.wait()
+                    termination.end(f"{stage}, in step {i + 1}")
                 guard.add(i + 1, examples(i))
                 i += 1
                 records = logger.add(i, metrics)
                 bar.advance(1, **logger.latest)
-                is_stopped = termination.is_due(i)
+                is_stopped = termination.is_due()
                 best = checkpoints.new_best(metrics)
                 is_saved = checkpoints.is_due(i) or i == max_steps or is_stopped or bool(best)
                 if is_saved:
@@ -93,16 +112,15 @@ def run(
                     collapse_guard.roll_back(rollback)
                     distributed.assert_equal_across_processes(f"{stage}: back to step {rollback['to']}")
                     i, state = checkpoints.restore(state, abstract_state)
+                    saved = i
                     collapse_guard.start(logger.start(i))
                     guard = SkipGuard(stage, c.max_skipped_steps)
                     bar.advance(i - rollback["step"])
                 elif is_saved and not guard.in_a_row:
-                    distributed.assert_equal_across_processes(f"{stage}, step {i}", logger.latest)
-                    checkpoints.save(i, state, best)
-                if is_stopped and i < max_steps:
+                    save(best)
+                if is_stopped:
                     checkpoints.wait()
-                    log(f"{stage}: stopped by SIGTERM after step {i}; the same command goes on from here")
-                    raise SystemExit(EXIT_CODE)
+                    termination.end(f"{stage}, after step {i}")
         checkpoints.wait()
         if c.load_best_model_at_end and (step := checkpoints.best) not in (None, i):
             i, state = checkpoints.restore(state, abstract_state, first=step)

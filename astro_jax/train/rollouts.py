@@ -118,14 +118,17 @@ class RolloutLog:
     def __init__(self, folder: epath.Path):
         self._file, self._next = StepFile(folder / "rollouts.jsonl"), 0
 
-    def write(self, step: int, records: Sequence[Json], flush: bool) -> None:
-        """Write the records of a step, from 1. In a bucket the file is written with `flush`."""
+    def write(self, step: int, records: Sequence[Json]) -> None:
+        """Write the records of a step, from 1. A bucket has them after `flush`."""
         if step != self._next:
             self._file.start(step - 1)
         self._file.append([{"step": step} | record for record in records])
-        if flush:
-            self._file.flush()
         self._next = step + 1
+
+    def flush(self) -> None:
+        """Write the file of a bucket."""
+        if self._next:
+            self._file.flush()
 
 
 def record(problem: Problem, group: Sequence[Rollout], advantages: np.ndarray, tokenizer: Tokenizer) -> Json:

@@ -16,6 +16,7 @@ from event_file import read_scalars
 from helpers import assert_trees_equal, one_device_train, tiny_config, tiny_params
 
 from astro_jax import config as cfg
+from astro_jax import termination
 from astro_jax.errors import AstroError
 from astro_jax.train import loop, sft, state
 from astro_jax.train.data import make_document, packed_batches, prefetched
@@ -37,10 +38,13 @@ def compiled_step():
     return state.make_step(sft.make_gradient(C, CONFIG, one_device_train()), TX, CONFIG, one_device_train())
 
 
-def run(folder, max_steps=STEPS, kill_at=None, broken=(), terminate_at=None, eval_losses=None, **settings):
+def run(
+    folder, max_steps=STEPS, kill_at=None, broken=(), terminate_at=None, is_sampling=False, eval_losses=None, **settings
+):
     """(the final state, the steps that ran, the tokens of each). Step i of `broken` has a loss of NaN.
 
     Args:
+      is_sampling: whether step `terminate_at` asks for SIGTERM before its update, as the sampler does.
       eval_losses: the held-out loss after some steps, from 1.
     """
     c = C.model_copy(update={"save_steps": 3} | settings)
@@ -53,6 +57,8 @@ def run(folder, max_steps=STEPS, kill_at=None, broken=(), terminate_at=None, eva
         if i == terminate_at:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # the thread that waits for it is not the one that is asked
+            if is_sampling:
+                termination.check()  # as the sampler does
         batch = next(iterator).batch
         steps.append(i)
         tokens.append(np.array(batch.tokens))
@@ -64,9 +70,11 @@ def run(folder, max_steps=STEPS, kill_at=None, broken=(), terminate_at=None, eva
 
     initial = state.place(state.new_state(jax.tree.map(jnp.array, tiny_params(CONFIG)), TX), ABSTRACT)
     try:
-        final, _ = loop.run(
-            epath.Path(folder), "test", initial, ABSTRACT, step_fn, lambda i: [f"example-{i}"], max_steps, c, iterator
-        )
+        with termination.watch():
+            final, _ = loop.run(
+                epath.Path(folder), "test", initial, ABSTRACT, step_fn, lambda i: [f"example-{i}"], max_steps, c,
+                iterator,
+            )  # fmt: skip
     finally:
         iterator.close()
     return final, steps, tokens
@@ -253,17 +261,25 @@ def test_no_readable_checkpoint_is_one_line(tmp_path):
         run(tmp_path)
 
 
-def test_sigterm_saves_and_exits_and_the_run_goes_on(uninterrupted, tmp_path, capsys):
-    handler = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("terminate_at, is_sampling, message", [(3, False, "after step 4"), (4, True, "in step 5")])
+def test_sigterm_saves_and_exits_and_the_run_goes_on(
+    terminate_at, is_sampling, message, uninterrupted, tmp_path, capsys
+):
+    """A step that only samples is given up: the state before the step is saved."""
     with pytest.raises(SystemExit) as error:
-        run(tmp_path, terminate_at=3)
+        run(tmp_path, terminate_at=terminate_at, is_sampling=is_sampling)
     assert error.value.code == 143 and saved_steps(tmp_path) == [3, 4]
-    assert "test: stopped by SIGTERM after step 4; the same command goes on from here" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert f"test, {message}: stopped by SIGTERM; the same command goes on from here" in capsys.readouterr().err
     final, steps, _ = run(tmp_path)
     assert steps == [4, 5, 6]
     assert_trees_equal(final, uninterrupted[1])
     assert read_metrics(tmp_path) == read_metrics(uninterrupted[0])
+
+
+def test_sigterm_while_the_first_step_samples_saves_nothing(tmp_path):
+    with pytest.raises(SystemExit):
+        run(tmp_path, terminate_at=0, is_sampling=True)
+    assert saved_steps(tmp_path) == []
 
 
 # ---- Steps without a finite loss
