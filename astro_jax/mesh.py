@@ -8,6 +8,7 @@ decode step would gather every weight.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -43,7 +44,7 @@ class Sharding:
       mesh: devices with the axes data, fsdp and tp.
       rules: (logical axis, mesh axes) pairs. "seq" is the sequence axis of activations between transformer blocks:
         split over tp (sequence parallelism), the activations that remat keeps take 1 / tp of the memory.
-      attention: the config key `attention`: "xla", "splash" or "auto" (see `astro_jax.llama.attention`).
+      attention: the config key `attention`: "xla", "splash", "cudnn" or "auto" (see `astro_jax.llama.attention`).
     """
 
     mesh: Mesh
@@ -100,6 +101,12 @@ class Sharding:
     def platform(self) -> str:
         """The platform of the devices: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
+
+    @property
+    def compute_capability(self) -> float:
+        """The compute capability of the GPUs, such as 8.0 or 9.0; 0 for other devices."""
+        capability = getattr(self.mesh.devices.flat[0], "compute_capability", "")
+        return float(capability) if re.fullmatch(r"\d+\.\d+", capability) else 0.0
 
 
 def device_put_global(x: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:

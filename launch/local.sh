@@ -10,8 +10,8 @@ if [[ ! ${1:-} =~ ^[1-9][0-9]*$ || $# -lt 2 ]]; then
 fi
 n=$1
 shift
-bash launch/setup.sh
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+bash launch/setup.sh
 bin=${ASTRO_VENV:-.venv}/bin
 port=$("$bin/python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 

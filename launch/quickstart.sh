@@ -3,6 +3,6 @@
 # Relative paths start at the root of this repository.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash launch/setup.sh
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+bash launch/setup.sh
 exec "${ASTRO_VENV:-.venv}/bin/astro" run configs/quickstart.yaml "$@"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the virtual environment (.venv, or ASTRO_VENV) and installs the locked packages and astro.
 # Usage: launch/setup.sh [MORE.lock ...]. A complete environment is left as it is, without output.
+# On a machine with an NVIDIA card it adds requirements-cuda.lock, unless another lock is named or JAX_PLATFORMS=cpu is set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${ASTRO_VENV:-.venv} # a relative path starts at the root of this repository
@@ -9,6 +10,10 @@ locks=(requirements.lock "$@")
 
 log() { echo "$*" >&2; }
 fail() { log "$*"; exit 2; }
+
+if [[ $# -eq 0 && ${JAX_PLATFORMS:-} != cpu && $(nvidia-smi -L 2>/dev/null) == GPU* ]]; then
+    locks+=(requirements-cuda.lock)
+fi
 
 # A stamp file records which lock was installed and from which folder: astro is installed in editable mode.
 stamp() { { cat "$1" pyproject.toml && pwd; } | sha256sum; }
@@ -69,7 +74,7 @@ fi
 
 for lock in "${locks[@]}"; do
     installed "$lock" && continue
-    log "Setting up $venv from $lock (once, about a minute) ..."
+    log "Setting up $venv from $lock (once, about a minute; some minutes with CUDA) ..."
     [[ $lock != requirements.lock ]] || rm -f "$venv"/*.stamp # the other locks extend this one
     locked_packages "$lock" >"$venv/$lock"
     "${pip[@]}" install -qq --disable-pip-version-check --no-deps --require-hashes -r "$venv/$lock"

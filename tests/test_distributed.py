@@ -104,8 +104,8 @@ def test_run_that_lost_each_process_in_turn_resumes_and_equals_the_run_of_one_pr
 
 @pytest.mark.slow
 def test_sigterm_of_one_process_lets_all_save_and_the_run_resumes(start, one_process_run, tmp_path):
-    """SIGTERM to the second process while the base trains, to the main process in the search, and to the second process
-    in SFT. All processes end with 143 after a save, and the results are bitwise equal to those of an undisturbed run."""
+    """SIGTERM to the second process while the base trains, to the main process in the search, and to the second
+    process in SFT. All processes end with 143 after a save, and the results equal those of an undisturbed run."""
     out = tmp_path / "run"
     moments = [("base/metrics.jsonl", 1), ("search/inputs.json", 0), ("direct-sft/inputs.json", 1)]
     for path, terminated in moments:

@@ -363,9 +363,10 @@ class Config(Section):
     stages: tuple[str, ...] = key(
         DEFAULT_STAGES, "Stages of the run, in order.", "paper, sections 2 and 3", effect="none"
     )
-    attention: Literal["auto", "xla", "splash"] = key(
-        "auto", "Attention of whole sequences. `auto`: splash attention on TPUs, XLA elsewhere.", effect="rounding"
-    )
+    attention: Literal["auto", "xla", "splash", "cudnn"] = key(
+        "auto", "Attention of whole sequences. `auto`: splash attention on TPUs, cuDNN's on GPUs, XLA elsewhere.",
+        effect="rounding",
+    )  # fmt: skip
     prompts: dict[str, str] = key({}, "Files that replace the shipped prompts, by name, as in `{rewrite: mine.txt}`.")
     mesh: Mesh = key(Mesh(), "Device mesh.")
     architecture: Architecture = key(Architecture(), "Shape of a model that is trained from scratch.")

@@ -1,4 +1,4 @@
-"""Causal attention over whole sequences: plain XLA, or JAX's splash attention kernel on TPUs.
+"""Causal attention over whole sequences: plain XLA, JAX's splash attention on TPUs, or cuDNN's attention on GPUs.
 
 Dimension letters: see `astro_jax.llama.config`.
 """
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.typing import DTypeLike
 
 from astro_jax.errors import AstroError
 from astro_jax.mesh import Sharding
@@ -23,28 +24,67 @@ NEG_INF = -1e30
 BLOCK_SIZES = (1024, 512, 256, 128)
 # Splash attention needs a head size that is a multiple of this one.
 HEAD_DIM_MULTIPLE = 64
+# What JAX asks of cuDNN's attention (check_is_flash_attention in jax/_src/cudnn/fused_attention_stablehlo.py).
+CUDNN_MAX_HEAD_DIM, CUDNN_HEAD_DIM_MULTIPLE = 128, 8
+CUDNN_CAPABILITY = 8  # compute capability 8.0: Ampere
+IMPLEMENTATION = "cudnn"  # of jax.nn.dot_product_attention; tests take "xla"
 
 
-def choose_kernel(sharding: Sharding, length: int, head_dim: int = HEAD_DIM_MULTIPLE) -> str:
-    """Choose the attention kernel for sequences of `length` tokens, "xla" or "splash".
+def choose_kernel(
+    sharding: Sharding, length: int, head_dim: int = HEAD_DIM_MULTIPLE, dtype: DTypeLike = jnp.bfloat16
+) -> str:
+    """Choose the attention kernel for sequences of `length` tokens: "xla", "splash" or "cudnn".
 
-    The config key `attention` decides: "xla", "splash", or "auto" for splash attention wherever it can run.
+    The config key `attention` decides. "auto" is splash attention on TPUs and cuDNN's attention on GPUs, wherever they
+    can run.
+
+    Args:
+      dtype: of queries, keys and values.
 
     Raises:
-      AstroError: where the config asks for splash attention and it cannot run.
+      AstroError: where the config asks for a kernel that cannot run.
     """
-    if sharding.attention == "xla":
-        return "xla"
+    kernel = sharding.attention
+    if kernel == "auto":
+        kernel = {"tpu": "splash", "gpu": "cudnn"}.get(sharding.platform, "xla")
     obstacle = ""
+    if kernel == "splash":
+        obstacle = _splash_obstacle(sharding, length, head_dim)
+    elif kernel == "cudnn":
+        obstacle = _cudnn_obstacle(sharding, length, head_dim, dtype)
+    if obstacle and sharding.attention == kernel:
+        raise AstroError(f"attention={kernel} {obstacle}; set attention=auto or xla")
+    return "xla" if obstacle else kernel
+
+
+def _splash_obstacle(sharding: Sharding, length: int, head_dim: int) -> str:
+    """What is in the way of splash attention; empty if nothing is."""
     if sharding.platform != "tpu":
-        obstacle = f"needs TPUs, but the platform is {sharding.platform}"
-    elif length % BLOCK_SIZES[-1]:
-        obstacle = f"needs a sequence length that is a multiple of {BLOCK_SIZES[-1]}, but a length is {length}"
-    elif head_dim % HEAD_DIM_MULTIPLE:
-        obstacle = f"needs a head size that is a multiple of {HEAD_DIM_MULTIPLE}, but the model's is {head_dim}"
-    if obstacle and sharding.attention == "splash":
-        raise AstroError(f"attention=splash {obstacle}; set attention=auto or xla")
-    return "xla" if obstacle else "splash"
+        return f"needs TPUs, but the platform is {sharding.platform}"
+    if length % BLOCK_SIZES[-1]:
+        return f"needs a sequence length that is a multiple of {BLOCK_SIZES[-1]}, but a length is {length}"
+    if head_dim % HEAD_DIM_MULTIPLE:
+        return f"needs a head size that is a multiple of {HEAD_DIM_MULTIPLE}, but the model's is {head_dim}"
+    return ""
+
+
+def _cudnn_obstacle(sharding: Sharding, length: int, head_dim: int, dtype: DTypeLike) -> str:
+    """What is in the way of cuDNN's attention; empty if nothing is."""
+    if sharding.platform != "gpu":
+        return f"needs an NVIDIA GPU, but the platform is {sharding.platform}"
+    capability = sharding.compute_capability
+    if capability < CUDNN_CAPABILITY:
+        return f"needs compute capability {CUDNN_CAPABILITY}.0 or higher, but the GPU's is {capability:g}"
+    if length % 2:
+        return f"needs an even sequence length, but a length is {length}"
+    if head_dim > CUDNN_MAX_HEAD_DIM or head_dim % CUDNN_HEAD_DIM_MULTIPLE:
+        return (
+            f"needs a head size that is a multiple of {CUDNN_HEAD_DIM_MULTIPLE} up to {CUDNN_MAX_HEAD_DIM}, but the "
+            f"model's is {head_dim}"
+        )
+    if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return f"needs bfloat16, but computes in {jnp.dtype(dtype)}"
+    return ""
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, sharding: Sharding | None) -> jax.Array:
@@ -61,9 +101,10 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, sha
     Returns:
       [B, S, H, h]. Padding has finite values without meaning.
     """
-    if sharding is None or choose_kernel(sharding, q.shape[1], q.shape[3]) == "xla":
+    kernel = "xla" if sharding is None else choose_kernel(sharding, q.shape[1], q.shape[3], q.dtype)
+    if sharding is None or kernel == "xla":
         return xla(q, k, v, segment_ids)
-    return splash(q, k, v, segment_ids, sharding)
+    return (splash if kernel == "splash" else cudnn)(q, k, v, segment_ids, sharding)
 
 
 def splash(
@@ -122,6 +163,25 @@ def _splash(
         local, mesh=sharding.mesh, in_specs=(heads, kv_heads, kv_heads, tokens),
         out_specs=(heads, logsumexp) if save_residuals else (heads,), check_vma=False,
     )(q, k, v, segment_ids)  # fmt: skip
+
+
+def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, sharding: Sharding) -> jax.Array:
+    """Compute `attend` by cuDNN's flash attention.
+
+    cuDNN skips what lies above the diagonal, but knows no segments: they are a mask of B x S x S values in HBM.
+    """
+    _assert_shapes(q, k, v, segment_ids)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]  # [B, 1, S, S]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=IMPLEMENTATION)
+
+    heads, kv_heads, tokens = (
+        sharding.spec(("batch", None, *axes)) for axes in (("heads", None), ("kv_heads", None), ())
+    )
+    return jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=(heads, kv_heads, kv_heads, tokens), out_specs=heads, check_vma=False
+    )(q, k, v, segment_ids)
 
 
 def block_size(length: int) -> int:

@@ -27,8 +27,8 @@ class Machine:
     def __init__(self, folder: Path):
         self.repo, self.venv, self.calls = folder / "repo", folder / "venv", folder / "calls"
         shutil.copytree(ROOT / "launch", self.repo / "launch")
-        for name in ["pyproject.toml", "requirements.lock", "requirements-plan.lock"]:
-            shutil.copy(ROOT / name, self.repo)
+        for path in [ROOT / "pyproject.toml", *ROOT.glob("requirements*.lock")]:
+            shutil.copy(path, self.repo)
         self.bin = folder / "bin"
         self.bin.mkdir()
         for tool in TOOLS:
@@ -40,19 +40,20 @@ class Machine:
         (self.bin / name).write_text(FAKE_PYTHON)
         (self.bin / name).chmod(0o755)
 
-    def start(self, *locks: str, fake: str = "") -> subprocess.Popen[str]:
+    def start(self, *locks: str, fake: str = "", **variables: str) -> subprocess.Popen[str]:
+        own = {"PATH": str(self.bin), "ASTRO_VENV": str(self.venv), "CALLS": str(self.calls), "FAKE": fake}
         return subprocess.Popen(
             ["bash", self.repo / "launch" / "setup.sh", *locks],
-            env={"PATH": str(self.bin), "ASTRO_VENV": str(self.venv), "CALLS": str(self.calls), "FAKE": fake},
+            env=own | variables,
             cwd="/",
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def setup(self, *locks: str, fake: str = "") -> tuple[int, list[str]]:
+    def setup(self, *locks: str, fake: str = "", **variables: str) -> tuple[int, list[str]]:
         """Run setup.sh to its end. Returns the exit code and the printed lines."""
-        process = self.start(*locks, fake=fake)
+        process = self.start(*locks, fake=fake, **variables)
         out, err = process.communicate(timeout=60)
         return process.returncode, (out + err).splitlines()
 
@@ -95,6 +96,23 @@ def test_second_lock_is_added_to_the_first(machine: Machine):
     assert machine.installs() == 2
     assert machine.setup() == (0, [])
     assert machine.setup("requirements-plan.lock") == (0, [])
+
+
+@pytest.mark.parametrize(
+    "answer, locks, variables, is_installed",
+    [
+        ("GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-1)", (), {}, True),
+        ("GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-1)", (), {"JAX_PLATFORMS": "cpu"}, False),
+        ("GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-1)", ("requirements-plan.lock",), {}, False),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", (), {}, False),
+    ],
+)
+def test_machine_with_an_nvidia_card_gets_jax_with_cuda(machine: Machine, answer, locks, variables, is_installed):
+    (machine.bin / "nvidia-smi").write_text(f'#!/usr/bin/env bash\n[[ $* == -L ]] && echo "{answer}"\n')
+    (machine.bin / "nvidia-smi").chmod(0o755)
+    assert machine.setup(*locks, **variables)[0] == 0
+    assert (machine.venv / "requirements-cuda.lock.stamp").exists() is is_installed
+    assert machine.setup(*locks, **variables) == (0, [])
 
 
 def test_failed_install_is_repeated(machine: Machine):

@@ -134,11 +134,58 @@ def test_splash_attention_returns_the_logsumexp_of_the_scores(monkeypatch):
     np.testing.assert_allclose(out, attention.xla(q, k, v, segment_ids), atol=1e-5)
 
 
+# ---- cuDNN's attention, which runs on GPUs alone
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Every mesh is one of GPUs, and JAX's own implementation stands in for cuDNN's."""
+    monkeypatch.setattr(Sharding, "platform", "gpu")
+    monkeypatch.setattr(Sharding, "compute_capability", 8.0)
+    monkeypatch.setattr(attention, "IMPLEMENTATION", "xla")
+
+
+@pytest.mark.parametrize("heads, kv_heads, mesh", [(4, 2, {"data": 2, "tp": 2}), (6, 2, {})])
+def test_cudnn_attention_gets_segments_heads_and_scale_as_xla_does(heads, kv_heads, mesh, on_gpu):
+    sharding = train_sharding(make_mesh(**mesh), "cudnn")
+    rng = np.random.default_rng(0)
+    q, out, k, v = (
+        jnp.asarray(rng.standard_normal((2, 64, n, 16)), jnp.bfloat16) for n in (heads, heads, kv_heads, kv_heads)
+    )
+    segment_ids, _ = packed(2, 20, 30, 14)
+
+    def both(sharding):
+        value, pull = jax.vjp(jax.jit(lambda q, k, v: attention.attend(q, k, v, segment_ids, sharding)), q, k, v)
+        return [x.astype(jnp.float32) for x in (value, *pull(out))]
+
+    assert_trees_close(both(sharding), both(None), atol=0.06, rtol=0.06)
+
+
+def test_cudnn_attention_and_its_gradient_lower_for_cuda(on_gpu, monkeypatch):
+    """JAX checks shapes and types and writes cuDNN's calls. Its questions to the card are answered here."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(attention, "IMPLEMENTATION", "cudnn")
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: capability == "8.0")
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda capability: False)
+    sharding = train_sharding(make_mesh(), "cudnn")
+    q, k = (jax.ShapeDtypeStruct((2, 64, n, 64), jnp.bfloat16) for n in (4, 2))
+    segment_ids = jax.ShapeDtypeStruct((2, 64), jnp.int32)
+
+    def loss(q, k, v, segment_ids):
+        return attention.attend(q, k, v, segment_ids, sharding).astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k, segment_ids)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in text and "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
+
+
 # ---- The choice of the kernel
 
 
-def chosen(setting="auto", length=8192, head_dim=128):
-    return attention.choose_kernel(train_sharding(make_mesh(), setting), length, head_dim)
+def chosen(setting="auto", length=8192, head_dim=128, dtype=jnp.bfloat16):
+    return attention.choose_kernel(train_sharding(make_mesh(), setting), length, head_dim, dtype)
 
 
 def test_cpu_uses_xla():
@@ -160,6 +207,35 @@ def test_tpu_uses_splash_attention_for_supported_shapes(on_tpu):
 def test_splash_attention_for_unsupported_shapes_is_an_error(shape, message, on_tpu):
     with pytest.raises(AstroError, match=f"attention=splash .*{message}; set attention=auto or xla"):
         chosen("splash", **shape)
+
+
+def test_gpu_uses_cudnn_for_supported_shapes(on_gpu):
+    assert chosen() == chosen("cudnn") == chosen(length=80, head_dim=40) == "cudnn"
+    assert chosen("xla") == chosen(length=81) == chosen(head_dim=256) == chosen(dtype=jnp.float32) == "xla"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"length": 81}, "an even sequence length, but a length is 81"),
+        ({"head_dim": 256}, "up to 128, but the model's is 256"),
+        ({"dtype": jnp.float32}, "bfloat16, but computes in float32"),
+    ],
+)
+def test_cudnn_attention_for_what_it_lacks_is_an_error(changes, message, on_gpu):
+    with pytest.raises(AstroError, match=f"attention=cudnn .*{message}; set attention=auto or xla"):
+        chosen("cudnn", **changes)
+
+
+def test_old_gpu_uses_xla(on_gpu, monkeypatch):
+    monkeypatch.setattr(Sharding, "compute_capability", 7.5)
+    assert chosen() == "xla"
+    with pytest.raises(AstroError, match=r"compute capability 8\.0 or higher, but the GPU's is 7\.5"):
+        chosen("cudnn")
+
+
+def test_compute_capability_of_a_cpu_is_0():
+    assert train_sharding(make_mesh()).compute_capability == 0
 
 
 def test_splash_attention_on_a_cpu_is_an_error_before_the_run_starts(tmp_path, capsys):
