@@ -93,6 +93,21 @@ def llama3_70b(**changes: Any) -> LlamaConfig:
     return llama3_8b(**({"d_model": 8192, "d_ff": 28672, "n_layers": 80, "n_heads": 64} | changes))
 
 
+def llama3_1b(**changes: Any) -> LlamaConfig:
+    """The config of Llama-3.2-1B (its published config.json), with `changes`."""
+    sizes = dict(d_model=2048, d_ff=8192, n_layers=16, head_dim=64, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192))
+    return llama3_8b(**(sizes | {"tie_embeddings": True} | changes))
+
+
+def smollm2_135m(**changes: Any) -> LlamaConfig:
+    """The config of SmolLM2-135M-Instruct (its published config.json), with `changes`."""
+    config = LlamaConfig(
+        vocab_size=49152, d_model=576, d_ff=1536, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64,
+        max_positions=8192, rope_theta=100000.0, tie_embeddings=True,
+    )  # fmt: skip
+    return dataclasses.replace(config, **changes)
+
+
 # Options of transformers' Llama and Mistral that this model lacks, each with the only value that it supports.
 _SUPPORTED_VALUES = {
     "attention_bias": False,

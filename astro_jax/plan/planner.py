@@ -14,7 +14,7 @@ import jax
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint, paths
-from astro_jax.llama.config import LlamaConfig, llama3_8b, llama3_70b
+from astro_jax.llama.config import LlamaConfig, llama3_1b, llama3_8b, llama3_70b, smollm2_135m
 from astro_jax.mesh import make_mesh
 from astro_jax.plan import collectives, topology
 from astro_jax.plan.programs import Plan, Program, size
@@ -25,7 +25,10 @@ from astro_jax.storage import Json
 
 GIB = topology.GIB
 # Published architectures by a substring of the model's name, so that a plan needs no weights.
-PUBLISHED = {"llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b, "llama-3.3-70b": llama3_70b}
+PUBLISHED = {
+    "smollm2-135m": smollm2_135m, "llama-3.2-1b": llama3_1b, "llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b,
+    "llama-3.3-70b": llama3_70b,
+}  # fmt: skip
 
 
 def plan_run(

@@ -41,6 +41,21 @@ def test_dry_run_prints_commands_and_runs_none(cloud, verb):
             assert cli.parse(line[1:]).call  # the command line knows these options
 
 
+def test_the_first_hour_runs_on_one_chip_with_its_own_settings(cloud):
+    cloud.write_settings((ROOT / "launch" / "first-hour.env.example").read_text())
+    done = cloud.run("tpu.sh", "retry", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "--accelerator-type=v5litepod-1 " in done.stdout and "--spot" not in done.stdout
+    cloud.put(plan='{"recipe": {"total_hours": 0.1, "total_chip_hours": 0.1}}')
+    done = cloud.run("tpu.sh", "check")
+    assert "estimate: 0.1 hours on 1 chips, 0.1 chip-hours, 0 at PRICE=1.2" in done.stderr
+    assert "the run stops after MAX_HOURS=1 hours" in done.stderr
+    run = next(line for line in cloud.run("tpu.sh", "run", "--dry-run").stdout.splitlines() if "worker.sh" in line)
+    assert "configs/first-hour.yaml out=gs://my-bucket/astro/first-hour --processes 1 --max-hours 1" in run.replace(
+        "\\", ""
+    )
+
+
 def test_topology_is_the_same_slice_for_every_launcher(cloud):
     """A topology of `astro plan` in the names of Google Cloud, SkyPilot and GKE."""
     expected = {

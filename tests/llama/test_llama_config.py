@@ -7,7 +7,7 @@ from helpers import LLAMA3, tiny_config
 
 from astro_jax.errors import AstroError
 from astro_jax.llama import params as llama_params
-from astro_jax.llama.config import LlamaConfig, from_hf, llama3_8b, to_hf
+from astro_jax.llama.config import LlamaConfig, from_hf, llama3_1b, llama3_8b, smollm2_135m, to_hf
 
 
 def test_llama_8b_has_the_published_parameter_count_and_flops():
@@ -15,6 +15,11 @@ def test_llama_8b_has_the_published_parameter_count_and_flops():
     # 2 FLOPs a weight of a matmul: the embedding table and the norms have none
     assert llama3_8b().flops_per_token() == 2 * (8_030_261_248 - 128256 * 4096 - 65 * 4096)
     assert llama3_8b().groups == 4
+
+
+def test_small_models_have_their_published_parameter_counts():
+    assert llama_params.count(llama3_1b()) == 1_235_814_400
+    assert llama_params.count(smollm2_135m()) == 134_515_008
 
 
 @pytest.mark.parametrize(
