@@ -6,6 +6,7 @@ Dimension letters: see `astro_jax.llama.config`.
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import chex
 import jax
@@ -27,7 +28,7 @@ HEAD_DIM_MULTIPLE = 64
 # What JAX asks of cuDNN's attention (check_is_flash_attention in jax/_src/cudnn/fused_attention_stablehlo.py).
 CUDNN_MAX_HEAD_DIM, CUDNN_HEAD_DIM_MULTIPLE = 128, 8
 CUDNN_CAPABILITY = 8  # compute capability 8.0: Ampere
-IMPLEMENTATION = "cudnn"  # of jax.nn.dot_product_attention; tests take "xla"
+IMPLEMENTATION: Literal["xla", "cudnn"] = "cudnn"  # of jax.nn.dot_product_attention; tests take "xla"
 
 
 def choose_kernel(

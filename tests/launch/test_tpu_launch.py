@@ -473,6 +473,7 @@ def test_every_command_of_the_guide_works_in_a_dry_run(cloud):
                 "pip",
                 "ssh-keygen",
                 "ssh-add",
+                "tar",
             ), command
     assert {"tpu.sh", "gke.sh", "sky.sh", "astro", "setup.sh"} <= seen
     assert not cloud.calls
