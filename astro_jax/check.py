@@ -244,6 +244,8 @@ def _mesh(s: Subject) -> Iterator[str]:
     need, devices = m.data * m.fsdp * m.tp, _device_count(s)
     if need > devices or (s.topology and need != devices):
         yield f"the mesh {m.data}x{m.fsdp}x{m.tp} needs {need} devices, but {devices} exist; set mesh.*"
+    if s.topology:
+        meshes.require_slices_divide(m.data, topology.slices(s.topology))
     if s.topology or need > devices:  # the devices need not exist
         mesh: Any = jax.sharding.AbstractMesh((m.data, m.fsdp, m.tp), meshes.AXES)
         sharding = meshes.train_sharding(mesh, "xla")

@@ -135,11 +135,15 @@ def set_cpu_device_count(devices: int) -> None:
 def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Make a mesh of data x fsdp x tp devices. tp is innermost: it has the most traffic and needs the shortest links.
 
+    The devices may be of several TPU slices (multislice), which a slow network joins. Only the data axis goes from one
+    slice to another: per step of training it carries one sum of the gradients.
+
     Args:
       devices: default jax.devices().
 
     Raises:
-      AstroError: when the devices are too few, or when the mesh leaves out devices of a multi-process run.
+      AstroError: when the devices are too few, when the mesh leaves out devices of a multi-process run, or when the
+        slices do not divide the data axis.
     """
     devices = list(jax.devices() if devices is None else devices)
     need = data * fsdp * tp
@@ -151,9 +155,33 @@ def make_mesh(data: int = 1, fsdp: int = 1, tp: int = 1, devices: Sequence[jax.D
             f"{distributed.process_count()} processes; set mesh.* so that the mesh has all devices"
         )
     shape = (data, fsdp, tp)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        require_slices_divide(data, slices)
+        if len(devices) > need:
+            raise AstroError(
+                f"the mesh {data}x{fsdp}x{tp} leaves out some of the {len(devices)} devices of {slices} slices"
+            )
+        of_slice, between = (data // slices, fsdp, tp), (slices, 1, 1)
+        return Mesh(
+            mesh_utils.create_hybrid_device_mesh(of_slice, between, devices, allow_split_physical_axes=True), AXES
+        )
     if devices[0].platform == "tpu" and len(devices) == need:  # neighbours in the mesh are neighbours in the slice
         return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
     return Mesh(np.asarray(devices[:need]).reshape(shape), AXES)
+
+
+def require_slices_divide(data: int, slices: int) -> None:
+    """Check that the data axis can be cut between slices.
+
+    Raises:
+      AstroError: when it cannot.
+    """
+    if data % slices:
+        raise AstroError(
+            f"mesh.data={data}: the devices are of {slices} slices, between which only data splits; set mesh.data to a "
+            f"multiple of {slices}"
+        )
 
 
 def train_sharding(mesh: Mesh, attention: str = "auto") -> Sharding:

@@ -1,5 +1,6 @@
 """The mesh and the sharding rules."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -90,3 +91,40 @@ def test_resharded_gradient_has_the_source_sharding():
     gathered, gradient = gather(x)
     assert gathered.sharding.is_equivalent_to(sharding.named("batch", None, None), 3)
     assert gradient.sharding.is_equivalent_to(sharding.named("batch", "seq", None), 3)
+
+
+# ---- Several slices
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeChip:
+    """A TPU chip of a slice, with the attributes that JAX's mesh utilities read."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int = 0
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+def chips_of(slices, rows, columns):
+    places = itertools.product(range(slices), range(rows), range(columns))
+    return [FakeChip(n, s, (x, y, 0)) for n, (s, x, y) in enumerate(places)]
+
+
+@pytest.mark.parametrize("data, fsdp, tp", [(2, 4, 4), (4, 2, 4), (8, 4, 1)])
+def test_only_the_data_axis_goes_from_slice_to_slice(data, fsdp, tp):
+    chips = chips_of(2, 4, 4)
+    devices = make_mesh(data, fsdp, tp, devices=chips).devices
+    assert devices.shape == (data, fsdp, tp) and set(devices.flat) == set(chips)
+    slices = np.vectorize(lambda chip: chip.slice_index)(devices)
+    assert [set(row.flat) for row in slices] == [{0}] * (data // 2) + [{1}] * (data // 2)
+
+
+def test_data_axis_that_the_slices_do_not_divide_is_an_error():
+    with pytest.raises(AstroError, match=r"mesh.data=1: the devices are of 2 slices.*set mesh.data to a multiple of 2"):
+        make_mesh(1, 8, 4, devices=chips_of(2, 4, 4))
+    with pytest.raises(AstroError, match="leaves out some of the 32 devices of 2 slices"):
+        make_mesh(2, 2, 4, devices=chips_of(2, 4, 4))

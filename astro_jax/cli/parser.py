@@ -231,7 +231,7 @@ def _verify(parser: Parser) -> None:
 
 def _plan(parser: Parser) -> None:
     _config(parser, "mesh.tp=8 or sft.batch_size=32")
-    parser.add_argument("--topology", required=True, metavar="NAME", help="TPU slice, as in v5e:4x4 or v5p:4x4x8")
+    parser.add_argument("--topology", required=True, metavar="NAME", help="v5e:4x4, or v5e:4x4:2 for two slices")
     parser.add_argument("--stage", choices=(*PLANNED, "all"), default="all", help="default: all")
     parser.add_argument("--prompt", type=int, default=512, metavar="P", help="tokens of a prompt (default 512)")
     parser.add_argument("--reached", type=float, default=0.4, metavar="SHARE",

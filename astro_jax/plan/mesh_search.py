@@ -27,7 +27,7 @@ def search_meshes(
 ) -> list[Json]:
     """Plan a run for every mesh fsdp x tp of a slice that divides the model and the batches.
 
-    Batch sizes are halved until all programs fit.
+    Batch sizes are halved until all programs fit. Several slices split the data axis.
 
     Args:
       c: config of the run; its mesh is replaced.
@@ -45,11 +45,12 @@ def search_meshes(
     """
     slice_, (_, chips) = topology.get(topology_name), topology.parse(topology_name)
     config, candidates, error = planner.model_config(c.model), [], None
-    for tp in (n for n in range(1, chips + 1) if chips % n == 0):
-        mesh = cfg.Mesh(fsdp=chips // tp, tp=tp)
+    data = topology.slices(topology_name)
+    for tp in (n for n in range(1, chips // data + 1) if chips // data % n == 0):
+        mesh = cfg.Mesh(data=data, fsdp=chips // data // tp, tp=tp)
         trial = c.model_copy(update={"mesh": mesh})
         try:
-            sharding = train_sharding(make_mesh(1, mesh.fsdp, mesh.tp, devices=slice_.devices), c.attention)
+            sharding = train_sharding(make_mesh(data, mesh.fsdp, mesh.tp, devices=slice_.devices), c.attention)
             programs.check(trial, config, sharding)
         except AstroError as e:
             error = e

@@ -26,8 +26,8 @@ from astro_jax.storage import Json
 GIB = topology.GIB
 # Published architectures by a substring of the model's name, so that a plan needs no weights.
 PUBLISHED = {
-    "smollm2-135m": smollm2_135m, "llama-3.2-1b": llama3_1b, "llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b,
-    "llama-3.3-70b": llama3_70b,
+    "llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b, "llama-3.3-70b": llama3_70b, "llama-3.2-1b": llama3_1b,
+    "smollm2-135m": smollm2_135m,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import math
 import os
+import re
 
 import jax
 
@@ -50,10 +51,10 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice.
+    """A slice, or several equal slices.
 
     Attributes:
-      name: such as "v5p:4x4x8".
+      name: such as "v5p:4x4x8", or "v5e:4x4:2" for two slices.
       chip: its kind of chip.
       devices: one for each chip.
     """
@@ -64,18 +65,33 @@ class Topology:
 
 
 def parse(name: str) -> tuple[Chip, int]:
-    """Return the chip and the number of chips of a topology. Example: "v5p:4x4x8" has 128 chips.
+    """Return the chip and the number of chips of a topology. Example: "v5p:4x4x8" has 128 chips, and "v5e:4x4:2" 32.
 
     Raises:
       AstroError: for an unknown chip or slice. The message lists the known ones.
     """
-    kind, _, shape = name.partition(":")
+    kind, _, rest = name.partition(":")
+    shape = rest.partition(":")[0]
     if kind not in CHIPS:
         raise AstroError(f"--topology {name}: unknown TPU; choose one of {', '.join(CHIPS)}, as in v5e:4x4")
     chip = CHIPS[kind]
     if shape not in chip.slices:
         raise AstroError(f"--topology {name}: unknown slice of {kind}; choose one of {', '.join(chip.slices)}")
-    return chip, math.prod(map(int, shape.split("x")))
+    return chip, math.prod(map(int, shape.split("x"))) * slices(name)
+
+
+def slices(name: str) -> int:
+    """Return the number of slices of a topology. Example: 2 for "v5e:4x4:2".
+
+    Raises:
+      AstroError: when the third part is no number from 1.
+    """
+    _, _, number = (*name.split(":", 2), "1", "1")[:3]
+    if not re.fullmatch("[1-9][0-9]*", number):
+        raise AstroError(
+            f"--topology {name}: {number!r} is no number of slices; write KIND:SHAPE:SLICES, as in v5e:4x4:2"
+        )
+    return int(number)
 
 
 def get(name: str) -> Topology:
@@ -92,9 +108,12 @@ def get(name: str) -> Topology:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")  # any value avoids a warning
     from jax.experimental import topologies
 
-    options = {"chip_config_name": chip.config} if chip.config else {}
+    options: dict[str, str | int] = {"chip_config_name": chip.config} if chip.config else {}
+    if (count := slices(name)) > 1:
+        options["num_slices"] = count
+    slice_name = ":".join(name.split(":")[:2])
     try:
-        description = topologies.get_topology_desc(topology_name=name, platform="tpu", **options)
+        description = topologies.get_topology_desc(topology_name=slice_name, platform="tpu", **options)
     except Exception as e:
         raise AstroError(f"plan: libtpu has no devices for {name} ({' '.join(str(e).split())[:200]})") from e
     return Topology(name, chip, tuple(description.devices))

@@ -30,6 +30,9 @@ def test_published_architectures_have_their_published_number_of_parameters():
         (["--topology", "v9:4x4"], "unknown TPU; choose one of v4, v5e, v6e, v5p"),
         (["--topology", "v5e:3x3"], "unknown slice of v5e; choose one of 1x1, 2x2"),
         (["--topology", "v5e:4x4"], "has 2 devices and v5e:4x4 has 16 chips"),
+        (["--topology", "v5e:4x4:2"], "has 2 devices and v5e:4x4:2 has 32 chips"),
+        (["--topology", "v5e:4x4:0"], "'0' is no number of slices; write KIND:SHAPE:SLICES"),
+        (["--topology", "v5e:4x4:2:1"], "'2:1' is no number of slices"),
         (["--topology", "v5e:1x1", "--prompt", "0"], "--prompt must be at least 1"),
         (["--topology", "v5e:1x1", "--reached", "0"], "--reached above 0"),
         (["--topology", "v5e:1x1", "mesh.data=1", "model=nowhere"], "published shapes are llama-3.1-8b"),
@@ -90,6 +93,18 @@ def test_a_device_is_a_chip_on_every_kind_of_tpu():
     pytest.importorskip("libtpu", reason="the extra `plan` (libtpu) is not installed")
     for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
         assert len(topology.get(name).devices) == topology.parse(name)[1] == 4
+    devices = topology.get("v5e:2x2:3").devices
+    assert len(devices) == topology.parse("v5e:2x2:3")[1] == 12 and {d.slice_index for d in devices} == {0, 1, 2}
+
+
+@pytest.mark.slow
+def test_a_step_of_sft_compiles_for_two_slices():
+    """Between slices the program sends and receives."""
+    pytest.importorskip("libtpu", reason="the extra `plan` (libtpu) is not installed")
+    config = tiny_config(n_layers=1, d_ff=512, vocab_size=512, d_model=256, head_dim=64)
+    mesh = make_mesh(2, 2, 2, devices=topology.get("v5e:2x2:2").devices)
+    _, program = Plan(cfg.Config(sft=cfg.Sft(batch_size=8, max_length=128)), config, mesh).programs("sft")
+    assert " send(" in planner._text(program.lower().compile())
 
 
 def test_compile_only_reports_memory_without_roofline_and_collectives():
