@@ -40,7 +40,7 @@ ensure() { # COMMAND ...
 # Creates what a run on GKE needs. Nodes with chips exist, and cost money, only while a JobSet needs them; the cluster's
 # own nodes cost money until the cluster is deleted.
 setup() {
-    local registry=${IMAGE%%/*} rest=${IMAGE#*/} number=NUMBER options=() i
+    local registry=${IMAGE%%/*} rest=${IMAGE#*/} number options=() i
     [[ $rest == */*/* && $registry == *-docker.pkg.dev ]] || fail "$settings: IMAGE=$IMAGE is not LOCATION-docker.pkg.dev/PROJECT/REPOSITORY/NAME"
     ensure cloud 600 services enable container.googleapis.com artifactregistry.googleapis.com
     rest=${rest#*/}
@@ -51,7 +51,7 @@ setup() {
     # Each slice has a pool of its own. A pool of one host takes its shape from its machine.
     [[ $hosts -eq 1 ]] || options+=(--tpu-topology="$shape")
     [[ ${SPOT:?} == no ]] || options+=(--spot)
-    for ((i = 0; i < slices; i++)); do
+    for ((i = 0; i < pools; i++)); do
         ensure cloud 1800 container node-pools create "$pool-$i" --cluster="$CLUSTER" --location="$region" --node-locations="$ZONE" \
             --machine-type="$machine-${chips_per_host}t" "${options[@]}" \
             --num-nodes=0 --enable-autoscaling --max-nodes="$hosts" --workload-metadata=GKE_METADATA
@@ -60,7 +60,7 @@ setup() {
     ensure kube apply --server-side -f \
         "https://github.com/kubernetes-sigs/jobset/releases/download/$jobset_version/manifests.yaml"
     [[ $SERVICE_ACCOUNT == default ]] || ensure kube create serviceaccount "$SERVICE_ACCOUNT"
-    [[ $dry_run ]] || number=$(cloud 60 projects describe "$PROJECT" --format="value(projectNumber)")
+    number=$(project_number) || fail "set-up: the project's number cannot be read; run launch/gke.sh setup again"
     grant "principal://iam.googleapis.com/projects/$number/locations/global/workloadIdentityPools/$PROJECT.svc.id.goog/subject/ns/default/sa/$SERVICE_ACCOUNT"
 }
 
@@ -98,7 +98,7 @@ spec:
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
     - name: slice
-      replicas: 1
+      replicas: $SLICES
       template:
         spec:
           parallelism: $hosts
@@ -168,7 +168,7 @@ xpk() {
     check_run
     check_access
     limited 600 xpk workload create --cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE" --workload "$job" \
-        --tpu-type "$accelerator" --num-slices 1 --max-restarts 100 --restart-on-exit-codes 1 \
+        --tpu-type "$accelerator" --num-slices "$SLICES" --max-restarts 100 --restart-on-exit-codes 1 \
         --docker-image "$IMAGE" --command "$(command_line)" ||
         fail "XPK has failed; the workload may exist and cost money: see xpk workload list"
 }
@@ -178,8 +178,10 @@ read_settings
 check CLUSTER '[a-z][-a-z0-9]*' "a cluster"
 check IMAGE '[a-z0-9][-._/:@a-zA-Z0-9]*' "a container image"
 check SERVICE_ACCOUNT '[a-z][-a-z0-9]*' "a service account"
-region=${ZONE%-*} job=$NAME pool=tpu-$generation-$shape slices=1
-[[ $STAGE != search ]] || slices=$SHARDS
+region=${ZONE%-*} job=$NAME pool=tpu-$generation-$shape pools=$SLICES
+[[ $STAGE != search ]] || pools=$((SLICES * SHARDS)) shards=$SHARDS
+[[ ! $SHARD ]] || fail "$settings: gke.sh starts all shares of a search: leave SHARD empty, and set SHARDS"
+[[ $SLICES -eq 1 || $hosts -gt 1 ]] || fail "$settings: on GKE each of SLICES=$SLICES needs several hosts: take a larger TOPOLOGY"
 [[ $STAGE == run ]] || job=$NAME-$STAGE
 [[ $SPOT == no ]] || pool+=-spot
 case ${words[*]} in

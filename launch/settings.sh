@@ -59,7 +59,7 @@ check() { # NAME PATTERN WHAT
 read_settings() {
     [[ -f $settings ]] || fail "no settings file ${settings:-''}: copy launch/tpu.env.example to this path and fill it in"
     CONFIG='' OVERRIDES=() STAGE=run MAX_HOURS='' MAX_WAIT_HOURS=24 PRICE='' LIBTPU_ARGS='' RUNTIME='' TPU_SERVICE_ACCOUNT=''
-    CLUSTER='' IMAGE='' SERVICE_ACCOUNT=default SHARDS=1
+    CLUSTER='' IMAGE='' SERVICE_ACCOUNT=default SHARDS=1 SHARD='' SLICES=1 RUN_NAME=''
     local message # a child shell reads the file first: an unset name or an open quote ends the shell
     # shellcheck disable=SC2016
     message=$(bash -euc 'source "$1"' - "$settings" 2>&1) || fail "cannot read the settings: ${message%%$'\n'*}"
@@ -73,7 +73,11 @@ read_settings() {
     check SPOT 'yes|no' "yes or no"
     check STAGE 'run|base|search|traces|difficulty|sft|grpo|eval|report' "a command of astro that runs stages"
     check BUCKET 'gs://[a-z0-9][-._a-z0-9]*(/[-._a-zA-Z0-9]+)*' "a folder in a bucket, as in gs://bucket/astro"
-    check SHARDS '[1-9][0-9]*' "a number of slices"
+    check SLICES '[1-9][0-9]*' "a number of slices"
+    check SHARDS '[1-9][0-9]*' "a number of shares of the search"
+    check SHARD '([0-9]+/[1-9][0-9]*)?' "a share of the search, as in 0/4"
+    [[ ! $SHARD || $STAGE == search ]] || fail "$settings: SHARD=$SHARD goes with STAGE=search"
+    check RUN_NAME '([a-z0-9][-a-z0-9]*)?' "a name of small letters, digits and hyphens"
     check MAX_HOURS '[1-9][0-9]*' "a number of hours, after which the run stops"
     check MAX_WAIT_HOURS '[1-9][0-9]*' "a number of hours to wait for chips"
     check PRICE '([0-9]+([.][0-9]+)?)?' "the price of a chip for an hour, as in 1.2"
@@ -114,10 +118,23 @@ derive() {
             ;;
     esac
     runtime=${RUNTIME:-$image}
-    out=$BUCKET/$NAME
-    # --processes: a worker that finds fewer processes than the slice has stops, in place of a run of its own.
-    command=(astro "$STAGE" "$CONFIG" "out=$out" "${OVERRIDES[@]}" --processes "$hosts" --max-hours "$MAX_HOURS")
+    out=$BUCKET/${RUN_NAME:-$NAME} shards=${SHARD#*/}
+    # Of all slices of the run, as `astro plan` names them.
+    processes=$((hosts * SLICES)) all_chips=$((chips * SLICES)) all_slices=$TOPOLOGY
+    [[ $SLICES -eq 1 ]] || all_slices=$TOPOLOGY:$SLICES
+    # --processes: a worker that finds fewer processes than the slices have stops, in place of a run of its own.
+    command=(astro "$STAGE" "$CONFIG" "out=$out" "${OVERRIDES[@]}" --processes "$processes" --max-hours "$MAX_HOURS")
+    [[ ! $SHARD ]] || command+=(--shard "$SHARD")
     [[ ! $LIBTPU_ARGS ]] || command=(env "LIBTPU_INIT_ARGS=$LIBTPU_ARGS" "${command[@]}")
+}
+
+# Prints the number of the project, of which Google Cloud makes the names of accounts.
+project_number() {
+    if [[ $dry_run ]]; then
+        echo NUMBER
+    else
+        limited 60 gcloud projects describe "$PROJECT" --format="value(projectNumber)" --quiet
+    fi
 }
 
 bucket() { cut -d/ -f1-3 <<<"$BUCKET"; }
@@ -135,7 +152,7 @@ grant() { # MEMBER
 # Refuses what the run would refuse, and a run that is estimated to take longer than MAX_HOURS: before anything is rented.
 check_run() {
     local bin=${ASTRO_VENV:-.venv}/bin planned='' answer hours chip_hours
-    local config=("$CONFIG" "out=$out" "${OVERRIDES[@]}" --topology "$TOPOLOGY")
+    local config=("$CONFIG" "out=$out" "${OVERRIDES[@]}" --topology "$all_slices")
     case $STAGE in
         run) planned=all ;;
         report) ;; # computes nothing
@@ -156,7 +173,9 @@ check_run() {
     hours=$(sed -n 's/.*"total_hours": \([0-9.]*\).*/\1/p' <<<"$answer")
     chip_hours=$(sed -n 's/.*"total_chip_hours": \([0-9.]*\).*/\1/p' <<<"$answer")
     [[ $hours && $chip_hours ]] || fail "the time of the run cannot be estimated: nothing was created"
-    echo "estimate: $hours hours on $chips chips, $chip_hours chip-hours$(price "$chip_hours"), if every sample has its" \
+    hours=$(awk "BEGIN { print $hours / ${shards:-1} }") # shares of a search run at the same time
+    [[ ! $SHARD ]] || chip_hours=$(awk "BEGIN { print $chip_hours / $shards }")
+    echo "estimate: $hours hours on $all_chips chips, $chip_hours chip-hours$(price "$chip_hours"), if every sample has its" \
         "maximum length; the run stops after MAX_HOURS=$MAX_HOURS hours" >&2
     awk "BEGIN { exit !($hours <= $MAX_HOURS) }" ||
         fail "the estimate of $hours hours exceeds MAX_HOURS=$MAX_HOURS: lower problems.search or grpo.max_steps, take a larger slice, or raise MAX_HOURS; nothing was created"
@@ -173,22 +192,19 @@ check_access() {
     command -v gcloud >/dev/null || fail "gcloud is not installed: see docs/tpu.md"
     limited 60 gcloud auth print-access-token >/dev/null 2>&1 || fail "no credentials: run gcloud auth login"
     local probe=$out/.writable message
-    message=$(write_probe "$probe") || fail "cannot write to $BUCKET: check that the bucket exists and that your account may write to it (${message##*$'\n'})"
+    message=$(write_probe "$probe" 2>&1) || fail "cannot write to $BUCKET: check that the bucket exists and that your account may write to it (${message##*$'\n'})"
     limited 60 gcloud storage rm "$probe" >/dev/null 2>&1 || fail "cannot remove files from $BUCKET: your account needs the role Storage Object Admin"
     [[ $TPU_SERVICE_ACCOUNT ]] || return 0
     local as=(--impersonate-service-account="$TPU_SERVICE_ACCOUNT")
     if ! message=$(limited 60 gcloud auth print-access-token "${as[@]}" 2>&1); then
         echo "note: you may not act for $TPU_SERVICE_ACCOUNT (role Service Account Token Creator); the run checks its access" >&2
     elif ! message=$(limited 60 gcloud storage buckets describe "$(bucket)" "${as[@]}" 2>&1 >/dev/null &&
-        write_probe "$probe" "${as[@]}" && limited 60 gcloud storage rm "$probe" "${as[@]}" 2>&1); then
+        write_probe "$probe" "${as[@]}" 2>&1 && limited 60 gcloud storage rm "$probe" "${as[@]}" 2>&1); then
         fail "$TPU_SERVICE_ACCOUNT cannot use $BUCKET (${message##*$'\n'}): run ${0##*/} grant"
     fi
 }
 
+# Copies a small file to the bucket.
 write_probe() { # PATH [OPTION ...]
-    if [[ $dry_run ]]; then
-        run gcloud storage cp - "$@"
-    else
-        echo | timeout --kill-after=5 "${ASTRO_LIMIT:-60}" gcloud storage cp - "$@" 2>&1
-    fi
+    limited 60 gcloud storage cp launch/settings.sh "$@"
 }

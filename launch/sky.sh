@@ -47,6 +47,7 @@ launch() {
 
 options "$@"
 read_settings
+[[ $SLICES -eq 1 ]] || fail "$settings: SkyPilot joins no slices: set SLICES=1"
 case ${words[*]} in
     check) check_run && check_access ;;
     task | launch) "${words[0]}" ;;

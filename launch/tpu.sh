@@ -23,14 +23,22 @@ max_unknown=${ASTRO_MAX_UNKNOWN:-10} max_refused=5 max_failures=5 max_failures_o
 billed="the slice may still exist and cost money: run launch/tpu.sh delete"
 
 tpus() { limited "$1" gcloud compute tpus "${@:2}" --project="$PROJECT" --zone="$ZONE"; } # SECONDS COMMAND ...
-on_workers() { # SECONDS WORKER COMMAND
-    tpus "$1" tpu-vm ssh "$NAME" --worker="$2" --command="$3" --quiet
+
+# Sets `line` to a command that reaches workers. The slices of one run are one queued resource.
+reach() { # ssh|scp WORKER ARGUMENT ...
+    local words=(tpu-vm "$1" "${@:3}" --worker="$2")
+    [[ $SLICES -eq 1 ]] || words=(queued-resources "$1" "${@:3}" --worker="$2" --node="$2")
+    line=(gcloud compute tpus "${words[@]}" --quiet --project="$PROJECT" --zone="$ZONE")
+}
+on_workers() { # SECONDS COMMAND
+    reach ssh all "$NAME" --command="$2"
+    limited "$1" "${line[@]}"
 }
 note() { echo "$(date +%H:%M) $NAME: $*" >&2; }
 
 # The ssh of gcloud to several workers waits for ever where the agent lacks gcloud's key.
 check_ssh() {
-    [[ $dry_run || $hosts -eq 1 ]] && return
+    [[ $dry_run || $processes -eq 1 ]] && return
     local key=$HOME/.ssh/google_compute_engine print
     print=$(ssh-keygen -lf "$key" 2>/dev/null | cut -d' ' -f2) || true
     [[ $print ]] || fail "gcloud has no ssh key: run ssh-keygen -t rsa -f $key -N '' and ssh-add $key"
@@ -44,7 +52,12 @@ create() {
     local options=()
     [[ ${SPOT:?} == no ]] || options+=(--spot)
     [[ ! $TPU_SERVICE_ACCOUNT ]] || options+=(--service-account="$TPU_SERVICE_ACCOUNT")
-    tpus 300 queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$accelerator" \
+    if [[ $SLICES -eq 1 ]]; then
+        options+=(--node-id="$NAME")
+    else
+        options+=(--node-count="$SLICES" --node-prefix="$NAME")
+    fi
+    tpus 300 queued-resources create "$NAME" --accelerator-type="$accelerator" \
         --runtime-version="$runtime" --valid-until-duration="${MAX_WAIT_HOURS}h" "${options[@]}" --async
 }
 
@@ -103,14 +116,15 @@ setup() {
         file=$(mktemp -d)/astro.tgz
         archive "$file" || return
     fi
-    tpus 900 tpu-vm scp "$file" "$NAME:astro.tgz" --worker=all --quiet &&
-        on_workers 1800 all "mkdir -p astro && tar xzf astro.tgz -C astro && bash astro/launch/worker.sh setup"
+    reach scp all "$file" "$NAME:astro.tgz"
+    limited 900 "${line[@]}" &&
+        on_workers 1800 "mkdir -p astro && tar xzf astro.tgz -C astro && bash astro/launch/worker.sh setup"
 }
 
-start() { on_workers 300 all "bash astro/launch/worker.sh start $(quoted "${command[@]}")"; }
+start() { on_workers 300 "bash astro/launch/worker.sh start $(quoted "${command[@]}")"; }
 
 # Prints for each worker "running", "ended CODE" or "not started".
-workers() { on_workers 120 all "bash astro/launch/worker.sh status"; }
+workers() { on_workers 120 "bash astro/launch/worker.sh status"; }
 
 # Returns the state of the run: 0 finished, 1 failed (start again), 2 refused its input (do not start again), 3 running,
 # 4 unknown: a worker did not answer.
@@ -119,18 +133,17 @@ run_state() {
     answers=$(workers 2>/dev/null) || return 4
     if grep -q 'ended 2$' <<<"$answers"; then return 2; fi
     if grep -q 'running$' <<<"$answers"; then return 3; fi
-    [[ $(grep -c 'ended 0$' <<<"$answers") -eq $hosts ]]
+    [[ $(grep -c 'ended 0$' <<<"$answers") -eq $processes ]]
 }
 
-# Deletes the slice, and asks whether it is gone.
+# Deletes the slice until it is gone.
 give_back() {
     local i
-    delete || [[ ! $dry_run ]] || return
-    if [[ $dry_run ]]; then return; fi
+    if [[ $dry_run ]]; then delete && return; fi
     for ((i = 0; i < max_refused; i++)); do
+        delete || true
         [[ $(state) != NONE ]] || return 0
         sleep "$poll"
-        delete || true
     done
     return 1
 }
@@ -139,7 +152,7 @@ give_back() {
 give_up() { # EXIT_CODE MESSAGE
     local log=$runs/$NAME.log message=$2
     mkdir -p "$runs"
-    if on_workers 120 all 'tail -n 200 astro/run.log' >"$log" 2>/dev/null && [[ -s $log ]]; then
+    if on_workers 120 'tail -n 200 astro/run.log' >"$log" 2>/dev/null && [[ -s $log ]]; then
         message+="; the ends of the logs are in $log"
     fi
     if give_back; then
@@ -165,52 +178,67 @@ replace() { # REASON
     give_back || give_up 1 "the slice cannot be deleted"
 }
 
+# Counts queries in a row without an answer.
+no_answer() { # MESSAGE COMMAND_AT_THE_LIMIT ...
+    ((++unknown < max_unknown)) || { unknown=0 && "${@:2}" "$1"; }
+}
+
+request() {
+    started='' unknown=0 failures_on_slice=0 since=$SECONDS
+    ((++slices <= max_slices)) || give_up 1 "$max_slices slices were requested"
+    if create; then
+        refused=0
+    else
+        ((++refused < max_refused)) || give_up 1 "the request for a slice was refused"
+    fi
+}
+
+# Starts the run on an active slice, or looks how it is. Returns 0 when the run has finished.
+look_after_run() {
+    local code=0
+    run_state || code=$?
+    # An answer that ends the run is asked for twice.
+    if ((code == 0 || code == 2)); then code=0 && run_state || code=$?; fi
+    case $code in
+        0) return ;;
+        2) give_up 2 "the run refused its input or has used its MAX_HOURS" ;;
+        3) started=${started:-$SECONDS} unknown=0 ;;
+        *)
+            if [[ ! $started ]]; then
+                if setup && start; then started=$SECONDS unknown=0; else failed "the set-up has failed"; fi
+            elif [[ $code == 1 ]]; then
+                failed "the run has failed"
+            else
+                no_answer "a worker does not answer" failed
+            fi
+            ;;
+    esac
+    return 1
+}
+
 retry() {
     check_all
     if [[ $dry_run ]]; then
         state && create && wait_until_active && setup && start && workers && give_back && fetch && return
     fi
-    local stop=$runs/$NAME.stop slice code started='' unknown=0 refused=0 failures=0 failures_on_slice=0 slices=0 since
+    local stop=$runs/$NAME.stop slice started='' unknown=0 refused=0 failures=0 failures_on_slice=0 slices=0 since
     since=$SECONDS
     rm -f "$stop"
     trap 'note "retry has ended, and the run goes on. $billed"; exit 130' INT TERM
     while true; do
         if [[ -e $stop ]]; then give_up 1 "stopped by launch/tpu.sh stop"; fi
         slice=$(state)
-        if [[ $slice == UNKNOWN ]]; then
-            ((++unknown < max_unknown)) || give_up 1 "no answer about the slice"
-        elif [[ $slice == NONE ]]; then
-            started='' unknown=0 failures_on_slice=0 since=$SECONDS
-            ((++slices <= max_slices)) || give_up 1 "$max_slices slices were requested"
-            if create; then refused=0; else ((++refused < max_refused)) || give_up 1 "the request for a slice was refused"; fi
-        elif [[ $slice == FAILED || $slice == SUSPEND* ]]; then
-            unknown=0
-            replace "$slice"
-            continue
-        elif [[ $slice != ACTIVE ]]; then
-            unknown=0
-            ((SECONDS - since < 3600 * MAX_WAIT_HOURS)) || give_up 1 "no chips within MAX_WAIT_HOURS=$MAX_WAIT_HOURS hours"
-        else
-            code=0 && run_state || code=$?
-            # An answer that ends the run is asked for twice.
-            if ((code == 0 || code == 2)); then code=0 && run_state || code=$?; fi
-            case $code in
-                0) break ;;
-                2) give_up 2 "the run refused its input or has used its MAX_HOURS" ;;
-                3) started=${started:-$SECONDS} unknown=0 ;;
-                *)
-                    if [[ $started && $code == 1 ]]; then
-                        failed "the run has failed"
-                    elif [[ $started ]]; then
-                        if ((++unknown >= max_unknown)); then unknown=0 && failed "a worker does not answer"; fi
-                    elif setup && start; then
-                        started=$SECONDS unknown=0
-                    else
-                        failed "the set-up has failed"
-                    fi
-                    ;;
-            esac
-        fi
+        [[ $slice == UNKNOWN || $slice == ACTIVE ]] || unknown=0
+        case $slice in
+            UNKNOWN) no_answer "no answer about the slice" give_up 1 ;;
+            NONE) request ;;
+            FAILED | SUSPEND*) replace "$slice" && continue ;;
+            ACTIVE) if look_after_run; then break; fi ;;
+            *)
+                ((SECONDS - since < 3600 * MAX_WAIT_HOURS)) ||
+                    give_up 1 "no chips within MAX_WAIT_HOURS=$MAX_WAIT_HOURS hours"
+                ;;
+        esac
         sleep "$poll"
     done
     give_back || give_up 1 "the run has finished"
@@ -229,20 +257,17 @@ delete() { tpus 900 queued-resources delete "$NAME" --force --quiet; }
 
 stop() {
     if [[ ! $dry_run ]]; then mkdir -p "$runs" && touch "$runs/$NAME.stop"; fi
-    on_workers 120 all "bash astro/launch/worker.sh stop" || note "the workers do not answer"
+    on_workers 120 "bash astro/launch/worker.sh stop" || note "the workers do not answer"
     give_back || fail "the slice could not be deleted; $billed"
 }
 
 # The account of the workers: that of the settings, or Compute Engine's default account of the project.
 service_account() {
+    local number
     if [[ $TPU_SERVICE_ACCOUNT ]]; then
         echo "$TPU_SERVICE_ACCOUNT"
-    elif [[ $dry_run ]]; then
-        echo "NUMBER-compute@developer.gserviceaccount.com"
     else
-        local number
-        number=$(limited 60 gcloud projects describe "$PROJECT" --format="value(projectNumber)") &&
-            echo "$number-compute@developer.gserviceaccount.com"
+        number=$(project_number) && echo "$number-compute@developer.gserviceaccount.com"
     fi
 }
 
@@ -257,7 +282,6 @@ case ${words[*]} in
     wait) wait_until_active ;;
     run) start ;;
     status) state && workers ;;
-    tail) run gcloud compute tpus tpu-vm ssh "$NAME" --worker=0 --command="tail -n 100 -F astro/run.log" \
-        --project="$PROJECT" --zone="$ZONE" ;;
+    tail) reach ssh 0 "$NAME" --command="tail -n 100 -F astro/run.log" && run "${line[@]}" ;;
     *) usage ;;
 esac

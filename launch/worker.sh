@@ -37,10 +37,13 @@ case ${1:-} in
         fi
         ;;
     stop) # the command and its children; after half a minute they are killed
-        for ((i = 0; i < 300; i++)); do
-            [[ -e run.lock && -e run.pid ]] && ! flock -n run.lock true || exit 0
-            ((i % 290)) || kill -"$([[ $i -gt 0 ]] && echo KILL || echo TERM)" -- "-$(cat run.pid)" 2>/dev/null || true
-            sleep 0.1
+        running() { [[ -e run.lock && -e run.pid ]] && ! flock -n run.lock true; }
+        for signal in TERM KILL; do
+            if running; then kill -s "$signal" -- "-$(cat run.pid)" 2>/dev/null || true; fi
+            for ((i = 0; i < 300; i++)); do
+                running || exit 0
+                sleep 0.1
+            done
         done
         echo "$HOSTNAME: does not stop" >&2
         exit 1

@@ -82,6 +82,41 @@ def test_topology_is_the_same_slice_for_every_launcher(cloud):
         assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology.partition(":")[2]
 
 
+def dry_run(cloud, script, verb):
+    done = cloud.run(script, verb, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_several_slices_are_one_queued_resource_and_one_run(cloud):
+    """One request, one command for all workers of all slices, and a process for each host."""
+    cloud.change(SLICES="2", OVERRIDES="(mesh.data=2)")
+    *checks, create = dry_run(cloud, "tpu.sh", "create")
+    assert "--node-count=2 --node-prefix=astro-8b" in create and "--node-id" not in create
+    assert "--accelerator-type=v5litepod-16 " in create and any("--topology v5e:4x4:2" in line for line in checks)
+    for verb in ("setup", "run", "stop"):
+        reached = [line for line in dry_run(cloud, "tpu.sh", verb) if " ssh " in line or " scp " in line]
+        assert reached and all("queued-resources s" in r and "--worker=all --node=all " in r for r in reached)
+    assert "--processes\\ 8" in dry_run(cloud, "tpu.sh", "run")[0]
+    assert "--worker=0 --node=0 " in dry_run(cloud, "tpu.sh", "tail")[0]
+    cloud.answer(workers=["a: not started", 7 * "a: ended 0," + "b: running", *2 * [8 * "a: ended 0,"]])
+    done = cloud.run("tpu.sh", "retry")
+    assert done.returncode == 0 and "on 32 chips" in done.stderr, done.stderr
+
+
+def test_several_slices_on_gke_are_replicas_of_one_jobset_with_a_node_pool_each(cloud):
+    cloud.change(SLICES="2")
+    jobset = yaml.safe_load(cloud.run("gke.sh", "manifest").stdout)
+    assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 2 and job_of(jobset)["parallelism"] == 4
+    pools = [line.split()[4] for line in dry_run(cloud, "gke.sh", "setup") if "node-pools create" in line]
+    assert pools == ["tpu-v5e-4x4-spot-0", "tpu-v5e-4x4-spot-1"]
+    assert "--num-slices 2 " in dry_run(cloud, "gke.sh", "xpk")[-1]
+    sky = cloud.run("sky.sh", "task")
+    assert sky.returncode == 2 and "SkyPilot joins no slices" in sky.stderr
+    cloud.change(SLICES="2", TOPOLOGY="v5e:2x2")
+    assert "each of SLICES=2 needs several hosts" in cloud.run("gke.sh", "manifest").stderr
+
+
 @pytest.mark.parametrize("spot", ["yes", "no"])
 def test_spot_setting_requests_a_spot_slice(cloud, spot):
     cloud.change(SPOT=spot)
@@ -122,6 +157,17 @@ def test_search_makes_one_jobset_for_each_shard(cloud):
     lines = [job_of(j)["template"]["spec"]["containers"][0]["command"][2].split() for j in jobsets]
     assert all(line[1:3] == ["astro", "search"] for line in lines)
     assert [line[-2:] for line in lines] == [["--shard", f"{i}/3"] for i in range(3)]
+
+
+def test_a_share_of_the_search_on_tpu_vms_has_its_own_slice_and_the_folder_of_the_run(cloud):
+    cloud.change(NAME="astro-s1", STAGE="search", SHARD="1/4", RUN_NAME="astro-8b")
+    (call,) = dry_run(cloud, "tpu.sh", "run")
+    assert " ssh astro-s1 " in call and "out=gs://my-bucket/astro/astro-8b" in call
+    assert call.replace("\\", "").partition(" --worker")[0].endswith("--max-hours 24 --shard 1/4")
+    assert "estimate: 2.875 hours on 16 chips" in cloud.run("tpu.sh", "check").stderr  # a quarter of 11.5
+    assert "leave SHARD empty" in cloud.run("gke.sh", "manifest").stderr
+    cloud.change(SHARD="1/4")
+    assert "SHARD=1/4 goes with STAGE=search" in cloud.run("tpu.sh", "check").stderr
 
 
 def job_of(jobset):
