@@ -55,6 +55,7 @@ class _ProcessGroup:
       store: client of the coordination service's key-value store.
       num_synced: synchronization points that this process has passed.
       exiting: whether this process has written its last heartbeat.
+      waited: seconds that this process has waited for others at synchronization points.
       lock: guards `exiting` and the heartbeat's key.
       stop: ends the heartbeat thread.
     """
@@ -66,6 +67,7 @@ class _ProcessGroup:
     store: Any = None
     num_synced: int = 0
     exiting: bool = False
+    waited: float = 0.0
     lock: Any = dataclasses.field(default_factory=threading.Lock)
     stop: Any = dataclasses.field(default_factory=threading.Event)
 
@@ -185,6 +187,11 @@ def process_index() -> int:
     return _group.index
 
 
+def waited_seconds() -> float:
+    """Return the seconds that this process has waited for others at synchronization points."""
+    return _group.waited
+
+
 def all_gather(name: str, value: Any = None) -> list[Any]:
     """Gather a small value from every process, at a synchronization point.
 
@@ -204,7 +211,9 @@ def all_gather(name: str, value: Any = None) -> list[Any]:
     store, point = _group.store, _group.num_synced
     _group.num_synced += 1
     store.key_value_set(f"astro/sync/{point}/{_group.index}", json.dumps([name, value]))
+    start = time.monotonic()
     entries = [_read_entry(point, i, name) for i in range(_group.count)]
+    _group.waited += time.monotonic() - start
     for i, (other_name, _) in enumerate(entries):
         if other_name != name:
             raise AstroError(

@@ -46,6 +46,7 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
     if max_hours is not None and before >= 3600 * max_hours:
         raise AstroError(_limit_message(run, before, max_hours))
     start, started_s, compile_s = time.monotonic(), _start_seconds(command), 0.0
+    restored_before, waited_before = _restored, distributed.waited_seconds()
     name = datetime.datetime.now(datetime.UTC).strftime(f"%Y%m%d-%H%M%S-%f-{socket.gethostname()}-{os.getpid()}")
     path = run / FOLDER / f"{name}.json"
     chips = {"chips": jax.device_count(), "chip": jax.devices()[0].device_kind}
@@ -62,6 +63,7 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
         seconds = elapsed()
         kept = seconds if is_complete else started_s + max(0.0, storage.last_write() - start)
         times = {"seconds": seconds, "kept_s": kept, "start_s": started_s, "compile_s": compile_s}
+        times |= {"restore_s": _restored - restored_before, "wait_s": distributed.waited_seconds() - waited_before}
         return {"command": command, **chips, "renewed": time.time(), "running": is_running} | {
             key: round(value, 2) for key, value in times.items()
         }
@@ -86,6 +88,20 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
         storage.write_json(path, state(is_running=False, is_complete=is_complete), is_work=False)
 
 
+_restored = 0.0  # seconds of this process
+
+
+@contextlib.contextmanager
+def restoring() -> Iterator[None]:
+    """Count the time of the block as reading what an earlier command has saved."""
+    global _restored
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        _restored += time.monotonic() - start
+
+
 def read(run: epath.Path) -> list[Json]:
     """Return the records of a run, oldest first. A record that a kill has cut off is left out."""
     folder, records = run / FOLDER, []
@@ -99,26 +115,29 @@ def read(run: epath.Path) -> list[Json]:
 def summary(records: list[Json]) -> Json:
     """Return the hours of a run by what they were for.
 
-    Goodput is the share of the time whose work was kept: without the start of the processes, without compiling, and
-    without the work after the last write before a kill.
+    Goodput is the share of the time whose work was kept: without the start of the processes, without compiling, without
+    reading what earlier commands have saved, without the main process's waits for other processes, and without the work
+    after the last write before a kill.
 
     Returns:
       `sessions`, `running` (whether one is), `hours`, `chip_hours`, `goodput` (None without time), and the lost hours
-      `start_h`, `compile_h` and `redone_h`.
+      `start_h`, `compile_h`, `restore_h`, `wait_h` and `redone_h`.
     """
     seconds = sum(s["seconds"] for s in records)
-    lost = {
-        "start_h": sum(s["start_s"] for s in records),
-        "compile_h": sum(min(s["compile_s"], s["kept_s"]) for s in records),
-        "redone_h": sum(s["seconds"] - s["kept_s"] for s in records),
-    }
+    lost = {"start_s": 0.0, "compile_s": 0.0, "restore_s": 0.0, "wait_s": 0.0}
+    for record in records:
+        rest = record["kept_s"]  # no second counts twice: what came after the last write is redone
+        for name in lost:
+            part = min(record.get(name, 0.0), rest)
+            lost[name], rest = lost[name] + part, rest - part
+    lost["redone_s"] = sum(s["seconds"] - s["kept_s"] for s in records)
     return {
         "sessions": len(records),
         "running": any(s["running"] and time.time() - s["renewed"] < 4 * RENEW_SECONDS for s in records),
         "hours": round(seconds / 3600, 3),
         "chip_hours": round(sum(s["seconds"] * s["chips"] for s in records) / 3600, 2),
         "goodput": round(max(0.0, 1 - sum(lost.values()) / seconds), 3) if seconds else None,
-    } | {key: round(value / 3600, 3) for key, value in lost.items()}
+    } | {f"{name.removesuffix('_s')}_h": round(value / 3600, 3) for name, value in lost.items()}
 
 
 def _limit_message(run: epath.Path, seconds: float, max_hours: float) -> str:

@@ -12,6 +12,10 @@ from astro_jax.errors import AstroError
 from astro_jax.storage import Json
 
 RECENT_STEPS = 20  # whose speed is shown
+LOST = {
+    "start_h": "start", "compile_h": "compiling", "restore_h": "reading what was saved",
+    "wait_h": "waiting for other processes", "redone_h": "work that a kill undid",
+}  # fmt: skip
 
 
 def describe(run: epath.Path, price: float | None = None) -> Json:
@@ -75,9 +79,6 @@ def render(status: Json) -> str:
     hours = f"{status['hours']:,g} hours, {status['chip_hours']:,g} chip-hours{cost}"
     lines.append(f"{status['sessions']} commands, {running}; {hours}")
     if status["goodput"] is not None:
-        lost = ", ".join(
-            f"{what} {status[key]:g}"
-            for what, key in (("start", "start_h"), ("compiling", "compile_h"), ("work that a kill undid", "redone_h"))
-        )
+        lost = ", ".join(f"{what} {status[key]:g}" for key, what in LOST.items())
         lines.append(f"goodput {status['goodput']:.3f}; hours lost: {lost}")
     return "\n".join(lines)

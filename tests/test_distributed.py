@@ -282,6 +282,15 @@ def test_all_gather_returns_the_values_in_process_order(group):
     assert distributed.all_gather("a", "second") == ["first", "second", "third"]
 
 
+def test_waits_for_other_processes_are_counted(group, monkeypatch):
+    get = group.store.blocking_key_value_get
+    monkeypatch.setattr(group.store, "blocking_key_value_get", lambda *a: time.sleep(0.01) or get(*a))
+    put(group, 0, 0, "a", 1)
+    put(group, 0, 2, "a", 1)
+    distributed.all_gather("a", 1)
+    assert 0.03 <= distributed.waited_seconds() < 1
+
+
 def test_entries_of_passed_points_are_deleted(group):
     for n in range(3):
         for other in (0, 2):

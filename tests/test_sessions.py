@@ -33,17 +33,20 @@ def put(run, name, **record):
 def test_goodput_leaves_out_start_compiling_and_what_a_kill_undid(run):
     put(run, "a", start_s=360.0, compile_s=720.0)
     put(run, "b", kept_s=2880.0)  # killed 720 s after its last write
-    put(run, "c", seconds=1800.0, kept_s=1800.0, chips=8)
+    put(run, "c", seconds=1800.0, kept_s=1800.0, chips=8, restore_s=180.0, wait_s=90.0)
+    put(run, "e", seconds=900.0, kept_s=90.0, start_s=36.0, compile_s=400.0, restore_s=100.0)  # killed in a compilation
     (run / sessions.FOLDER / "d.json").write_text('{"seconds":')  # cut off
     assert sessions.summary(sessions.read(run)) == {
-        "sessions": 3, "running": False, "hours": 2.5, "chip_hours": 36.0, "goodput": 0.8, "start_h": 0.1,
-        "compile_h": 0.2, "redone_h": 0.2,
+        "sessions": 4, "running": False, "hours": 2.75, "chip_hours": 40.0, "goodput": 0.7, "start_h": 0.11,
+        "compile_h": 0.215, "restore_h": 0.05, "wait_h": 0.025, "redone_h": 0.425,
     }  # fmt: skip
 
 
 def test_a_command_records_its_chips_compilations_and_last_write(run):
     with pytest.raises(KeyboardInterrupt), sessions.record(run, "astro run x"):
         jax.jit(lambda x: x * 3 + 1)(jnp.arange(5)).block_until_ready()
+        with sessions.restoring():
+            time.sleep(0.02)
         storage.write_text(run / "result", "saved")
         time.sleep(0.1)
         (record,) = sessions.read(run)  # renewed while the command runs
@@ -52,11 +55,13 @@ def test_a_command_records_its_chips_compilations_and_last_write(run):
     (record,) = sessions.read(run)
     assert not record["running"] and record["chips"] == jax.device_count()
     assert 0 < record["start_s"] < record["kept_s"] < record["seconds"] - 0.05
-    assert record["compile_s"] > 0
+    assert record["compile_s"] > 0 and 0.02 <= record["restore_s"] < 1 and record["wait_s"] == 0
     with sessions.record(run, "astro run x"):
         pass
     record = sessions.read(run)[-1]
-    assert record["kept_s"] == record["seconds"] and record["start_s"] == 0  # ended well; the process is the same
+    assert (
+        record["kept_s"] == record["seconds"] and record["start_s"] == record["restore_s"] == 0
+    )  # ended well; the process is the same
 
 
 def test_commands_end_after_max_hours(run, monkeypatch, capsys):

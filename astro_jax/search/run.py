@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import storage, termination
+from astro_jax import sessions, storage, termination
 from astro_jax.errors import AstroError
 from astro_jax.policy import Policy
 from astro_jax.progress import ProgressBar, log
@@ -81,7 +81,8 @@ def run(
         raise AstroError(
             "search: no problem fits the model's context; lower search.max_rollout_tokens or max_step_tokens"
         )
-    store = TreeStore(folder, fitting, c.shard_size, digest, shard)
+    with sessions.restoring():
+        store = TreeStore(folder, fitting, c.shard_size, digest, shard)
     meter = CostMeter(folder / f"cost-{shard[0]}-of-{shard[1]}.json", searcher.sampler, store.torn)
     _search_all(store, meter, searcher)
     store.close()

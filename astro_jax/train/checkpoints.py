@@ -16,7 +16,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from astro_jax import config as cfg
-from astro_jax import distributed, storage
+from astro_jax import distributed, sessions, storage
 from astro_jax.errors import AstroError
 from astro_jax.progress import log
 from astro_jax.train.state import TrainState
@@ -96,7 +96,8 @@ class Checkpoints:
         jax.tree.map(lambda x: x.delete(), state)
         reason = ""
         for step in sorted(steps, key=lambda step: (step != first, -step)):
-            state_or_reason = self._load(step, abstract)
+            with sessions.restoring():
+                state_or_reason = self._load(step, abstract)
             reasons = distributed.all_gather(f"{self._stage}: checkpoint {step}", _reason(state_or_reason))
             if not any(reasons):
                 assert isinstance(state_or_reason, TrainState)
