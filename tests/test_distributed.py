@@ -104,10 +104,10 @@ def test_run_that_lost_each_process_in_turn_resumes_and_equals_the_run_of_one_pr
 
 @pytest.mark.slow
 def test_sigterm_of_one_process_lets_all_save_and_the_run_resumes(start, one_process_run, tmp_path):
-    """SIGTERM to the second process while the base trains, to the main process in the search, and to the second
-    process in SFT. All processes end with 143 within 30 seconds, and the results equal those of an undisturbed run."""
+    """SIGTERM to the second process while the base trains, and to the main process in the search. Both processes end
+    with 143 within 30 seconds, and the results equal those of an undisturbed run."""
     out = tmp_path / "run"
-    for path, terminated in [("base/metrics.jsonl", 1), ("search/inputs.json", 0), ("direct-sft/inputs.json", 1)]:
+    for path, terminated in [("base/metrics.jsonl", 1), ("search/inputs.json", 0)]:
         processes = start(out, 2)
         processes[0].wait_for(out / path)
         processes[terminated].send_signal(signal.SIGTERM)
@@ -115,7 +115,7 @@ def test_sigterm_of_one_process_lets_all_save_and_the_run_resumes(start, one_pro
         (code, output), (other_code, other_output) = [process.wait(60) for process in processes]
         assert time.monotonic() - since < 30
         assert (code, other_code) == (143, 143), output + other_output
-        # On a slow machine a program may still compile after 25 seconds, at the start of the search and of SFT.
+        # On a slow machine a program may still compile after 25 seconds, at the start of the search.
         assert "stopped by SIGTERM" in output or (path != "base/metrics.jsonl" and "ends without a save" in output), (
             output
         )
