@@ -34,7 +34,7 @@ def test_every_command_of_the_notebook_is_one_of_this_version():
     exec(SETTINGS, names)
     commands = [line.format(**names) for line in "\n".join(RUN).splitlines() if ".venv/bin/astro" in line]
     parsed = [cli.parse(shlex.split(command.partition(".venv/bin/astro ")[2])) for command in commands]
-    assert [args.command for args in parsed] == ["run", "run", "status"]
+    assert [args.call.__name__ for args in parsed] == ["run", "run", "status"]
     for args in parsed[:2]:
         assert cfg.load(args.config, args.overrides).mesh.data == 8
     for path in re.findall(r"launch/\S+", INSTALL):
