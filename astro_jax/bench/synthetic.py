@@ -151,7 +151,7 @@ class SyntheticEngine:
 
     def generate(
         self, params: None, requests: Sequence[Request], sampling: SamplingParams, *, prefix_cache: None = None,
-        stop_fn: None = None, progress: None = None,
+        stop_fn: None = None, progress: None = None, on_completion: None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         """Sample all completions of all requests: one line where lines end a completion, else whole solutions."""
         lines = 1 if 0 in (sampling.stop_token_ids or ()) else sampling.max_tokens

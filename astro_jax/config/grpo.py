@@ -78,7 +78,7 @@ class Grpo(Training):
     )  # fmt: skip
     clip_cov_bounds: tuple[float, float] = key(
         (1.0, 5.0), "Least and largest covariance of the tokens that `clip_cov_ratio` draws from.",
-        "Clip-Cov, arXiv 2505.22617, section 4.3 (recalled)",
+        "ours; the bounds of verl's Clip-Cov (arXiv 2505.22617)",
     )  # fmt: skip
     kl_cov_ratio: float = key(
         0.0,
@@ -87,7 +87,7 @@ class Grpo(Training):
         _LITERATURE, ge=0, lt=1,
     )  # fmt: skip
     kl_cov_coef: float = key(
-        1.0, "Weight of that KL divergence.", "KL-Cov, arXiv 2505.22617, section 4.3 (recalled)", gt=0
+        1.0, "Weight of that KL divergence.", "ours; KL-Cov is arXiv 2505.22617, its weight is recalled", gt=0
     )
     beta: float = key(
         0.0, "Weight of the KL divergence to the model from which RL starts. 0: none.", "paper, section 3.2", ge=0

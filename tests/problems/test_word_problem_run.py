@@ -1,6 +1,9 @@
 """Word problems as traces, and a whole run on word problems with a tiny Llama that uses a chat template."""
 
+import base64
+import gzip
 import json
+import re
 
 import pytest
 from etils import epath
@@ -103,7 +106,8 @@ def test_run_goes_from_a_file_of_problems_to_a_report(run):
     traces = rows(run.folder / "traces" / "astro.jsonl")
     assert any("Let's go back to where we wrote: " in t["response"] for t in traces)
     assert {t["prompt"] for t in traces} <= {p.prompt for p in run.problems("search")}
-    assert "back to where we wrote: " in (run.folder / "report.html").read_text()
+    packed = re.findall(r'"packed": ?"([^"]+)"', (run.folder / "report.html").read_text())
+    assert any(b"back to where we wrote: " in gzip.decompress(base64.b64decode(text)) for text in packed)
 
 
 def test_evaluation_uses_the_chat_template_and_held_out_problems(run):
