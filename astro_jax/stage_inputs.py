@@ -6,7 +6,7 @@ The registry (`astro_jax.stages`) says which keys a stage reads, and `config.sec
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from astro_jax import config as cfg
@@ -37,10 +37,13 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
 )  # fmt: skip
 
 
-def keys_of(c: cfg.Config, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the keys that a stage reads under this config: (those that change its results, all other ones).
 
     The base model's path and the keys of `problems` are among the others where the digest has their content.
+
+    Args:
+      values: of all keys, `cfg.flatten(c)`. Several stages share them.
     """
     reads, contents = stages.get(stage).reads, contents_of(c, stage)
     unused = [
@@ -48,7 +51,7 @@ def keys_of(c: cfg.Config, stage: str) -> tuple[dict[str, Any], dict[str, Any]]:
     ]
     results: dict[str, Any] = {}
     settings: dict[str, Any] = {}
-    for key, value in cfg.flatten(c).items():
+    for key, value in values.items():
         if not _within(key, reads) or _within(key, unused):
             continue
         by_content = key in contents
@@ -119,6 +122,7 @@ def of_run(c: cfg.Config, names: Sequence[str], content: Callable[[str], str]) -
     """
     inputs: dict[str, Inputs] = {}
     content = functools.cache(content)  # several stages have the same problems
+    values = cfg.flatten(c)
 
     def add(stage: str) -> None:
         if stage in inputs:
@@ -126,7 +130,7 @@ def of_run(c: cfg.Config, names: Sequence[str], content: Callable[[str], str]) -
         above = parents(c, stage)
         for parent in above:
             add(parent)
-        keys, settings = keys_of(c, stage)
+        keys, settings = keys_of(c, stage, values)
         contents = {name: content(name) for name in contents_of(c, stage)}
         digests = {name: inputs[name].digest for name in above}
         inputs[stage] = Inputs(stage=stage, keys=keys, settings=settings, contents=contents, parents=digests)

@@ -168,7 +168,7 @@ def test_a_stage_reads_only_keys_that_the_registry_names(finished):
     elsewhere = {("Config", "model"), *(("Problems", name) for name in cfg.Problems.model_fields)}
     assert set(read) == {"", *stage_inputs.planned(c)}
     for stage in stage_inputs.planned(c):
-        keys = {key for keys in stage_inputs.keys_of(c, stage) for key in keys}
+        keys = {key for keys in stage_inputs.keys_of(c, stage, cfg.flatten(c)) for key in keys}
         keys |= {key for key in cfg.flatten(c) if cfg.effect(key) == "none"}
         declared = {(by_section[key.rpartition(".")[0]], key.rpartition(".")[2]) for key in keys}
         parts = [name.rpartition(".") for name in by_section if name]

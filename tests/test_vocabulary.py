@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,12 @@ def test_no_file_uses_a_private_word():
 
 def test_no_file_name_holds_a_private_word():
     assert [name for name in tracked_files() if PRIVATE.search(re.sub(r"[_/.-]", " ", name))] == []
+
+
+def test_no_two_test_files_have_the_same_name():
+    """pytest imports test files by their base names, and refuses the second one when all of them are collected."""
+    names = Counter(Path(name).name for name in tracked_files() if Path(name).match("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 @pytest.mark.parametrize("line", ["grow a wave of trees", "Tiles of rows", "two Flights", "shelf = []", "x.piece()"])
