@@ -50,6 +50,8 @@ LONGEST = (
     "sweep/test_sweep.py",
     "sampler/test_generation_loop.py",
     "test_importing.py",
+    "test_notebook.py",
+    "report/test_browser.py",
     "plan/test_plan_programs.py",
     "problems/test_word_problem_run.py",
 )
