@@ -6,21 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-from etils import epath
-
-from astro_jax import markdown
+from astro_jax import markdown, percent, static_page
 from astro_jax.stages import title
 
 Row = Mapping[str, Any]
-_HERE = epath.resource_path("astro_jax.budgets")
 HEADER = ("method", "tokens", "verdicts", "right %, 95% interval", "minus one answer")
 _LEFT, _WIDTH, _TOP, _HEIGHT = 48, 620, 26, 320  # of the picture's axes
-
-
-def percent(row: Row) -> str:
-    """A rate with its interval: "79.1 [76.0, 82.0]"."""
-    return f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
 def method_title(row: Row) -> str:
@@ -35,10 +26,9 @@ def method_title(row: Row) -> str:
 
 def cells(row: Row) -> list[str]:
     """A row of the table at equal budgets."""
-    d = row.get("difference")
-    delta = f"{100 * d['difference']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]" if d else ""
+    delta = percent.difference(d) if (d := row.get("difference")) else ""
     verdicts = f"{row['verdicts']:.1f}" if row["verdicts"] else "0"
-    return [method_title(row), f"{row['tokens']:,.1f}", verdicts, percent(row), delta]
+    return [method_title(row), f"{row['tokens']:,.1f}", verdicts, percent.rate(row), delta]
 
 
 def at_equal_tokens(result: Mapping[str, Any]) -> list[Row]:
@@ -57,10 +47,10 @@ def over_budgets(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     figures: dict[tuple[str, str], dict[int, str]] = {}
     for row in result["table"]:
         if row["method"] != "one answer":
-            figures.setdefault((row["model"], row["method"]), {})[row["multiple"]] = percent(row)
+            figures.setdefault((row["model"], row["method"]), {})[row["multiple"]] = percent.rate(row)
         elif row["model"] == first:  # k = 1 of its vote and of its best answer
             for method in ("majority vote", "best of N"):
-                figures.setdefault((first, method), {})[1] = percent(row)
+                figures.setdefault((first, method), {})[1] = percent.rate(row)
     header = ["method", *(f"{m} x {result['budget']:,.1f} tokens" for m in multiples)]
     return header, [
         [f"{title(model)}, {method}", *(by_multiple.get(m, "") for m in multiples)]
@@ -82,8 +72,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     for name, m in models.items():
         if search := m.get("search"):
             lines.append(
-                f"Trees of {title(name)}: {100 * search['solved']:.1f}% solved within {search['max_tokens']:,} tokens; "
-                f"{search['prefilled_per_token']:.2f} prompt tokens computed for each generated token."
+                f"Trees of {title(name)}: {percent.points(search['solved'])}% solved within {search['max_tokens']:,} "
+                f"tokens; {search['prefilled_per_token']:.2f} prompt tokens computed for each generated token."
             )
     if not any(row["method"] == "majority vote" for row in at_equal_tokens(result)):
         lines.append("No other model gives an answer for so few tokens, so no vote stands beside the one answer.")
@@ -109,9 +99,7 @@ def html(name: str, command: str, results: Mapping[str, Any]) -> str:
          "rows": [cells(row) for row in at_equal_tokens(result)]}
         for name, result in results["sets"].items()
     ]  # fmt: skip
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((_HERE / "template.html").read_text())
-    return template.render(name=name, command=command, header=HEADER, sets=sets)
+    return static_page.render("budgets/template.html", f"Equal budgets: {name}", command, header=HEADER, sets=sets)
 
 
 # ---- The picture
@@ -148,7 +136,7 @@ def plot(result: Mapping[str, Any]) -> dict[str, Any]:
             "model": min(order.index(curve["model"]), 2),
         })  # fmt: skip
     dots = [
-        {"title": f"{method_title(row)}: {percent(row)}", "label": title(row["model"]), "x": x(row["tokens"]),
+        {"title": f"{method_title(row)}: {percent.rate(row)}", "label": title(row["model"]), "x": x(row["tokens"]),
          "y": y(row["mean"]), "low": y(row["low"]), "high": y(row["high"])}
         for row in singles
     ]  # fmt: skip

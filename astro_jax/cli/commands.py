@@ -11,7 +11,7 @@ import webbrowser
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from astro_jax import distributed
+from astro_jax import distributed, percent
 from astro_jax.cli import model_suites, own_model
 from astro_jax.errors import AstroError
 from astro_jax.stages import DEFAULT_STAGES, PLANNED
@@ -394,13 +394,9 @@ def _print_results(results: dict[str, Any]) -> None:
                    "truncated %"):  # fmt: skip
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, m in results["models"].items():
-        vote = f"{_percent(m['maj'])} (k={m['maj']['k']})" if "maj" in m else ""
+        vote = f"{percent.rate(m['maj'])} (k={m['maj']['k']})" if "maj" in m else ""
         table.add_row(
-            name, _percent(m["pass@1"]), _percent(m["greedy"]), vote, f"{m['mean_tokens']:.1f}",
+            name, percent.rate(m["pass@1"]), percent.rate(m["greedy"]), vote, f"{m['mean_tokens']:.1f}",
             f"{m['mean_backtracks']:.2f}", f"{100 * m['valid_rate']:.1f}", f"{100 * m['truncated_rate']:.1f}",
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 130).print(table)
-
-
-def _percent(rate: dict[str, float]) -> str:
-    return f"{100 * rate['mean']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from astro_jax import distributed
+from astro_jax import distributed, percent
 from astro_jax.errors import AstroError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def print_results(results: dict[str, Any]) -> None:
             alone = ", ".join(f"{n} {key}" for key, n in d.items() if key.startswith("right by"))
             console.print(f"{name}, {' and '.join(d['rules'])} on the same answers: {alone}", soft_wrap=True)
         for row in result["token_limits"]:
-            rates = ", ".join(f"{rule} {_percent(rate)}" for rule, rate in row["pass@1"].items())
+            rates = ", ".join(f"{rule} {percent.rate(rate)}" for rule, rate in row["pass@1"].items())
             console.print(
                 f"{name} at {row['max_tokens']} tokens: {rates}; {100 * row['truncated']:.1f}% cut off", soft_wrap=True
             )
@@ -131,14 +131,10 @@ def _table(results: dict[str, Any]) -> Table:
         n = str(r["n"])
         for rule, figures in r["rules"].items():
             main = rule == r["rule"]
-            votes = [_percent(r[key][n]) for key in ("pass@k", "maj@k")] if main else ["", ""]
+            votes = [percent.rate(r[key][n]) for key in ("pass@k", "maj@k")] if main else ["", ""]
             shares = [f"{100 * x:.1f}" for x in (r["truncated"], figures["unparsed"], figures["failed"])]
             table.add_row(
-                *((name, f"{r['prompts']} x {n}") if main else ("", "")), rule, _percent(figures["pass@1"]), *votes,
+                *((name, f"{r['prompts']} x {n}") if main else ("", "")), rule, percent.rate(figures["pass@1"]), *votes,
                 *shares, f"{r['tokens']['mean']:.1f}" if main else "",
             )  # fmt: skip
     return table
-
-
-def _percent(rate: dict[str, float]) -> str:
-    return f"{100 * rate['mean']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"

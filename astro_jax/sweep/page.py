@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-from etils import epath
-
-from astro_jax import markdown
+from astro_jax import markdown, static_page
+from astro_jax.percent import difference, points
 from astro_jax.stages import title
 from astro_jax.sweep.variants import DEFAULT
 
 Row = dict[str, Any]
-_HERE = epath.resource_path("astro_jax.sweep")
-
-
-def points(fraction: float, sign: bool = False) -> str:
-    """0.0123 as "1.2", in percent or percentage points; with a sign as "+1.2"."""
-    return f"{100 * fraction:+.1f}" if sign else f"{100 * fraction:.1f}"
 
 
 def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -31,10 +23,7 @@ def by_model(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 def cells(row: Row) -> list[str]:
     """A row of a table: variant, mean, difference and interval, and the figure of each seed."""
-    delta = ""
-    if "difference" in row:
-        low, high = points(row["low"], sign=True), points(row["high"], sign=True)
-        delta = f"{points(row['difference'], sign=True)} [{low}, {high}]"
+    delta = difference(row) if "difference" in row else ""
     return [row["variant"], points(row["mean"]), delta, ", ".join(map(points, row["seeds"]))]
 
 
@@ -52,13 +41,11 @@ def markdown_tables(rows: Sequence[Row]) -> str:
 def html(name: str, command: str, rows: Sequence[Row]) -> str:
     """Write one page without scripts: a picture of the differences with their intervals, and the tables."""
     groups = [
-        {"title": f"{title(model)}, {metric}", "rows": [row | {"cells": cells(row)} for row in group],
+        {"title": f"{title(model)}, {metric}", "cells": list(map(cells, group)),
          "plot": _plot([row for row in group if row["variant"] != DEFAULT])}
         for (model, metric), group in by_model(rows).items()
     ]  # fmt: skip
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((_HERE / "template.html").read_text())
-    return template.render(name=name, command=command, header=HEADER, groups=groups)
+    return static_page.render("sweep/template.html", f"ASTRO sweep {name}", command, header=HEADER, groups=groups)
 
 
 def _plot(rows: Sequence[Row]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from astro_jax import percent
 from astro_jax.budgets import figures, page
 from astro_jax.budgets.figures import Answers, Trees
 
@@ -32,7 +33,7 @@ def test_tables_show_each_method_at_equal_tokens_and_at_larger_budgets(results):
     ]  # fmt: skip
     assert "| method | 1 x 40.0 tokens | 2 x 40.0 tokens | 4 x 40.0 tokens |" in text
     one = results["sets"]["held-out"]["models"]["astro-sft"]["pass@1"]
-    assert f"| ASTRO-SFT, best of N | {page.percent(one)} | " in text
+    assert f"| ASTRO-SFT, best of N | {percent.rate(one)} | " in text
     assert "pass@k" in text and "12 problems. The budget is 40.0 generated tokens" in text
 
 
