@@ -25,7 +25,7 @@ from astro_jax.sampler import Engine
 from astro_jax.storage import Json
 from astro_jax.train.grpo import GRPOTrainer
 from astro_jax.train.rewards import Group, Judgement, Rewarder
-from astro_jax.train.state import abstract_state, make_optimizer, new_state, place
+from astro_jax.train.state import make_optimizer
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
 from astro_jax.verify.verifier import VerdictStream
@@ -140,15 +140,13 @@ def limit(config: LlamaConfig, weights: Params, work: Workload, flops: float, ba
 def training(config: LlamaConfig, weights: Params, work: Workload) -> Callable[[], Json]:
     """Make a function that takes one step and returns its `seconds`, and those of its parts by name."""
     c, mesh = _settings(work), make_mesh()
-    sharding, tx = train_sharding(mesh), make_optimizer(_settings(work), c.max_steps)
+    sharding, tx = train_sharding(mesh), make_optimizer(c, c.max_steps)
     engine = Engine(config, decode_sharding(mesh), work.seed, max_num_seqs=min(work.prompts * work.samples, 512))
     prompts = work.sampling.prompts(config.vocab_size)
     problems = [Problem(str(i), str(i), "") for i in range(work.prompts)]
     tokens: Any = _Prompts(prompts.tolist())
     trainer = GRPOTrainer(c, "bench", problems, engine, tokens, _AlternatingRewards(), tx, config, sharding)
-    # The state is donated: it must not be made of the caller's arrays.
-    copies = jax.tree.map(lambda x: x.copy(), weights)
-    states = [place(new_state(copies, tx), abstract_state(config, tx, sharding))]
+    states = [sft.first_state(config, weights, tx, sharding)]
 
     def run() -> Json:
         start = time.perf_counter()

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from astro_jax import config as cfg
 from astro_jax.bench.sampler import bytes_per_s, flops_per_s, peak_bytes, timed, torch_model
@@ -17,10 +18,10 @@ from astro_jax.llama import params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
-from astro_jax.mesh import make_mesh, train_sharding
+from astro_jax.mesh import Sharding, make_mesh, train_sharding
 from astro_jax.storage import Json
 from astro_jax.train import data, sft
-from astro_jax.train.state import abstract_state, make_optimizer, make_step, new_state, place
+from astro_jax.train.state import TrainState, abstract_state, make_optimizer, make_step, new_state, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +95,7 @@ def training(config: LlamaConfig, weights: Params, work: Workload, dtype: str) -
     c, sharding = _settings(work, dtype), train_sharding(make_mesh())
     tx = make_optimizer(c, 100)
     step = make_step(sft.make_gradient(c, config, sharding), tx, config, sharding)
-    # The state is donated: it must not be made of the caller's arrays.
-    copies = jax.tree.map(lambda x: x.copy(), weights)
-    states = [place(new_state(copies, tx), abstract_state(config, tx, sharding))]
+    states = [first_state(config, weights, tx, sharding)]
     documents = [data.make_document(row) for row in work.tokens(config.vocab_size)]
     batch = sharding.device_put(data.pack(documents, work.length)[0], "batch")
 
@@ -106,6 +105,14 @@ def training(config: LlamaConfig, weights: Params, work: Workload, dtype: str) -
         return float(metrics["loss"])
 
     return run
+
+
+def first_state(
+    config: LlamaConfig, weights: Params, tx: optax.GradientTransformation, sharding: Sharding
+) -> TrainState:
+    """The state at step 0, for a step that donates it: made of copies, so that the caller keeps the weights."""
+    copies = jax.tree.map(lambda x: x.copy(), weights)
+    return place(new_state(copies, tx), abstract_state(config, tx, sharding))
 
 
 def _settings(work: Workload, dtype: str) -> cfg.Sft:

@@ -27,6 +27,11 @@ function bySet(draw, sets = problemSets()) {
   return [tabs, body];
 }
 
+/** A table of figures: rows {model, label, cells}. */
+const figureTable = (head, rows) => el("div", { class: "table-wrap" }, el("table", { class: "figures" },
+  el("thead", {}, el("tr", {}, head.map((h, i) => el("th", { scope: "col", class: i ? "n" : "", text: h })))),
+  el("tbody", {}, rows.map((r) => el("tr", {}, el("th", { scope: "row" }, badge(r.model), r.label), r.cells.map((c) => el("td", { class: "n" }, c)))))));
+
 function suiteTables() {
   const sets = problemSets().slice(1);
   if (!sets.length) return null;
@@ -38,10 +43,10 @@ function suiteTables() {
     const rows = models.map((m) => {
       const s = set.models[m];
       const cells = [score(s["pass@1"]), ...(n > 1 ? [score(s[`pass@${n}`]), score(s[`maj@${n}`])] : []), num(s.tokens, 1), pct(s.truncated), pct(s.unparsed)];
-      return el("tr", {}, el("th", { scope: "row" }, badge(m), nameOf(m)), cells.map((c) => el("td", { class: "n" }, c)));
+      return { model: m, label: nameOf(m), cells };
     });
     const p = set.models[models[0]]["pass@1"].n;
-    return [el("div", { class: "table-wrap" }, el("table", { class: "figures" }, el("thead", {}, el("tr", {}, head.map((h, i) => el("th", { scope: "col", class: i ? "n" : "", text: h })))), el("tbody", {}, rows))),
+    return [figureTable(head, rows),
       el("p", { class: "note", text: `${plural(p, "problem")}, ${plural(n, "answer")} to each, judged by the rule ${set.models[models[0]].rule}. Small figures are 95% intervals over problems.` }),
       el("div", { class: "grid" }, differencesFigure(set.key), levelFigure(set, models), calibrationFigure(set, models))];
   }, sets);
@@ -78,8 +83,7 @@ function behaviourFigures() {
 function behaviourTable(rows) {
   const head = ["Model", "Reflections", "Backtracks", "Restarts", "Attempts", "First attempt right", "Repeats an attempt", "Repairs", "Spoils"];
   const cells = (b) => [num(b.reflections, 2), num(b.backtracks, 2), num(b.restarts, 2), num(b.attempts, 2), pct(b.first_attempt_right), pct(b.repeat), pct(b.repair_rate), pct(b.spoil_rate)];
-  return [el("div", { class: "table-wrap" }, el("table", { class: "figures" }, el("thead", {}, el("tr", {}, head.map((h, i) => el("th", { scope: "col", class: i ? "n" : "", text: h })))),
-    el("tbody", {}, rows.map((r) => el("tr", {}, el("th", { scope: "row" }, badge(r.model), r.label), cells(r.b).map((c) => el("td", { class: "n", text: c }))))))),
+  return [figureTable(head, rows.map((r) => ({ ...r, cells: cells(r.b) }))),
   el("p", { class: "note", text: "Means of an answer, in any words of the model; an attempt is the text between two backtracks or restarts. Repairs: the share of wrong attempts " +
     "after which a backtrack led to a right one. Spoils: the share of right attempts after which it led to a wrong one." })];
 }

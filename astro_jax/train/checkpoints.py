@@ -60,16 +60,20 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the best checkpoint by `metric_for_best_model`. None: no checkpoint has this metric."""
-        scored = [(self._score(c.metrics), c.step) for c in self._checkpointer.checkpoints if c.metrics]
-        return max(scored)[1] if scored else None
+        _, step = max(self._scores(), default=(0.0, None))
+        return step
 
     def new_best(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Return the metric of a step that is as good as the best checkpoint, or better; empty if the step is not."""
         name = self._c.metric_for_best_model
         if name is None or name not in metrics or not math.isfinite(value := float(metrics[name])):
             return {}
-        scores = [self._score(c.metrics) for c in self._checkpointer.checkpoints if c.metrics]
-        return {name: value} if self._score({name: value}) >= max(scores, default=-math.inf) else {}
+        best, _ = max(self._scores(), default=(-math.inf, 0))
+        return {name: value} if self._score({name: value}) >= best else {}
+
+    def _scores(self) -> list[tuple[float, int]]:
+        """(the score, the step) of each checkpoint that has the metric."""
+        return [(self._score(c.metrics), c.step) for c in self._checkpointer.checkpoints if c.metrics]
 
     def _score(self, metrics: Any) -> float:
         """The metric, so that more is better."""

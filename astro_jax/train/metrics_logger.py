@@ -97,9 +97,8 @@ class MetricsLogger:
         self._timings.append([clock | t for clock, t in zip(self._time(records), timings, strict=True)])
         if self._events is not None:
             self._events.write(records)
-        measured = {k: r[k] for r in records for k in self.SHOWN_ON if k in r}
-        kept = {k: self.latest[k] for k in self.SHOWN_ON if k in self.latest}
-        self.latest = {k: records[-1][k] for k in self.SHOWN if k in records[-1]} | kept | measured
+        measured = {k: r[k] for r in (self.latest, *records) for k in self.SHOWN_ON if k in r}
+        self.latest = {k: records[-1][k] for k in self.SHOWN if k in records[-1]} | measured
         return records
 
     def _time(self, records: Sequence[storage.Json]) -> list[storage.Json]:
