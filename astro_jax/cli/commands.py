@@ -106,7 +106,9 @@ def show(args: argparse.Namespace, command: str) -> int:
 
 
 def compare(args: argparse.Namespace, command: str) -> int:
-    """Write one page about several runs, and print their models with the paired differences."""
+    """Write one page about several runs, and print their models with the paired differences, or pooled over seeds."""
+    if args.pool:
+        return _pool(args, command)
     from astro_jax import report, storage
     from astro_jax.report import run_folder, side_by_side
 
@@ -116,6 +118,19 @@ def compare(args: argparse.Namespace, command: str) -> int:
     report.write(paths, storage.absolute(args.out))
     names, compared = side_by_side.names(paths), side_by_side.compare([run_folder.read(path) for path in paths])
     print(json.dumps({"runs": names} | compared) if args.json else side_by_side.markdown_tables(names, compared))
+    print(f"page: {args.out}", file=sys.stderr)
+    return 0
+
+
+def _pool(args: argparse.Namespace, command: str) -> int:
+    """Print the figures of each model over its seeds, and write them as a page."""
+    from astro_jax import storage
+    from astro_jax.evaluate import pooled
+    from astro_jax.report import pooled_tables
+
+    figures = pooled.pool([storage.absolute(path) for path in dict.fromkeys(args.runs)])
+    storage.write_text(storage.absolute(args.out), pooled_tables.html(command, figures))
+    print(json.dumps(figures) if args.json else pooled_tables.markdown_tables(figures))
     print(f"page: {args.out}", file=sys.stderr)
     return 0
 

@@ -178,6 +178,9 @@ def _show(parser: Parser) -> None:
 
 def _compare(parser: Parser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run; the first is the baseline")
+    parser.add_argument("--pool", action="store_true",
+                        help="take the runs as seeds: the figures of each model on suites, with intervals over seeds "
+                        "and problems; RUN may be a folder of `astro eval MODEL --suite` too")  # fmt: skip
     parser.add_argument("--out", default="compare.html", metavar="PAGE", help="the page to write (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

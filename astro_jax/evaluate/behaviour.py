@@ -68,15 +68,27 @@ class Behaviour:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Behaviour:
-        """The behaviour that `dataclasses.asdict` and JSON have turned into `value`."""
-        return cls(**{**value, "rights": tuple(value["rights"])})
+        """The behaviour that `dataclasses.asdict` and JSON have turned into `value`, or `row` into columns."""
+        fields = {field.name: value[field.name] for field in dataclasses.fields(cls)}
+        return cls(**fields | {"rights": tuple(fields["rights"])})
+
+    def right_after(self, max_backtracks: int, correct: bool) -> bool:
+        """Whether the answer is right if it ends at the backtrack after `max_backtracks`.
+
+        A sample depends on the text before it alone, so a model that must end there would have written the same text.
+
+        Args:
+          correct: whether the whole answer is right.
+        """
+        return self.rights[max_backtracks] is True if self.attempts > max_backtracks + 1 else correct
 
     def row(self) -> dict[str, Any]:
         """The columns of answers.parquet."""
         changes = self.changes
         return {
             "reflections": self.reflections, "backtracks": self.backtracks, "restarts": self.restarts,
-            "attempts": self.attempts, "repeats": self.repeats, "first_attempt_right": self.rights[0],
+            "phrase_backtracks": self.phrase_backtracks, "attempts": self.attempts, "rights": list(self.rights),
+            "repeats": self.repeats, "first_attempt_right": self.rights[0],
             "repairs": changes.count("repair"), "spoils": changes.count("spoil"),
         }  # fmt: skip
 

@@ -53,10 +53,15 @@ def by_difficulty(rates: Mapping[str, Rates]) -> dict[str, list[dict[str, Any]]]
     found: dict[str, list[dict[str, Any]]] = {}
     for row, name in enumerate(rates):
         others = np.delete(table, row, axis=0).mean(axis=0)
-        groups = [others == 0, (others > 0) & (others < 0.5), (others >= 0.5) & (others < 1), others == 1]
         found[name] = [
             {"difficulty": difficulty} | statistics.summarize(table[row, members])
-            for difficulty, members in zip(DIFFICULTIES, groups, strict=True)
+            for difficulty, members in difficulties(others).items()
             if members.any()
         ]
     return found
+
+
+def difficulties(others: np.ndarray) -> dict[str, np.ndarray]:
+    """Which problems have each of the DIFFICULTIES, from the mean pass@1 of the other models, as masks of its shape."""
+    groups = [others == 0, (others > 0) & (others < 0.5), (others >= 0.5) & (others < 1), others == 1]
+    return dict(zip(DIFFICULTIES, groups, strict=True))

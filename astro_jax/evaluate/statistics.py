@@ -7,7 +7,7 @@ functions take one value or one row a problem, and work on several evaluations a
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,10 +113,58 @@ def bootstrap(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     values = np.asarray(values, float)
     p = values.shape[-1]
-    means = values @ _resamples(p).T
-    alpha = scipy.stats.norm.cdf(scipy.stats.t.ppf((1 - LEVEL) / 2, p - 1) * np.sqrt(p / (p - 1)))
-    low, high = np.quantile(means, (alpha, 1 - alpha), axis=-1)
+    low, high = np.quantile(values @ _resamples(p).T, _quantiles(p), axis=-1)
     return low, high
+
+
+def _quantiles(p: int) -> tuple[float, float]:
+    """The quantiles of resampled figures between which the interval lies, for p problems."""
+    alpha = float(scipy.stats.norm.cdf(scipy.stats.t.ppf((1 - LEVEL) / 2, p - 1) * np.sqrt(p / (p - 1))))
+    return alpha, 1 - alpha
+
+
+def estimate(values: np.ndarray, figure: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any] | None:
+    """Compute a figure of several seeds on the same problems, with its 95% interval over seeds and problems.
+
+    The bootstrap draws seeds and problems with replacement, independently of each other (the pigeonhole bootstrap,
+    Annals of Applied Statistics 1(2), 2007). It draws S - 1 of S seeds, which makes up for few seeds (Rao and Wu,
+    Journal of the American Statistical Association 83, 1988). With one seed the interval is that of `bootstrap`.
+
+    Args:
+      values: [S, P, K] of each seed and problem, K sums over its answers. P is at least 2.
+      figure: computes the figure from sums over seeds and problems, [..., K] to [...], whatever the scale of the sums.
+        NaN is no figure.
+
+    Returns:
+      `value`, `low`, `high`, and `seeds`, the figure of each seed, None for a seed without it; None if there is no
+      figure. Example: with K = 2, right answers and all answers, `lambda s: s[..., 0] / s[..., 1]` is their share.
+    """
+    s, p, _ = values.shape
+    seed_weights = np.random.default_rng(_SEED).multinomial(max(1, s - 1), np.full(s, 1 / s), RESAMPLES)
+    sums = sum(seed_weights[:, i, None] * (_resamples(p) @ values[i]) for i in range(s))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value, seeds, draws = (figure(x) for x in (values.sum((0, 1)), values.sum(1), np.asarray(sums)))
+    draws = draws[np.isfinite(draws)]
+    if not np.isfinite(value) or not len(draws):
+        return None
+    low, high = np.quantile(draws, _quantiles(p))
+    return {
+        "value": round(float(value), 5), "low": round(float(low), 5), "high": round(float(high), 5),
+        "seeds": [round(float(x), 5) if np.isfinite(x) else None for x in seeds],
+    }  # fmt: skip
+
+
+def share(values: np.ndarray) -> dict[str, Any] | None:
+    """Compute a share by `estimate`, or with Wilson's interval where it is 0 or 1 in all seeds.
+
+    Args:
+      values: [S, P, 2] the parts and the wholes. The share is the sum of the parts over the sum of the wholes.
+    """
+    row = estimate(values, lambda sums: sums[..., 0] / sums[..., 1])
+    if row and row["value"] in (0.0, 1.0):
+        low, high = _wilson(np.asarray(row["value"]), int((values[..., 1].sum(0) > 0).sum()))
+        row |= {"low": round(float(low), 5), "high": round(float(high), 5)}
+    return row
 
 
 def interval(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from astro_jax.evaluate import statistics
+from astro_jax.evaluate.metrics import success_rate
 
 
 def test_pass_at_k_equals_the_share_of_subsets_with_a_correct_sample():
@@ -117,3 +118,40 @@ def test_calibration_compares_the_winners_share_with_how_often_it_is_right():
     assert [(q["confidence"], q["mean"], q["n"]) for q in quarters] == [
         (0.25, 0.0, 1), (round(1.4 / 3, 4), round(2 / 3, 4), 3), (1.0, 1.0, 1),
     ]  # fmt: skip
+
+
+def crossed(rng, seeds, problems, of_seed, of_problem=0.2, noise=0.2):
+    """[S, P, 2] values and ones, with effects of seeds and of problems around the mean 0.5."""
+    effects = rng.normal(0, of_seed, (seeds, 1)) + rng.normal(0, of_problem, (1, problems))
+    values = 0.5 + effects + rng.normal(0, noise, (seeds, problems))
+    return np.stack([values, np.ones_like(values)], -1)
+
+
+def ratio(sums):
+    return sums[..., 0] / sums[..., 1]
+
+
+def test_an_estimate_of_one_seed_is_the_bootstrap_over_problems():
+    values = crossed(np.random.default_rng(0), 1, 40, 0.0)
+    low, high = statistics.bootstrap(values[0, :, 0])
+    row = statistics.estimate(values, ratio)
+    assert row["seeds"] == [row["value"]] and row["value"] == pytest.approx(values[0, :, 0].mean(), abs=1e-5)
+    assert (row["low"], row["high"]) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
+
+
+@pytest.mark.parametrize("seeds, of_seed, least", [(3, 0.0, 0.94), (3, 0.05, 0.86), (5, 0.1, 0.92)])
+def test_an_estimate_covers_the_mean_over_seeds_and_problems(seeds, of_seed, least):
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(200):
+        row = statistics.estimate(crossed(rng, seeds, 40, of_seed), ratio)
+        covered += row["low"] <= 0.5 <= row["high"]
+    assert covered / 200 >= least, covered
+
+
+def test_a_share_that_never_varies_has_wilsons_interval():
+    values = np.zeros((3, 30, 2))
+    values[..., 1] = 4
+    row = statistics.share(values)
+    wilson = success_rate([False] * 30)
+    assert row["value"] == 0 and row["high"] == pytest.approx(wilson["high"], abs=1e-3) and row["seeds"] == [0, 0, 0]
+    assert statistics.share(np.zeros((3, 30, 2))) is None  # nothing to share
