@@ -269,15 +269,22 @@ def has_preemption_notice() -> bool:
     return True
 
 
-def reached_preemption_sync_point(number: int) -> bool:
-    """Return whether this is the point at which all processes end after a preemption notice.
+def largest_over_processes(name: str, number: int, timeout: float) -> int:
+    """Return the largest of the processes' numbers. Other than at a synchronization point, any thread may ask.
 
     Args:
-      number: of the point, from 1: one more at each call, in every process.
-    """
-    from jax.experimental import multihost_utils
+      name: of the question; each process asks it once.
+      number: of this process.
+      timeout: seconds to wait for the other processes.
 
-    return multihost_utils.reached_preemption_sync_point(number)
+    Raises:
+      RuntimeError: when a process has given no number in this time.
+    """
+    if _group.count == 1:
+        return number
+    _group.store.key_value_set(f"astro/largest/{name}/{_group.index}", str(number))
+    keys = [f"astro/largest/{name}/{i}" for i in range(_group.count)]
+    return max(int(_group.store.blocking_key_value_get(key, int(1000 * timeout))) for key in keys)
 
 
 def exit_all(code: int, message: str) -> NoReturn:

@@ -2,7 +2,9 @@
 
 A run asks at fixed points whether SIGTERM has come: after each training step, after each step of the search, and before
 each call of the decode program. Then it saves, and ends with exit code 143. Several processes end at the same point:
-JAX tells all of them of the signal that one of them got, and finds a point that none of them has passed.
+JAX tells all of them of the signal that one of them got, and they agree on the first point that none has passed. (JAX's
+own function for this, `reached_preemption_sync_point`, keeps the number of the last call alone, and Orbax calls it too,
+with the numbers of training steps.)
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -41,20 +44,26 @@ class _Watch:
 
     Attributes:
       polls: calls of `is_due` so far. The processes of a run have equal numbers at equal points.
-      is_due: whether a call of `is_due` has returned True.
-      is_noticed: set when this process, or another process of the run, has got SIGTERM.
+      end_at: the number of the first call of `is_due` that returns True; None before SIGTERM.
+      lock: guards these two. While the processes agree on `end_at`, none of them passes a point.
+      is_noticed: set when this process knows where to end, after SIGTERM to it or to another process of the run.
       is_left: set at the end of the watch.
     """
 
     def __init__(self) -> None:
-        self.polls, self.is_due = 0, False
+        self.polls: int = 0
+        self.end_at: int | None = None
+        self.lock = threading.Lock()
         self.is_noticed, self.is_left = threading.Event(), threading.Event()
 
     def notice(self) -> None:
-        """End the process EXIT_SECONDS from now, unless the watch ends first."""
-        self.is_noticed.set()
+        """Agree on the point to end at, and end the process EXIT_SECONDS from now, unless the watch ends first."""
         log(f"{_NAME}: saves at the next chance, and ends within {EXIT_SECONDS:g} s")
-        if not self.is_left.wait(EXIT_SECONDS):
+        deadline = time.monotonic() + EXIT_SECONDS
+        with self.lock, contextlib.suppress(RuntimeError):  # without an answer of a process there is no such point
+            self.end_at = 1 + distributed.largest_over_processes(_NAME, self.polls, EXIT_SECONDS)
+        self.is_noticed.set()
+        if not self.is_left.wait(max(0.0, deadline - time.monotonic())):
             message = f"{_NAME}: ends without a save, which would take longer than {EXIT_SECONDS:g} s"
             log(message)
             distributed.exit_all(EXIT_CODE, message)
@@ -132,13 +141,9 @@ def is_due() -> bool:
     """Return whether the run shall save and end now. All processes call this function at the same points."""
     if _watch is None:
         return False
-    if not _watch.is_due:
+    with _watch.lock:
         _watch.polls += 1
-        if distributed.process_count() == 1:
-            _watch.is_due = _watch.is_noticed.is_set()
-        else:
-            _watch.is_due = distributed.reached_preemption_sync_point(_watch.polls)
-    return _watch.is_due
+        return _watch.end_at is not None and _watch.polls >= _watch.end_at
 
 
 def check() -> None:

@@ -48,15 +48,18 @@ def test_without_a_watch_nothing_is_due():
     assert not termination.is_due()
 
 
-def test_several_processes_ask_jax_with_one_number_a_point(ends, monkeypatch):
-    """JAX compares the numbers of all processes: they must rise, also from one stage to the next."""
-    numbers = []
+def test_processes_end_at_the_first_point_that_none_has_passed(ends, monkeypatch):
+    """This process has passed two points, and another one four. What Orbax tells JAX does not count."""
+    noticed = threading.Event()
+    monkeypatch.setattr(termination, "_NOTICE_SECONDS", 0.01)
     monkeypatch.setattr(termination.distributed, "process_count", lambda: 2)
-    monkeypatch.setattr(termination.distributed, "has_preemption_notice", lambda: False)
-    monkeypatch.setattr(termination.distributed, "reached_preemption_sync_point", lambda n: numbers.append(n) or n == 3)
+    monkeypatch.setattr(termination.distributed, "has_preemption_notice", noticed.is_set)
+    monkeypatch.setattr(termination.distributed, "largest_over_processes", lambda name, number, timeout: max(number, 4))
     with termination.watch():
-        assert [termination.is_due() for _ in range(5)] == [False, False, True, True, True]
-    assert numbers == [1, 2, 3]
+        assert [termination.is_due() for _ in range(2)] == [False, False]
+        noticed.set()
+        assert termination._watch.is_noticed.wait(10)
+        assert [termination.is_due() for _ in range(4)] == [False, False, True, True]
 
 
 def test_notice_of_another_process_ends_a_long_call(ends, monkeypatch):
