@@ -362,6 +362,7 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         counts |= {"held_out": len(others)}
         keep = -(-4 * c.save_steps // c.eval_steps)
         held_out = HeldOut(c, name, others, rewards.Rewarder(run.verifier, None, run.folder / name / "held-out", keep))
+    engine = run.engine(config, run.c.sampler if c.quantized_rollouts else run.c.sampler.unquantized())
     opened = contextlib.closing(rewards.user_reward(run.c, c.reward, problems)) if c.reward else None
     with opened or contextlib.nullcontext() as user_reward:
         rewarder = rewards.Rewarder(
@@ -369,7 +370,7 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         )
         rollouts = RolloutLog(run.folder / name)
         trainer = grpo.GRPOTrainer(
-            c, name, problems, run.engine(config), tokenizer, rewarder, tx, config, sharding,
+            c, name, problems, engine, tokenizer, rewarder, tx, config, sharding,
             reference=_reference(run, name) if c.beta else None, log=rollouts, guard=guard,
             restarts=_restarts(run, tokenizer) if c.restart_rate else None, held_out=held_out,
         )  # fmt: skip

@@ -48,7 +48,8 @@ class Policy:
         """
         sharding = decode_sharding(make_mesh())
         config, params = checkpoint.load(path, sharding)
-        return cls(Engine(config, sharding, seed, **engine_options), params, tokenizers.load(path, chat))
+        engine = Engine(config, sharding, seed, **engine_options)
+        return cls(engine, engine.quantize(params), tokenizers.load(path, chat))
 
     def request(self, prompt: str, n: int, *request_id: str | int) -> Request:
         """Make a request for n completions of a problem's prompt."""

@@ -83,9 +83,13 @@ class RunContext:
         """Return the folder that holds the results of a stage, which may lie in another run."""
         return stage_folder.resolve(self.folder, stage)
 
-    def engine(self, config: LlamaConfig) -> Engine:
-        """Make the inference engine of a model of this shape."""
-        return Engine.from_config(self.c.sampler, config, self.decode_sharding, self.c.seed)
+    def engine(self, config: LlamaConfig, c: cfg.Sampler | None = None) -> Engine:
+        """Make the inference engine of a model of this shape.
+
+        Args:
+          c: its settings; default those of the config.
+        """
+        return Engine.from_config(c or self.c.sampler, config, self.decode_sharding, self.c.seed)
 
     def load(
         self, model: str, sharding: meshes.Sharding, dtype: str = "float32"
@@ -98,7 +102,8 @@ class RunContext:
     def policy(self, model: str) -> Policy:
         """Load the model of a finished stage with an engine, ready to sample from."""
         config, params, tokenizer = self.load(model, self.decode_sharding, self.c.sampler.dtype)
-        return Policy(self.engine(config), params, tokenizer)
+        engine = self.engine(config)
+        return Policy(engine, engine.quantize(params), tokenizer)
 
     def problems(self, use: cfg.Use) -> list[Problem]:
         """Draw the problems of one use (`Draws.draw`): "search", "rl" or "eval".

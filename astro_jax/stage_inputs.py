@@ -14,6 +14,9 @@ from astro_jax import stages
 from astro_jax.stage_folder import Inputs
 from astro_jax.traces import dataset
 
+_RL = tuple(name for name, stage in stages.STAGES.items() if stage.command == "grpo")
+_OTHERS = tuple(name for name in (*stages.STAGES, *stages.EVALUATIONS) if name not in _RL)
+
 # Keys that a stage reads only under a condition: (stages, condition, the keys). Where the condition does not hold, the
 # stage does not depend on them.
 _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[str, ...]], ...] = (
@@ -32,7 +35,12 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
         "traces.self_evaluation_pass", "traces.self_evaluation_tokens")),
     (("traces",), lambda c: c.traces.direct == "best-of-n", ("traces.direct_samples", "traces.direct_tokens")),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
-    (("direct-rl", "astro-rl", "grpo"), lambda c: bool(c.problems.difficulty_samples), (
+    # Without int8, results of versions that had no such keys are kept.
+    (_OTHERS, lambda c: c.sampler.quantization is not None, ("sampler.quantization",)),
+    (_OTHERS, lambda c: c.sampler.kv_cache_dtype is not None, ("sampler.kv_cache_dtype",)),
+    (_RL, lambda c: c.grpo.quantized_rollouts, (
+        "grpo.quantized_rollouts", "sampler.quantization", "sampler.kv_cache_dtype")),
+    (_RL, lambda c: bool(c.problems.difficulty_samples), (
         "problems.rl_pass_rate", "problems.max_difficulty_prompts", "problems.difficulty_model", "eval.max_tokens")),
 )  # fmt: skip
 

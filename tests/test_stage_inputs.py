@@ -64,6 +64,8 @@ INVALIDATED = {
     "sft": "examples",
     "traces": "traces prompts trees",
     SAMPLED: "sampler.dtype verify",
+    f"{SAMPLED} ": "sampler.quantization sampler.kv_cache_dtype",
+    f"{RL} ": "grpo.quantized_rollouts",
 }
 OTHER_VALUES = {
     "model": "countdown-base", "stages": ["base", "search"], "out": "elsewhere", "from": ["runs/a"], "attention": "xla",
@@ -77,7 +79,8 @@ OTHER_VALUES = {
     "search.early_stop": {"correct": 2},
     "search.max_tree_tokens": 99, "search.max_total_tokens": 99, "traces.backtrack_weights": [1, 2],
     "traces.min_value_reflect": 0.5, "traces.reflect_confidence": 0.9,
-    "sampler.kv_cache_gib": 1.0, "prompts": {"reflect": "PROMPT"},
+    "sampler.kv_cache_gib": 1.0, "sampler.quantization": None, "sampler.kv_cache_dtype": None,
+    "prompts": {"reflect": "PROMPT"},
     "examples": "PATH", "trees": "PATH", "grpo.reward": "REWARD:reward",
     "grpo.epsilon_high": 0.3, "grpo.delta": 2.0, "grpo.max_log_ratio": 5.0, "grpo.importance_sampling_cap": 2.0,
     "grpo.guard.rules": [{"metric": "entropy", "below": 0.1, "action": "stop"}],
@@ -101,7 +104,7 @@ CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "tot
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
-    """Three configs in which, together, every key has a use; and a function that puts paths into values."""
+    """Four configs in which, together, every key has a use; and a function that puts paths into values."""
     folder = tmp_path_factory.mktemp("inputs")
     for name in ("PATH", "PATH2", "PATH.jsonl"):
         lines = [{"problem": f"{name}: {i} + {i} = ?", "answer": str(2 * i), "result": i} for i in range(40)]
@@ -124,13 +127,17 @@ def configs(tmp_path_factory):
         "search": dict(method="best-of-n"), "eval": dict(suites=[f"{folder}/PATH.jsonl"]),
         "traces": dict(replay=0, self_evaluation=2, clone="model", direct="best-of-n"),
     }  # fmt: skip
+    int8 = {
+        "sampler": dict(quantization="int8", kv_cache_dtype="int8"),
+        "grpo": dict(quantized_rollouts=True, importance_sampling_cap=2.0),
+    }
     counts = dict(search=2, rl=2, eval=1, difficulty_samples=2)
     # With two updates a step, each option of GRPO has a use.
     grpo = {"eval_share": 0.4, "metric_for_best_model": "eval_solve_rate", "steps_per_generation": 2}
     held_out = {"sft": best, "pretrain": best, "grpo": grpo}
     return [
-        micro(folder / "run", stages=STAGES, **held_out, **x)
-        for x in ({"problems": counts}, words, {"search": {"method": "rounds"}})
+        micro(folder / "run", stages=STAGES, **{**held_out, **x})
+        for x in ({"problems": counts}, words, {"search": {"method": "rounds"}}, {**words, **int8})
     ], with_paths
 
 
@@ -182,15 +189,16 @@ COUNTDOWN_ALONE = {"model", "traces.replay", "search.method", "search.keep_rollo
                    "search.max_tree_tokens", "search.max_total_tokens", "search.rollout_rounds"}  # fmt: skip
 WORDS_ALONE = {"base_sft", "problems.path", "problems.fields", "problems.task"}
 SUITES_ALONE = {f"eval.{name}" for name in ("suites", "num_samples", "limit", "temperature", "prompt", "token_limits")}
+INT8_ALONE = {"sampler.quantization", "sampler.kv_cache_dtype", "grpo.quantized_rollouts"}
 ROUNDS_ALONE = {"search.rounds", "search.focus", "search.lines_per_step"}
 
 
 def test_each_key_invalidates_the_stages_that_the_table_names(configs):
-    (countdown, words, rounds), with_paths = configs
+    (countdown, words, rounds, int8), with_paths = configs
     every = set(cfg.flatten(countdown)) | set(cfg.flatten(words))
     uses = (
-        (countdown, every - WORDS_ALONE - ROUNDS_ALONE - SUITES_ALONE), (words, every - COUNTDOWN_ALONE - ROUNDS_ALONE),
-        (rounds, ROUNDS_ALONE),
+        (countdown, every - WORDS_ALONE - ROUNDS_ALONE - SUITES_ALONE - INT8_ALONE),
+        (words, every - COUNTDOWN_ALONE - ROUNDS_ALONE - INT8_ALONE), (rounds, ROUNDS_ALONE), (int8, INT8_ALONE),
     )  # fmt: skip
     changed_stages = defaultdict(set)
     for c, keys in uses:
@@ -203,3 +211,14 @@ def test_each_key_invalidates_the_stages_that_the_table_names(configs):
     assert changed_stages.keys() == every - {"base_sft"}  # whose own keys are among them
     for key, names in changed_stages.items():
         assert names == expected_of(key), key
+
+
+def test_int8_sampling_leaves_rl_and_digests_of_runs_without_it_as_they_are(configs):
+    (countdown, *_), _ = configs
+    before = own_inputs(countdown)
+    assert not any(name in keys for keys, _ in before.values() for name in INT8_ALONE)
+    after = own_inputs(
+        countdown.model_copy(update={"sampler": countdown.sampler.model_copy(update={"quantization": "int8"})})
+    )
+    changed = {name for name in before if before[name] != after[name]}
+    assert "search" in changed and not changed & set(RL.split())

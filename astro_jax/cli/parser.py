@@ -280,6 +280,8 @@ def _bench_sampler(parser: Parser) -> None:
     parser.add_argument("--kv-cache-gib", type=float, metavar="GIB",
                         help="memory of the KV cache; lowers --max-num-seqs to what fits")  # fmt: skip
     parser.add_argument("--block-size", type=int, default=32, metavar="C", help="columns of a cache block (default 32)")
+    parser.add_argument("--quantization", choices=("int8",), help="round the weights")
+    parser.add_argument("--kv-cache-dtype", choices=("int8",), help="round keys and values")
     parser.add_argument("--compare", choices=("torch", "static"),
                         help="also measure transformers' generate, or static batching")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -89,6 +89,12 @@ class Grpo(Training):
     kl_cov_coef: float = key(
         1.0, "Weight of that KL divergence.", "ours; KL-Cov is arXiv 2505.22617, its weight is recalled", gt=0
     )
+    quantized_rollouts: bool = key(
+        False,
+        "Round weights, keys and values in RL too, as `sampler.quantization` and `sampler.kv_cache_dtype` say. Needs "
+        "`importance_sampling_cap`.",
+        _LITERATURE,
+    )
     beta: float = key(
         0.0, "Weight of the KL divergence to the model from which RL starts. 0: none.", "paper, section 3.2", ge=0
     )
@@ -153,6 +159,11 @@ class Grpo(Training):
             raise ValueError(
                 "kl_cov_ratio: the only update of a step has no distance to the policy that sampled; set "
                 "steps_per_generation to 2 or more, or take clip_cov_ratio"
+            )
+        if self.quantized_rollouts and self.importance_sampling_cap is None:
+            raise ValueError(
+                "quantized_rollouts: rounded weights sample from another policy than the one that is trained; set "
+                "importance_sampling_cap, such as 2, which corrects for the gap"
             )
         if self.soft_punish_cache >= self.max_completion_length:
             raise ValueError(

@@ -79,6 +79,9 @@ class Verify(Section):
     )
 
 
+Quantization = Literal["int8"] | None
+
+
 class Sampler(Section):
     """The inference engine of search, traces, RL and evaluation."""
 
@@ -94,12 +97,23 @@ class Sampler(Section):
         32, "Cache columns that one attention block covers. 32 suits a CPU, 512 a TPU.", ge=1, effect="rounding"
     )
     dtype: Literal["float32", "bfloat16"] = key("float32", "Data type of the weights in search and evaluation.")
+    quantization: Quantization = key(
+        None,
+        "int8: round the weights to int8, with a scale for each output channel. They compute in `dtype`. Null: no.",
+    )
+    kv_cache_dtype: Quantization = key(
+        None, "int8: round keys and values to int8, with a scale for each token and head. Null: no."
+    )
     prefix_cache_gib: float = key(
         0.0,
         "Memory of the prefix cache, in GiB a device: prefixes that the search keeps between calls. 0: none.",
         ge=0,
         effect="rounding",
     )
+
+    def unquantized(self) -> Sampler:
+        """The settings without int8 weights and without an int8 cache."""
+        return self.model_copy(update={"quantization": None, "kv_cache_dtype": None})
 
 
 class EarlyStop(Section):
@@ -388,6 +402,14 @@ class Config(Section):
     )
     grpo: Grpo = key(Grpo(), "Reinforcement learning.")
     eval: Eval = key(Eval(), "Evaluation.")
+
+    @pydantic.model_validator(mode="after")
+    def _rollouts_have_a_quantization(self) -> Config:
+        if self.grpo.quantized_rollouts and self.sampler == self.sampler.unquantized():
+            raise ValueError(
+                "grpo.quantized_rollouts: nothing is rounded; set sampler.quantization or sampler.kv_cache_dtype"
+            )
+        return self
 
     @pydantic.field_validator("from_runs", mode="before")
     @classmethod

@@ -137,14 +137,16 @@ def load_policy(c: cfg.Config, folder: epath.Path) -> Policy:
     if sampler.kv_cache_gib is None and jax.default_backend() == "cpu":
         sampler = sampler.model_copy(update={"kv_cache_gib": _CPU_CACHE_GIB})
     config, params = checkpoint.load(folder, sharding, jnp.dtype(c.sampler.dtype))
-    return Policy(Engine.from_config(sampler, config, sharding, c.seed), params, tokenizers.load(str(folder), c.chat))
+    engine = Engine.from_config(sampler, config, sharding, c.seed)
+    return Policy(engine, engine.quantize(params), tokenizers.load(str(folder), c.chat))
 
 
 def model_settings(c: cfg.Config, model: str, folder: epath.Path) -> dict[str, Any]:
     """What a result says about the model: name, hash of its files, chat format, seed, data type and versions."""
     return {
         "model": model, "model_digest": storage.fingerprint(folder), "chat": c.chat.model_dump(mode="json"),
-        "seed": c.seed, "dtype": c.sampler.dtype, "versions": storage.versions(),
+        "seed": c.seed, "dtype": c.sampler.dtype, "quantization": c.sampler.quantization,
+        "kv_cache_dtype": c.sampler.kv_cache_dtype, "versions": storage.versions(),
     }  # fmt: skip
 
 

@@ -17,8 +17,9 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from astro_jax.llama import lora
+from astro_jax.llama.quantized import QuantizedArray
 
-# A weight of a model: an array, a MixedWeight, or a lora.AdaptedWeight.
+# A weight of a model: an array, a MixedWeight, a lora.AdaptedWeight, or in sampling a QuantizedArray.
 Weight = Any
 
 
@@ -48,6 +49,9 @@ def einsum(spec: str, x: jax.Array, weight: Weight, preferred_element_type: DTyp
         of_a, of_b = lora.split_spec(spec)
         low_rank = einsum(of_b, einsum(of_a, x, weight.a), weight.b, preferred_element_type)
         return jnp.einsum(spec, x, weight.base, preferred_element_type=preferred_element_type) + weight.scale * low_rank
+    if isinstance(weight, QuantizedArray):
+        y = jnp.einsum(spec, x, weight.values.astype(x.dtype), preferred_element_type=preferred_element_type)
+        return y * jnp.broadcast_to(weight.scale, y.shape).astype(y.dtype)  # the last axes of y are the weight's own
     if not isinstance(weight, MixedWeight):
         return jnp.einsum(spec, x, weight, preferred_element_type=preferred_element_type)
     return _einsum(spec, preferred_element_type, x, weight.value, weight.master)
@@ -108,6 +112,8 @@ def map_arrays(function: Callable[[jax.Array], jax.Array], weight: Weight) -> We
 
 def look_up(take: Callable[[jax.Array, jax.Array], jax.Array], table: Weight, tokens: jax.Array) -> jax.Array:
     """Look up rows: `take(table, tokens)`, a function that is linear in the table."""
+    if isinstance(table, QuantizedArray):
+        return take(table.values, tokens).astype(table.scale.dtype) * take(table.scale[:, None], tokens)
     if not isinstance(table, MixedWeight):
         return take(table, tokens)
     return _look_up(take, table.value, table.master, tokens)

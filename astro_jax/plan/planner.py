@@ -20,6 +20,7 @@ from astro_jax.plan import collectives, topology
 from astro_jax.plan.programs import Plan, Program, size
 from astro_jax.plan.run_cost import run_cost
 from astro_jax.progress import ProgressBar
+from astro_jax.sampler.kv_cache import CacheLayout
 from astro_jax.stages import PLANNED
 from astro_jax.storage import Json
 
@@ -114,8 +115,9 @@ def _compile_program(program: Program, chip: topology.Chip, compile_only: bool) 
     Returns:
       `stage`, `program` (its name), `compile_s`, and in GiB a chip `arguments_gib`, `temporaries_gib`, `peak_gib` (of
       the program), `held_gib` (arrays of the run that stay resident), `at_once_gib` (peak and resident arrays); `fits`.
-      A program that the compiler refuses for its memory has no `arguments_gib` and `temporaries_gib`. Without
-      `compile_only` also the fields of `_roofline` and `_collectives`.
+      A program that the compiler refuses for its memory has no `arguments_gib` and `temporaries_gib`. Decoding also has
+      `rows` and `rows_that_fit` (see `rows_that_fit`). Without `compile_only` also the fields of `_roofline` and
+      `_collectives`.
     """
     start = time.monotonic()
     row: Json = {"stage": program.stage, "program": program.name}
@@ -141,7 +143,26 @@ def _compile_program(program: Program, chip: topology.Chip, compile_only: bool) 
         held_gib=resident, at_once_gib=peak + resident,
     )  # fmt: skip
     row |= {"fits": peak + resident <= chip.hbm_bytes, "compile_s": _seconds_since(start)}
+    if program.layout is not None:
+        fit = rows_that_fit(program.layout, program.row_bytes, peak + resident, chip)
+        row |= {"rows": program.layout.num_seqs, "rows_that_fit": fit}
     return row if compile_only else row | _roofline(program, chip) | _collectives(compiled, program, chip)
+
+
+def rows_that_fit(layout: CacheLayout, row_bytes: float, total: int, chip: topology.Chip) -> int:
+    """Return the most rows whose caches fit a chip, in whole prefix groups on each device.
+
+    An estimate: the program's temporaries are taken not to grow with the rows.
+
+    Args:
+      layout: of the compiled program.
+      row_bytes: of the cache of a row, on one chip.
+      total: bytes of the compiled program and the resident arrays, on one chip.
+      chip: of the slice.
+    """
+    others = total - layout.num_seqs * row_bytes
+    unit = layout.group_size * layout.devices
+    return max(int((chip.hbm_bytes - others) / row_bytes), 0) // unit * unit
 
 
 def _roofline(program: Program, chip: topology.Chip) -> Json:

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
-from astro_jax.llama import attention
+from astro_jax.llama import attention, quantized
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.mesh import Sharding, decode_sharding, train_sharding
@@ -49,6 +49,8 @@ class Program:
       resident: arrays of the run that stay on the devices beside the program's arguments and results.
       cost: of one call; None for a program that only moves arrays.
       trip_count: of the program's loop when its limit is not a constant.
+      layout: for decoding, the rows and their cache.
+      row_bytes: for decoding, the bytes of a row's cache on one chip.
       unshared_cost: for decoding, the cost of as many rows as fit the same memory when each row has its own prefix.
     """
 
@@ -58,6 +60,8 @@ class Program:
     resident: ArrayTree = ()
     cost: RooflineCost | None = None
     trip_count: int = 1
+    layout: CacheLayout | None = None
+    row_bytes: float = 0.0
     unshared_cost: RooflineCost | None = None
 
 
@@ -82,16 +86,27 @@ class Plan:
         self.tx = make_optimizer(c.grpo, steps)
         self.state = abstract_state(config, self.tx, self.train)
 
-    def weights(self, dtype: str) -> llama_params.Params:
-        """Return the abstract weights of the sampler, in its sharding and a dtype."""
-        return llama_params.abstract(self.config, self.sample, jnp.dtype(dtype))
+    def weights(self, dtype: str, c: cfg.Sampler | None = None) -> llama_params.Params:
+        """Return the abstract weights of the sampler, in its sharding and a dtype, or as int8 numbers.
+
+        Args:
+          dtype: in which the model computes.
+          c: settings of the sampler; default those of the config.
+        """
+        make = llama_params.abstract if (c or self.c.sampler).quantization is None else quantized.abstract
+        return make(self.config, self.sample, jnp.dtype(dtype))
 
     def kv_cache(self, layout: CacheLayout, dtype: str) -> KVCache:
-        """The key-value cache of a layout, in the type of the weights."""
+        """The key-value cache of a layout, in the type of the computation unless the layout is quantized."""
         return kv_cache.abstract(self.config, self.sample, jnp.dtype(dtype), layout)
 
-    def engine(self) -> Engine:
-        return Engine.from_config(self.c.sampler, self.config, self.sample, seed=0)
+    def engine(self, c: cfg.Sampler | None = None) -> Engine:
+        return Engine.from_config(c or self.c.sampler, self.config, self.sample, seed=0)
+
+    @property
+    def rollout_sampler(self) -> cfg.Sampler:
+        """The settings of the sampler in RL."""
+        return self.c.sampler if self.c.grpo.quantized_rollouts else self.c.sampler.unquantized()
 
     # ---- Programs
 
@@ -137,14 +152,15 @@ class Plan:
 
     def _grpo(self) -> list[Program]:
         c = self.c.grpo
-        layout = self.layout(c.num_generations, self.prompt, c.max_completion_length, c.dtype)
+        sampler = self.rollout_sampler
+        layout = self.layout(c.num_generations, self.prompt, c.max_completion_length, c.dtype, sampler)
         cost = self._train_cost(c, grpo.micro_batch_size(c, self.train), update=False)
         # The reference model of the KL term stays on the devices.
         reference = llama_params.abstract(self.config, self.train, jnp.dtype(c.dtype)) if c.beta else ()
         return [
             Program("grpo", "resume", None, (self.state, reference)),
             Program("grpo", "reshard", self.reshard, (self.state.opt_state, reference)),
-            *self._sampling("grpo", layout, c.dtype, (self.state, reference)),
+            *self._sampling("grpo", layout, c.dtype, (self.state, reference), sampler),
             Program("grpo", "gradient", self.grpo_gradient, (self.state.opt_state, reference), cost),
             Program("grpo", "update", self.grpo_update, reference),
         ]
@@ -177,39 +193,50 @@ class Plan:
             self.config, self.mesh, tokens, c.max_length, c.remat_policy, update, score_share, head_passes, n, frozen
         )
 
-    def _sampling(self, stage: str, layout: CacheLayout, dtype: str, resident: ArrayTree) -> list[Program]:
-        completion = self.kv_cache(layout, dtype).completion
-        head = self.weights(dtype).lm_head  # prefill does not read it
+    def _sampling(
+        self, stage: str, layout: CacheLayout, dtype: str, resident: ArrayTree, c: cfg.Sampler | None = None
+    ) -> list[Program]:
+        c = c or self.c.sampler
+        completion, weights = self.kv_cache(layout, dtype).completion, self.weights(dtype, c)
         rows, columns = self.chunk(layout)
-        decode_cost = functools.partial(
-            roofline.decode, self.config, self.mesh, dtype=dtype, steps=self.c.sampler.num_scheduler_steps
+        cost = functools.partial(
+            roofline.decode,
+            self.config,
+            self.mesh,
+            dtype=dtype,
+            weight_bytes=size(weights),
+            steps=c.num_scheduler_steps,
         )
-        packing = [Program(stage, "pack", functools.partial(self.pack, layout, dtype), (resident, self.weights(dtype)))]
+        made = [Program(stage, "quantize", functools.partial(self.quantize, dtype), resident)]
+        packing = [Program(stage, "pack", functools.partial(self.pack, layout, dtype), (resident, weights))]
         return [
+            *(made if c.quantization and stage != "grpo" else ()),  # GRPO's `reshard` rounds the weights
             Program(
-                stage, "prefill", functools.partial(self.prefill, layout, dtype), (resident, head, completion),
+                stage, "prefill", functools.partial(self.prefill, layout, dtype, c),
+                (resident, weights.lm_head, completion),  # prefill does not read the LM head
                 roofline.prefill(
-                    self.config, self.mesh, rows * columns, layout.prefix_blocks * layout.block_size, dtype
+                    self.config, self.mesh, rows * columns, layout.prefix_blocks * layout.block_size, size(weights)
                 ),
             ),
             Program(
-                stage, "decode", functools.partial(self.decode, layout, dtype), resident,
-                decode_cost(layout=layout), self.c.sampler.num_scheduler_steps,
-                decode_cost(layout=self.unshared(layout)),
+                stage, "decode", functools.partial(self.decode, layout, dtype, c), resident, cost(layout=layout),
+                c.num_scheduler_steps, layout, size(self.kv_cache(layout, dtype)) / layout.num_seqs,
+                cost(layout=self.unshared(layout)),
             ),
             *(packing if self.packed(layout) else ()),
         ]  # fmt: skip
 
-    def layout(self, group: int, prompt: int, new: int, dtype: str) -> CacheLayout:
+    def layout(self, group: int, prompt: int, new: int, dtype: str, c: cfg.Sampler | None = None) -> CacheLayout:
         """The layout that the engine decodes with when all its rows hold a sequence.
 
         Args:
           group: completions of each prompt.
           prompt: tokens of the longest prompt.
           new: tokens of the longest completion.
-          dtype: of the weights and of the cache.
+          dtype: of the computation.
+          c: settings of the sampler; default those of the config.
         """
-        engine = self.engine()
+        engine = self.engine(c)
         engine.reserve(prompt, new)
         num_seqs = engine.max_num_seqs
         return engine.choose_layout(num_seqs, max(num_seqs // group, 1), prompt, new, jnp.dtype(dtype))[0]
@@ -221,7 +248,8 @@ class Plan:
     def unshared(self, layout: CacheLayout) -> CacheLayout:
         """The layout in the same memory of rows that each have a prefix of their own."""
         columns = (layout.prefix_blocks * layout.block_size, layout.completion_blocks * layout.block_size)
-        shared, own = (kv_cache.bytes_per_sequence(self.config, *columns, m, 2) for m in (layout.group_size, 1))
+        column = kv_cache.bytes_per_column(self.config, 2, layout.quantized)
+        shared, own = (kv_cache.bytes_per_sequence(column, *columns, m) for m in (layout.group_size, 1))
         unit = self.sample.batch_size
         return layout.ungrouped(max(1, layout.num_seqs * shared // (own * unit)) * unit)
 
@@ -262,13 +290,19 @@ class Plan:
 
     def reshard(self) -> jax.stages.Lowered:
         """Lower the copy of the trained parameters into the sampler's sharding and dtype."""
-        return _lower(grpo.make_reshard(self.c.grpo, self.config, self.sample), self.state.params)
+        quantization = self.rollout_sampler.quantization
+        return _lower(grpo.make_reshard(self.c.grpo, self.config, self.sample, quantization), self.state.params)
 
-    def prefill(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
+    def quantize(self, dtype: str) -> jax.stages.Lowered:
+        """Lower the rounding of the weights that have been loaded."""
+        weights = llama_params.abstract(self.config, self.sample, jnp.dtype(dtype))
+        return _lower(quantized.make_quantize(self.config, self.sample), weights)
+
+    def prefill(self, layout: CacheLayout, dtype: str, c: cfg.Sampler | None = None) -> jax.stages.Lowered:
         """Lower one chunk of prefill."""
         (n, columns), cache = self.chunk(layout), self.kv_cache(layout, dtype)
         program = programs.make_prefill(self.config, self.sample)
-        return _lower(program, self.weights(dtype), cache.prefix, ints(n, columns), ints(n), ints(n))
+        return _lower(program, self.weights(dtype, c), cache.prefix, ints(n, columns), ints(n), ints(n))
 
     def pack(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
         """Lower the copy of the remaining rows into a smaller batch."""
@@ -276,7 +310,7 @@ class Plan:
         program = programs.make_pack(self.config, self.sample)
         return _lower(program, cache.prefix, cache.completion, ints(n), ints(n), layout.ungrouped(n))
 
-    def decode(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
+    def decode(self, layout: CacheLayout, dtype: str, c: cfg.Sampler | None = None) -> jax.stages.Lowered:
         """Lower `num_scheduler_steps` decode steps."""
         n, cache = layout.num_seqs, self.kv_cache(layout, dtype)
         inputs = DecodeInputs(
@@ -289,7 +323,7 @@ class Plan:
             ints(self.config.vocab_size, dtype=bool),
         )
         program = programs.make_decode(self.config, self.sample, self.c.sampler.num_scheduler_steps, False)
-        return _lower(program, self.weights(dtype), cache.prefix, cache.completion, inputs, sampling, stop_tokens)
+        return _lower(program, self.weights(dtype, c), cache.prefix, cache.completion, inputs, sampling, stop_tokens)
 
 
 def check(c: cfg.Config, config: LlamaConfig | None, sharding: Sharding) -> None:

@@ -14,7 +14,7 @@ from astro_jax.llama import model
 from astro_jax.llama import params as llama_params
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.plan.topology import Chip
-from astro_jax.sampler.kv_cache import CacheLayout, bytes_per_sequence
+from astro_jax.sampler.kv_cache import CacheLayout, bytes_per_column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,27 +103,33 @@ def train(
     return RooflineCost(model_flops / chips, executed_flops / chips, hbm_bytes, tokens)
 
 
-def prefill(config: LlamaConfig, mesh: Mesh, tokens: int, prefix: int, dtype: str) -> RooflineCost:
-    """One chunk of each of some prefixes, in the middle of them; the LM head is not computed."""
+def prefill(config: LlamaConfig, mesh: Mesh, tokens: int, prefix: int, weight_bytes: int) -> RooflineCost:
+    """One chunk of each of some prefixes, in the middle of them; the LM head is not computed.
+
+    Args:
+      weight_bytes: of the weights on one chip.
+    """
     flops = tokens * (config.flops_per_token(prefix // 2) - head(config)) / mesh.size
-    return RooflineCost(flops, flops, weight_bytes(config, mesh, dtype), tokens)
+    return RooflineCost(flops, flops, weight_bytes, tokens)
 
 
-def decode(config: LlamaConfig, mesh: Mesh, layout: CacheLayout, dtype: str, steps: int) -> RooflineCost:
+def decode(
+    config: LlamaConfig, mesh: Mesh, layout: CacheLayout, dtype: str, weight_bytes: int, steps: int
+) -> RooflineCost:
     """Decode steps of all rows, with full prefixes and half of the columns for new tokens filled.
 
-    Bytes: the weights once a step, each prefix once a prefix group, each row's own columns.
+    Bytes: the weights once a step, each prefix once a prefix group, each row's own columns. Matmuls of int8 numbers run
+    in the type of the computation, at its FLOP/s.
+
+    Args:
+      dtype: of the computation.
+      weight_bytes: of the weights on one chip.
     """
     prefix, own = layout.prefix_blocks * layout.block_size, layout.completion_blocks * layout.block_size // 2
     flops = steps * layout.num_seqs * config.flops_per_token(prefix + own) / mesh.size
-    column = bytes_per_sequence(config, 0, 1, 1, jnp.dtype(dtype).itemsize)
+    column = bytes_per_column(config, jnp.dtype(dtype).itemsize, layout.quantized)
     caches = column * (layout.num_groups * prefix + layout.num_seqs * own) / mesh.size
-    return RooflineCost(flops, flops, steps * (weight_bytes(config, mesh, dtype) + caches), steps * layout.num_seqs)
-
-
-def weight_bytes(config: LlamaConfig, mesh: Mesh, dtype: str) -> float:
-    """Return the bytes of the weights on one chip when they are sharded over tp only."""
-    return llama_params.count(config) * jnp.dtype(dtype).itemsize / mesh.shape["tp"]
+    return RooflineCost(flops, flops, steps * (weight_bytes + caches), steps * layout.num_seqs)
 
 
 def head(config: LlamaConfig) -> int:

@@ -91,7 +91,8 @@ def _program_row(row: Json) -> Json:
     titles = {
         "arguments_gib": "arguments", "temporaries_gib": "temporaries", "peak_gib": "peak", "held_gib": "resident",
         "at_once_gib": "total", "tflops": "TFLOPs", "read_gb": "GB read", "seconds": "roofline s",
-        "tokens_per_s": "tokens/s", "max_mfu": "MFU bound", "links_s": "links s", "compile_s": "compile s",
+        "tokens_per_s": "tokens/s", "max_mfu": "MFU bound", "rows": "rows", "rows_that_fit": "rows that fit",
+        "links_s": "links s", "compile_s": "compile s",
     }  # fmt: skip
     cells = {"stage": row["stage"], "program": row["program"], "fits": "yes" if row["fits"] else "NO"}
     return cells | {title: row.get(key, "") for key, title in titles.items()}

@@ -15,6 +15,7 @@ from flax import struct
 
 from astro_jax.llama import attention
 from astro_jax.llama.attention import NEG_INF
+from astro_jax.llama.quantized import QuantizedArray
 from astro_jax.mesh import Sharding
 from astro_jax.sampler.kv_cache import KV, Array, KVCache
 
@@ -26,17 +27,31 @@ class _Softmax(NamedTuple):
     total: jax.Array  # float32 [..., n, 1]
     out: jax.Array  # float32 [..., n, h]
 
-    def update(self, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> _Softmax:
-        """Add the columns of one block: q [..., n, h], k [..., h, C], v [..., C, h], visible [..., n, C]."""
-        scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+    def update(self, q: jax.Array, kv: KV, visible: jax.Array) -> _Softmax:
+        """Add the columns of one block: q [..., n, h], keys [..., h, C], values [..., C, h], visible [..., n, C]."""
+        scores = _scores(q, kv.k)
         top = jnp.maximum(self.max, jnp.max(jnp.where(visible, scores, NEG_INF), axis=-1, keepdims=True))
         weight = jnp.where(visible, jnp.exp(scores - top), 0.0)
         keep = jnp.exp(self.max - top)
-        out = jnp.matmul(weight.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        out = _weighted_sum(weight, kv.v)
         return _Softmax(top, self.total * keep + weight.sum(-1, keepdims=True), self.out * keep + out)
 
     def map(self, f: Callable[[jax.Array], jax.Array]) -> _Softmax:
         return _Softmax(f(self.max), f(self.total), f(self.out))
+
+
+def _scores(q: jax.Array, k: Array | QuantizedArray) -> jax.Array:
+    """The products of queries [..., n, h] and keys [..., h, C], float32 [..., n, C]."""
+    if isinstance(k, QuantizedArray):
+        return _scores(q, k.values.astype(q.dtype)) * k.scale[..., None, :]
+    return jnp.matmul(q, k, preferred_element_type=jnp.float32)
+
+
+def _weighted_sum(weight: jax.Array, v: Array | QuantizedArray) -> jax.Array:
+    """The sum of values [..., C, h] with weights float32 [..., n, C], float32 [..., n, h]."""
+    if isinstance(v, QuantizedArray):
+        return _weighted_sum(weight * v.scale[..., None, :], v.values.astype(v.dtype))
+    return jnp.matmul(weight.astype(v.dtype), v, preferred_element_type=jnp.float32)
 
 
 @struct.dataclass
@@ -91,7 +106,7 @@ def _attend_prefixes(view: CacheView, q: jax.Array, softmax: _Softmax) -> _Softm
     """Attend to the prefixes: the rows of a group share one matmul a prefix. q is [B, K, H / K, h]."""
     b, kv, heads, _ = q.shape
     prefix, prefixes = view.cache.prefix, len(view.visible)
-    groups, columns = prefix.k.shape[2] // prefixes, prefix.k.shape[-1]
+    groups, columns = prefix.keys.shape[2] // prefixes, prefix.keys.shape[-1]
     rows = b // groups
 
     def to_groups(x: jax.Array) -> jax.Array:
@@ -108,9 +123,9 @@ def _attend_prefixes(view: CacheView, q: jax.Array, softmax: _Softmax) -> _Softm
 
         def add_block(j: jax.Array, softmax: _Softmax, i: int = i, limit: jax.Array = limit) -> _Softmax:
             # Reshape the block, not the cache: XLA on a CPU would copy the whole cache, each layer.
-            k, v = (x[view.layer, j].reshape(groups, prefixes, *x.shape[3:])[:, i] for x in (prefix.k, prefix.v))
+            block = jax.tree.map(lambda x: x[view.layer, j].reshape(groups, prefixes, *x.shape[3:])[:, i], prefix)
             column = (j * columns + jnp.arange(columns))[None, None, None, :]
-            return softmax.update(q, k, v, column < limit)
+            return softmax.update(q, block, column < limit)
 
         softmax = jax.lax.fori_loop(0, view.prefix_blocks[i], add_block, softmax)
     return softmax.map(to_rows)
@@ -123,7 +138,7 @@ def _attend_completions(view: CacheView, q: jax.Array, softmax: _Softmax) -> _So
     So one long sequence among short ones costs its own row group, and sequences of equal length cost no extra loop.
     """
     completion, buffer = view.cache.completion, view.cache.write_buffer
-    _, blocks, groups, rows, _, _, columns = completion.k.shape
+    _, blocks, groups, rows, _, _, columns = completion.keys.shape
     ring = blocks * columns
 
     def to_groups(x: jax.Array) -> jax.Array:
@@ -136,21 +151,23 @@ def _attend_completions(view: CacheView, q: jax.Array, softmax: _Softmax) -> _So
 
     end_step = view.step  # the ring buffer holds the columns of the steps before
     if buffer is not None:
-        buffered = buffer.k.shape[-1]
+        buffered = buffer.keys.shape[-1]
         end_step = view.step // buffered * buffered
         back = (view.step - 1 - end_step - jnp.arange(buffered)) % ring  # steps before the last
-        softmax = softmax.update(q, buffer.k[view.layer, 0], buffer.v[view.layer, 0], _is_own(back, age))
+        softmax = softmax.update(q, jax.tree.map(lambda x: x[view.layer, 0], buffer), _is_own(back, age))
         age = jnp.minimum(age - (view.step - end_step), ring - buffered)
 
     def add_block(
         j: jax.Array, first: jax.Array | int, n: int, q: jax.Array, softmax: _Softmax, age: jax.Array
     ) -> _Softmax:
         """Add block j of n row groups from the first on."""
-        k, v = (
-            jax.lax.dynamic_slice(x, (view.layer, j % blocks, first, 0, 0, 0, 0), (1, 1, n, *x.shape[3:]))[0, 0]
-            for x in (completion.k, completion.v)
-        )
-        return softmax.update(q, k, v, _is_own((end_step - 1 - j * columns - jnp.arange(columns)) % ring, age))
+
+        def read(x: jax.Array) -> jax.Array:
+            start = (view.layer, j % blocks, first, *[0] * (x.ndim - 3))
+            return jax.lax.dynamic_slice(x, start, (1, 1, n, *x.shape[3:]))[0, 0]
+
+        is_own = _is_own((end_step - 1 - j * columns - jnp.arange(columns)) % ring, age)
+        return softmax.update(q, jax.tree.map(read, completion), is_own)
 
     # The oldest and the newest column of a full ring may lie in the same block, which is read once.
     end = (end_step + columns - 1) // columns
@@ -220,12 +237,12 @@ def attend_chunk(
     else:
         zero = jnp.zeros((*queries.shape[:3], 1), jnp.float32)
         empty = _Softmax(zero + NEG_INF, zero, jnp.zeros(queries.shape, jnp.float32))
-        softmax = empty.update(queries, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), jnp.tile(causal, (1, 1, heads, 1)))
+        chunk = KV(k=k.transpose(0, 2, 3, 1), v=v.swapaxes(1, 2))
+        softmax = empty.update(queries, chunk, jnp.tile(causal, (1, 1, heads, 1)))
 
     def add_block(j: jax.Array, softmax: _Softmax) -> _Softmax:
         visible = (j < block)[:, None, None, None]
-        prefix = load_block(j)
-        return softmax.update(queries, prefix.k, prefix.v, visible)
+        return softmax.update(queries, load_block(j), visible)
 
     softmax = jax.lax.fori_loop(0, jnp.max(block), add_block, softmax)
     out = (softmax.out / softmax.total).astype(q.dtype).reshape(n, kv, heads, columns, h)

@@ -12,6 +12,7 @@ import numpy as np
 from astro_jax import config as cfg
 from astro_jax import distributed
 from astro_jax.errors import AstroError
+from astro_jax.llama import quantized
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.mesh import Sharding
@@ -51,6 +52,8 @@ class Engine:
       num_scheduler_steps: the most decode steps between two looks of the scheduler.
       block_size: columns of a cache block, the unit of attention and prefill.
       prefix_cache_gib: GiB a device for each prefix cache. 0: none.
+      quantization: "int8": the weights are int8 numbers (`llama.quantized`); call `quantize` before `generate`.
+      kv_cache_dtype: "int8": keys and values are int8 numbers. None: they have the type of the computation.
       continuous_batching: give a free row to a waiting sequence at once. False: static batching, where a batch starts
         together and ends with its last sequence.
 
@@ -72,6 +75,8 @@ class Engine:
         num_scheduler_steps: int = 16,
         block_size: int = 32,
         prefix_cache_gib: float = 0.0,
+        quantization: cfg.Quantization = None,
+        kv_cache_dtype: cfg.Quantization = None,
         continuous_batching: bool = True,
     ):
         if min(max_num_seqs, num_scheduler_steps, block_size) < 1:
@@ -80,6 +85,7 @@ class Engine:
         self.max_num_seqs, self.kv_cache_gib = max_num_seqs, kv_cache_gib
         self.num_scheduler_steps, self.block_size = num_scheduler_steps, block_size
         self.prefix_cache_gib, self.continuous_batching = prefix_cache_gib, continuous_batching
+        self.quantization, self.kv_cache_dtype = quantization, kv_cache_dtype
         self.prefill_batches = {
             blocks: sorted(
                 {max(1, n // (blocks * block_size * sharding.batch_size)) * sharding.batch_size for n in PREFILL_TOKENS}
@@ -101,7 +107,17 @@ class Engine:
             c.num_scheduler_steps,
             c.block_size,
             c.prefix_cache_gib,
+            c.quantization,
+            c.kv_cache_dtype,
         )
+
+    def quantize(self, params: Params) -> Params:
+        """The parameters as `generate` takes them: rounded to int8 where the engine has `quantization`.
+
+        Args:
+          params: in the type of the computation, on the engine's devices.
+        """
+        return params if self.quantization is None else quantized.make_quantize(self.config, self.sharding)(params)
 
     def new_prefix_cache(self) -> PrefixCache:
         """Make an empty prefix cache, to pass to several calls of `generate` with the same parameters."""
@@ -127,7 +143,7 @@ class Engine:
         """Sample all completions of all requests.
 
         Args:
-          params: of the model.
+          params: of the model, as `quantize` returns them.
           requests: prompts with a number of completions each.
           sampling: temperature, filters, limits and stop tokens.
           prefix_cache: prefixes of earlier calls, read and added to. None: keep nothing.
@@ -297,7 +313,7 @@ class Engine:
           num_prompts: prompts of the call.
           longest: tokens of the longest prompt.
           max_tokens: the most tokens of a completion.
-          dtype: of the cache.
+          dtype: of the computation.
 
         Returns:
           The layout, and the rising numbers of rows that the batch can shrink to.
@@ -313,7 +329,8 @@ class Engine:
         return self._layout(rows, group_size), sizes
 
     def _layout(self, num_seqs: int, group_size: int) -> CacheLayout:
-        return CacheLayout(num_seqs, group_size, *self.reserved, self.block_size, self.sharding.batch_size)
+        devices, is_int8 = self.sharding.batch_size, self.kv_cache_dtype == "int8"
+        return CacheLayout(num_seqs, group_size, *self.reserved, self.block_size, devices, is_int8)
 
     def _batch_sizes(self, group_size: int, dtype: DType) -> list[int]:
         """Rows of the largest batch and of the smaller ones; none if kv_cache_gib does not hold one prefix group.
@@ -324,9 +341,10 @@ class Engine:
         num_seqs = self.max_num_seqs
         if self.kv_cache_gib is not None:
             prompt, new = (blocks * self.block_size for blocks in self.reserved)
-            budget, itemsize = int(self.kv_cache_gib * 2**30), np.dtype(dtype).itemsize
+            budget, is_int8 = int(self.kv_cache_gib * 2**30), self.kv_cache_dtype == "int8"
+            column = kv_cache.bytes_per_column(self.config, np.dtype(dtype).itemsize, is_int8)
             try:
-                fit = kv_cache.sequences_that_fit(budget, self.config, prompt, new, group_size, itemsize, self.sharding)
+                fit = kv_cache.sequences_that_fit(budget, column, prompt, new, group_size, self.sharding)
             except AstroError:
                 if group_size == 1:
                     raise

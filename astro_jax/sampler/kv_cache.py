@@ -13,6 +13,9 @@ prefixes. The completion part is a ring buffer: at step t all rows write column 
 that ends is given to the next sequence, and no key or value moves. A row group takes every `row_groups`-th row, so that
 each row group lies on all devices.
 
+A quantized cache holds int8 numbers, and a scale for each head and token: k and v are QuantizedArrays, whose scales are
+[..., K, C] (`llama.quantized`).
+
 Shared prefixes follow Hydragen (arXiv 2402.05099) and bifurcated attention (arXiv 2403.08845).
 """
 
@@ -27,12 +30,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import NamedSharding
 
 from astro_jax.errors import AstroError
 from astro_jax.llama.config import LlamaConfig
+from astro_jax.llama.quantized import QuantizedArray, dequantize, quantize
 from astro_jax.mesh import Sharding
 
-Array = Any  # jax.Array, or the jax.ShapeDtypeStruct or NamedSharding of an array
+Array = Any  # jax.Array or jax.ShapeDtypeStruct
 DType = np.dtype
 
 MAX_ROW_GROUPS = 4
@@ -40,14 +45,24 @@ MAX_ROW_GROUPS = 4
 
 @struct.dataclass
 class KV:
-    """Keys [..., h, C] and values [..., C, h].
+    """Keys [..., h, C] and values [..., C, h]: arrays, or QuantizedArrays.
 
     Each is stored in the order in which its product with a query reads it. The other order is ten times slower on a
     CPU, once the cache is larger than the cache of the processor.
     """
 
-    k: Array
-    v: Array
+    k: Array | QuantizedArray
+    v: Array | QuantizedArray
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the numbers are int8."""
+        return isinstance(self.k, QuantizedArray)
+
+    @property
+    def keys(self) -> Array:
+        """The array of the keys, without scales."""
+        return self.k.values if isinstance(self.k, QuantizedArray) else self.k
 
 
 class KVCache(struct.PyTreeNode):
@@ -78,6 +93,7 @@ class CacheLayout:
       completion_blocks: blocks of a row's new tokens.
       block_size: C, the columns of a block.
       devices: number of devices that the rows are split over.
+      quantized: whether keys and values are int8 numbers with scales.
     """
 
     num_seqs: int
@@ -86,6 +102,7 @@ class CacheLayout:
     completion_blocks: int
     block_size: int
     devices: int = 1
+    quantized: bool = False
 
     @property
     def num_groups(self) -> int:
@@ -127,30 +144,38 @@ def prefixes_per_group(group_size: int) -> int:
     return 1 if group_size == 1 else 2
 
 
-def bytes_per_sequence(config: LlamaConfig, prompt: int, new: int, group_size: int, itemsize: int) -> int:
-    """Bytes of the cache that one row takes, over all devices: 2 L K h (new + prompt * prefixes / M) itemsize.
+def bytes_per_column(config: LlamaConfig, itemsize: int, quantized: bool = False) -> int:
+    """Bytes of one token in the cache: 2 L K h itemsize; of int8 numbers and their scales 2 L K (h + itemsize).
 
     Args:
       config: the model.
+      itemsize: bytes of a number in the type of the computation.
+      quantized: whether the cache is quantized.
+    """
+    head = config.head_dim + itemsize if quantized else config.head_dim * itemsize
+    return 2 * config.n_layers * config.n_kv_heads * head
+
+
+def bytes_per_sequence(column: int, prompt: int, new: int, group_size: int) -> int:
+    """Bytes of the cache that one row takes, over all devices: column (new + prompt * prefixes / M).
+
+    Args:
+      column: bytes of one token (`bytes_per_column`).
       prompt: columns of a prefix.
       new: columns of a row's new tokens.
       group_size: M, the rows that share prefixes.
-      itemsize: bytes of a number. The cache has the type of the weights.
     """
-    column = 2 * config.n_layers * config.n_kv_heads * config.head_dim * itemsize
     return column * new + column * prompt * prefixes_per_group(group_size) // group_size
 
 
-def sequences_that_fit(
-    budget: int, config: LlamaConfig, prompt: int, new: int, group_size: int, itemsize: int, sharding: Sharding
-) -> int:
+def sequences_that_fit(budget: int, column: int, prompt: int, new: int, group_size: int, sharding: Sharding) -> int:
     """The largest number of rows whose cache fits `budget` bytes a device, a multiple of `group_size` on each device.
 
     Raises:
       AstroError: if not even one prefix group a device fits.
     """
     unit = group_size * sharding.batch_size
-    group_bytes = unit * bytes_per_sequence(config, prompt, new, group_size, itemsize)
+    group_bytes = unit * bytes_per_sequence(column, prompt, new, group_size)
     groups = budget * sharding.mesh.size // group_bytes
     if not groups:
         raise AstroError(
@@ -161,16 +186,14 @@ def sequences_that_fit(
     return groups * unit
 
 
-def prefix_sharding(sharding: Sharding) -> KV:
-    """Prefixes over the batch axes of the mesh, key-value heads over tp."""
-    named = sharding.named(None, None, "batch", "kv_heads", None, None)
-    return KV(k=named, v=named)
+def prefix_sharding(sharding: Sharding) -> NamedSharding:
+    """Of all arrays of the prefixes: prefixes over the batch axes of the mesh, key-value heads over tp."""
+    return sharding.named(None, None, "batch", "kv_heads")
 
 
-def completion_sharding(sharding: Sharding) -> KV:
-    """The rows of a row group over the batch axes of the mesh, key-value heads over tp."""
-    named = sharding.named(None, None, None, "batch", "kv_heads", None, None)
-    return KV(k=named, v=named)
+def completion_sharding(sharding: Sharding) -> NamedSharding:
+    """Of all arrays of the completions: rows of a row group over the batch axes of the mesh, heads over tp."""
+    return sharding.named(None, None, None, "batch", "kv_heads")
 
 
 def prefix_axes(config: LlamaConfig, layout: CacheLayout) -> tuple[int, ...]:
@@ -190,16 +213,20 @@ def make_allocate(
 ) -> tuple[Callable[[CacheLayout], KV], Callable[[CacheLayout], KV]]:
     """Build two jitted functions from a layout to arrays of zeros: the prefixes, and the completions."""
 
-    def zeros(axes: tuple[int, ...], block_size: int) -> KV:
-        kv, h = config.n_kv_heads, config.head_dim
-        return KV(k=jnp.zeros((*axes, kv, h, block_size), dtype), v=jnp.zeros((*axes, kv, block_size, h), dtype))
+    def zeros(axes: tuple[int, ...], layout: CacheLayout) -> KV:
+        kv, h, columns = config.n_kv_heads, config.head_dim, layout.block_size
+
+        def array(*shape: int) -> Array:
+            if not layout.quantized:
+                return jnp.zeros((*axes, kv, *shape), dtype)
+            return QuantizedArray(jnp.zeros((*axes, kv, *shape), jnp.int8), jnp.zeros((*axes, kv, columns), dtype))
+
+        return KV(k=array(h, columns), v=array(columns, h))
 
     def build(
-        axes: Callable[[LlamaConfig, CacheLayout], tuple[int, ...]], shardings: KV
+        axes: Callable[[LlamaConfig, CacheLayout], tuple[int, ...]], named: NamedSharding
     ) -> Callable[[CacheLayout], KV]:
-        return jax.jit(
-            lambda layout: zeros(axes(config, layout), layout.block_size), static_argnums=0, out_shardings=shardings
-        )
+        return jax.jit(lambda layout: zeros(axes(config, layout), layout), static_argnums=0, out_shardings=named)
 
     return build(prefix_axes, prefix_sharding(sharding)), build(completion_axes, completion_sharding(sharding))
 
@@ -215,12 +242,25 @@ def abstract(config: LlamaConfig, sharding: Sharding, dtype: DType, layout: Cach
     shapes = (jax.eval_shape(make, layout) for make in make_allocate(config, sharding, dtype))
     shardings = (prefix_sharding(sharding), completion_sharding(sharding))
     prefix, completion = (
-        jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), *pair)
-        for pair in zip(shapes, shardings, strict=True)
+        jax.tree.map(lambda x, s=named: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), kv)
+        for kv, named in zip(shapes, shardings, strict=True)
     )
     return KVCache(prefix=prefix, completion=completion)
 
 
-def finite(x: jax.Array) -> jax.Array:
-    """Replace numbers that are not finite by 0. A masked column would still spread a NaN to the rows that share it."""
-    return jnp.where(jnp.isfinite(x), x, 0)
+def stored(k: jax.Array, v: jax.Array, quantized: bool) -> KV:
+    """New keys [..., h, C] and values [..., C, h] as the cache holds them.
+
+    Numbers that are not finite become 0: a masked column would still spread a NaN to the rows that share it.
+    """
+    k, v = (jnp.where(jnp.isfinite(x), x, 0) for x in (k, v))
+    return KV(quantize(k, -2), quantize(v, -1)) if quantized else KV(k, v)
+
+
+def rounded(x: jax.Array, quantized: bool) -> jax.Array:
+    """New keys or values [..., h] as later tokens read them from the cache.
+
+    Also the new tokens themselves attend to the rounded numbers. So no completion depends on which tokens of a prompt
+    are computed in one call.
+    """
+    return dequantize(quantize(x, -1), -1) if quantized else x

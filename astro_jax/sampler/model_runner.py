@@ -113,11 +113,11 @@ class ModelRunner:
 
     def copy(self, to: KV, source: KV | None, copies: list[PrefixCopy]) -> KV:
         """Copy prefixes to slots of `to`, from slots of `source`, or of `to` itself if source is None."""
-        sizes, block_size = self.prefill_batches[1], to.k.shape[-1]
+        sizes, block_size = self.prefill_batches[1], to.keys.shape[-1]
         while copies:
             n = smallest_fit(sizes, len(copies))
             batch, copies = copies[:n], copies[n:]
-            target, origin = np.full(n, to.k.shape[2], np.int32), np.zeros(n, np.int32)
+            target, origin = np.full(n, to.keys.shape[2], np.int32), np.zeros(n, np.int32)
             target[: len(batch)], origin[: len(batch)] = [c.target for c in batch], [c.source for c in batch]
             blocks = np.int32(max(-(-c.tokens // block_size) for c in batch))
             if source is None:
@@ -156,7 +156,7 @@ class ModelRunner:
             prefix = self.copy(cache.prefix, None, past_the_end)
             if buffer is not None:
                 prefix = self.copy(prefix, buffer, past_the_end)
-                buffer = self.copy(buffer, prefix, [PrefixCopy(buffer.k.shape[2], 0, 0)] * n)
+                buffer = self.copy(buffer, prefix, [PrefixCopy(buffer.keys.shape[2], 0, 0)] * n)
             cache = cache.replace(prefix=prefix)
         for n in filter(layout.shrinks_to, sizes):
             zeros = np.zeros(n, np.int32)

@@ -12,7 +12,7 @@ import numpy as np
 
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.mesh import Sharding
-from astro_jax.sampler.kv_cache import KV, CacheLayout, DType, bytes_per_sequence, make_allocate
+from astro_jax.sampler.kv_cache import KV, CacheLayout, DType, bytes_per_column, make_allocate
 
 
 class PrefixIndex:
@@ -96,7 +96,7 @@ class PrefixCache:
             return
         self._layout, self.index, self.buffer = (layout, np.dtype(dtype)), None, None
         prompt = layout.prefix_blocks * layout.block_size
-        entry_bytes = bytes_per_sequence(config, prompt, 0, 1, np.dtype(dtype).itemsize)
+        entry_bytes = prompt * bytes_per_column(config, np.dtype(dtype).itemsize, layout.quantized)
         entries = int(self.gib * 2**30) * sharding.mesh.size // entry_bytes // layout.devices * layout.devices
         if entries:
             allocate_prefixes, _ = make_allocate(config, sharding, dtype)

@@ -112,24 +112,26 @@ def make_prefill(config: LlamaConfig, sharding: Sharding) -> Prefill:
     ) -> tuple[KV, jax.Array]:
         chex.assert_rank([tokens, block, prefix_slot], [2, 1, 1])
         chex.assert_equal_shape_prefix([tokens, block, prefix_slot], 1)
-        block_size = prefix.k.shape[-1]
+        block_size = prefix.keys.shape[-1]
         column = jnp.arange(tokens.shape[1])
         token, block, slot = (sharding.constrain(x, "batch") for x in (tokens, block, prefix_slot))
         causal = (column[:, None] >= column[None, :])[None, None]
 
         def attend(layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             def load_block(j: jax.Array) -> KV:
-                return KV(k=gather(prefix.k, layer, j, slot), v=gather(prefix.v, layer, j, slot))
+                return jax.tree.map(lambda x: gather(x, layer, j, slot), prefix)
 
+            k, v = (kv_cache.rounded(x, prefix.quantized) for x in (k, v))
             return attention.attend_chunk(q, k, v, causal, block, load_block, sharding)
 
         positions = block[:, None] * block_size + column[None, :]
         x, k, v = model.forward_with_cache(params, token, positions, attend, config, sharding)
         finite = jnp.all(jnp.isfinite(x), axis=(1, 2))
         # [L, N, c, C, K, h]
-        k, v = (kv_cache.finite(x).reshape(*x.shape[:2], -1, block_size, *x.shape[3:]) for x in (k, v))
+        k, v = (x.reshape(*x.shape[:2], -1, block_size, *x.shape[3:]) for x in (k, v))
         k, v = jnp.moveaxis(k, 3, 5), v.swapaxes(3, 4)  # [L, N, c, K, h, C], [L, N, c, K, C, h]
-        return KV(k=scatter(prefix.k, k, block, slot), v=scatter(prefix.v, v, block, slot)), finite
+        new = kv_cache.stored(k, v, prefix.quantized)
+        return jax.tree.map(lambda x, y: scatter(x, y, block, slot), prefix, new), finite
 
     return prefill
 
@@ -141,7 +143,7 @@ def _make_prefix_access(sharding: Sharding) -> tuple[Callable[..., jax.Array], C
     slot [N]) to x.
     """
     batch = sharding.spec(["batch"])
-    spec = kv_cache.prefix_sharding(sharding).k.spec
+    spec = kv_cache.prefix_sharding(sharding).spec
     heads, scalar = spec[3:], PartitionSpec()
 
     def local(f: Callable[..., jax.Array], in_specs: tuple, out_specs: PartitionSpec) -> Callable[..., jax.Array]:
@@ -198,7 +200,8 @@ def make_decode(config: LlamaConfig, sharding: Sharding, num_steps: int, filtere
         buffer = write_buffer.take(completion, inputs.step, sharding)
         limit: int | jax.Array = num_steps
         if buffer is not None:
-            limit = jnp.minimum(num_steps, buffer.k.shape[-1] - inputs.step % buffer.k.shape[-1])
+            columns = buffer.keys.shape[-1]
+            limit = jnp.minimum(num_steps, columns - inputs.step % columns)
 
         def step(carry: _Carry) -> _Carry:
             cache = KVCache(prefix, carry.written)
@@ -248,6 +251,7 @@ def decode_step(
 
     def attend(layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         view = CacheView(cache, visible, age, step, inputs.prefix_blocks, inputs.oldest, layer)
+        k, v = (kv_cache.rounded(x, cache.prefix.quantized) for x in (k, v))
         return attention.attend(view, q, k, v)
 
     x, k, v = model.forward_with_cache(params, carry.token[:, None], position[:, None], attend, config, sharding)

@@ -23,6 +23,7 @@ import optax
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama import params as llama_params
+from astro_jax.llama import quantized
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
@@ -101,13 +102,21 @@ def make_score(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Callable
     return jax.jit(score, in_shardings=in_shardings, out_shardings=sharding.named("batch"))
 
 
-def make_reshard(c: cfg.Grpo, config: LlamaConfig, sharding: Sharding) -> Callable[[Params], Params]:
+def make_reshard(
+    c: cfg.Grpo, config: LlamaConfig, sharding: Sharding, quantization: cfg.Quantization = None
+) -> Callable[[Params], Params]:
     """Make the jitted copy of the trained parameters for the sampler.
 
     Args:
       sharding: of decoding. The copy lies on it, in the type `c.dtype`.
+      quantization: of the engine that samples.
     """
-    return jax.jit(lambda p: losses.cast(p, c.dtype), out_shardings=llama_params.shardings(config, sharding))
+    if quantization is None:
+        return jax.jit(lambda p: losses.cast(p, c.dtype), out_shardings=llama_params.shardings(config, sharding))
+    return jax.jit(
+        lambda p: quantized.quantize_params(losses.cast(p, c.dtype), config),
+        out_shardings=quantized.shardings(config, sharding),
+    )
 
 
 class GRPOTrainer:
@@ -170,7 +179,7 @@ class GRPOTrainer:
         self.config, self.sharding = config, train_sharding
         self._accumulate = make_accumulate(make_loss(c, config, train_sharding), tx, config, train_sharding)
         self._apply, self._learning_rate_factor = make_apply(tx, config, train_sharding), 1.0
-        self._reshard = make_reshard(c, config, engine.sharding)
+        self._reshard = make_reshard(c, config, engine.sharding, engine.quantization)
         self._score = make_score(c, config, train_sharding)
         self._norm = jax.jit(optax.tree.norm, out_shardings=train_sharding.named())
         self._batches = 1  # batches of prompts of the last step

@@ -61,12 +61,13 @@ def test_planned_training_programs_equal_those_of_a_run(tmp_path, monkeypatch):
     assert texts["reshard"] == plan.reshard().as_text()
 
 
-def test_planned_decode_equals_that_of_the_sampler(monkeypatch):
+@pytest.mark.parametrize("rounding", [None, "int8"])
+def test_planned_decode_equals_that_of_the_sampler(monkeypatch, rounding):
     texts = {}
     monkeypatch.setattr(sampler_programs, "make_decode", record_text(sampler_programs.make_decode, texts, "decode"))
     c = cfg.Config(
         model="countdown-base",
-        sampler=cfg.Sampler(max_num_seqs=16, num_scheduler_steps=4),
+        sampler=cfg.Sampler(max_num_seqs=16, num_scheduler_steps=4, quantization=rounding, kv_cache_dtype=rounding),
         search=cfg.Search(num_rollouts=4, max_rollout_tokens=16),
     )
     plan = Plan(c, model_config(c.model), make_mesh(), prompt=20)
@@ -74,7 +75,8 @@ def test_planned_decode_equals_that_of_the_sampler(monkeypatch):
     _, params = llama.load(c.model, plan.sample)
     prefix = tuple(range(1, 37))  # 20 tokens of a prompt and a rollout of 16
     requests = [Request(prefix, 4, (i,)) for i in range(4)]
-    plan.engine().generate(params, requests, SamplingParams(max_tokens=16, stop_token_ids=()))
+    engine = plan.engine()
+    engine.generate(engine.quantize(params), requests, SamplingParams(max_tokens=16, stop_token_ids=()))
     assert texts["decode"] == planned
 
 

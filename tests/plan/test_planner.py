@@ -14,6 +14,7 @@ from astro_jax.llama.config import llama3_8b, llama3_70b
 from astro_jax.mesh import make_mesh
 from astro_jax.plan import planner, topology
 from astro_jax.plan.programs import Plan, size
+from astro_jax.sampler.kv_cache import CacheLayout
 
 
 def test_published_architectures_have_their_published_number_of_parameters():
@@ -87,6 +88,14 @@ def test_the_hours_of_a_run_need_no_compilation(capsys, monkeypatch):
     assert "fits" not in plan
     assert cli.main(command) == 0
     assert f"these programs take {plan['recipe']['total_hours']:,} hours" in capsys.readouterr().out
+
+
+def test_rows_that_fit_equal_a_count_by_hand():
+    """40 bytes of weights, 8 rows of 10 bytes: 100 bytes hold 6 rows, so 4 in groups of 2 on 2 devices."""
+    chip = topology.Chip(hbm_bytes=100, flops_per_s=1.0, hbm_bandwidth=1.0, ici_bandwidth=1, slices=())
+    layout = CacheLayout(num_seqs=8, group_size=2, prefix_blocks=1, completion_blocks=1, block_size=8, devices=2)
+    assert planner.rows_that_fit(layout, 10.0, 120, chip) == 4
+    assert planner.rows_that_fit(layout, 10.0, 190, chip) == 0
 
 
 def test_a_device_is_a_chip_on_every_kind_of_tpu():

@@ -55,12 +55,43 @@ def test_decode_cost_equals_a_count_by_hand():
     sampler = cfg.Sampler(max_num_seqs=16, block_size=8, num_scheduler_steps=1)
     plan = Plan(cfg.Config(sampler=sampler), CONFIG, make_mesh())
     layout = plan.layout(4, 9, 8, "float32")
-    cost = roofline.decode(CONFIG, plan.mesh, layout, "float32", 1)
+    weights = size(plan.weights("float32"))
+    cost = roofline.decode(CONFIG, plan.mesh, layout, "float32", weights, 1)
     by_hand = 16 * (CONFIG.flops_per_token(layout.prefix_blocks * 8 + 4))
     assert cost.executed_flops == cost.model_flops == by_hand
-    weights = size(plan.weights("float32"))
     per_column = 2 * 4 * CONFIG.n_layers * CONFIG.n_kv_heads * CONFIG.head_dim
     assert cost.hbm_bytes == weights + per_column * (layout.num_groups * layout.prefix_blocks * 8 + 16 * 4)
+
+
+def test_decode_with_int8_reads_a_byte_for_each_number_and_its_scales():
+    sampler = cfg.Sampler(
+        max_num_seqs=16, block_size=8, num_scheduler_steps=2, quantization="int8", kv_cache_dtype="int8"
+    )
+    plan = Plan(cfg.Config(sampler=sampler), CONFIG, make_mesh())
+    quantize, _, decode, *_ = plan.programs("search")
+    assert (quantize.name, decode.name) == ("quantize", "decode")
+    layers, d, f, v = CONFIG.n_layers, CONFIG.d_model, CONFIG.d_ff, CONFIG.vocab_size
+    heads, kv, h = CONFIG.n_heads, CONFIG.n_kv_heads, CONFIG.head_dim
+    numbers = layers * (2 * d * h * (heads + kv) + 3 * d * f) + 2 * v * d
+    scales = layers * (h * (heads + 2 * kv) + d + 2 * f + d) + 2 * v
+    weights = numbers + 4 * (scales + layers * 2 * d + d)  # scales and norms in float32
+    assert size(plan.weights("float32")) == weights
+    column, own = layers * 2 * kv * (h + 4), decode.layout.completion_blocks * 8 // 2
+    columns = decode.layout.num_groups * decode.layout.prefix_blocks * 8 + 16 * own
+    assert decode.cost.hbm_bytes == 2 * (weights + column * columns)
+    assert decode.row_bytes * 16 == size(plan.kv_cache(decode.layout, "float32"))
+
+
+def test_rl_rounds_only_by_choice():
+    sampler = cfg.Sampler(max_num_seqs=16, quantization="int8", kv_cache_dtype="int8")
+    for chosen in (False, True):
+        grpo = cfg.Grpo(quantized_rollouts=chosen, importance_sampling_cap=2.0)
+        plan = Plan(cfg.Config(sampler=sampler, grpo=grpo), CONFIG, make_mesh())
+        by_name = {program.name: program for program in plan.programs("grpo")}
+        assert by_name["decode"].layout.quantized == chosen and "quantize" not in by_name
+        weights = jax.tree.map(lambda x: (x.shape, x.dtype), plan.reshard().out_info)
+        expected = plan.weights("float32", sampler if chosen else sampler.unquantized())
+        assert weights == jax.tree.map(lambda x: (x.shape, x.dtype), expected)
 
 
 def test_roofline_is_the_slower_of_compute_and_hbm():

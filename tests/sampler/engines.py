@@ -58,7 +58,7 @@ def as_lists(completions):
     return [[(c.token_ids.tolist(), c.stopped) for c in group] for group in completions]
 
 
-def assert_same(completions, others):
+def assert_same(completions, others, atol=1e-5):
     assert as_lists(completions) == as_lists(others)
     for a, b in zip(itertools.chain(*completions), itertools.chain(*others), strict=True):
-        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=atol)

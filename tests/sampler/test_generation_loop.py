@@ -147,7 +147,7 @@ def test_kv_cache_gib_gives_fewer_rows_and_the_same_completions():
     assert_same(small.generate(PARAMS, REQUESTS, sampling()), expected())
     for layout in small.layouts(FLOAT32):
         columns = (8 * layout.prefix_blocks, 8 * layout.completion_blocks)
-        size = kv_cache.bytes_per_sequence(CONFIG, *columns, layout.group_size, 4)
+        size = kv_cache.bytes_per_sequence(kv_cache.bytes_per_column(CONFIG, 4), *columns, layout.group_size)
         assert layout.num_seqs * size <= 60000
     assert max(layout.num_seqs for layout in small.layouts(FLOAT32)) > 4
 

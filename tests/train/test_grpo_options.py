@@ -14,6 +14,7 @@ from grpo_fixtures import (
     FunctionVerifier,
     Killed,
     fresh,
+    logprobs_without_packing,
     make,
     make_shared,
     pad,
@@ -22,11 +23,12 @@ from grpo_fixtures import (
     read_lines,
     run_loop,
 )
-from helpers import assert_trees_equal, tiny_params
+from helpers import assert_trees_equal, one_device, tiny_params
 
 from astro_jax import config as cfg
 from astro_jax.llama import params as llama_params
 from astro_jax.mesh import make_mesh, train_sharding
+from astro_jax.sampler import Engine
 from astro_jax.train.grpo import micro_batch_sizes, padding_rate
 from astro_jax.train.rewards import Rewarder
 from astro_jax.train.rollouts import Rollout, RolloutLog, repetition, reward_array
@@ -108,6 +110,25 @@ def test_old_log_probabilities_are_the_trainers_where_the_sampler_is_corrected()
     np.testing.assert_allclose(np.sort(np.concatenate(found)), np.sort(expected), atol=1e-4)
     _, metrics = optioned()._update(fresh(), update)
     assert metrics["max_ratio"] == pytest.approx(1, abs=1e-5) and metrics["max_logp_gap"] > 0.5
+
+
+def test_gap_between_rounded_weights_of_the_sampler_and_the_trainer_is_corrected():
+    """Rollouts of int8 weights and an int8 cache; the old log-probabilities are those of the float32 policy."""
+    int8 = Engine(
+        CONFIG, one_device(), 3, max_num_seqs=16, num_scheduler_steps=4, quantization="int8", kv_cache_dtype="int8"
+    )
+    t, params = make(engine=int8, importance_sampling_cap=2.0), tiny_params(CONFIG)
+    rollouts = [r for group in t.generate_rollouts(t._reshard(params), 0) for r in group]
+    exact = np.concatenate(logprobs_without_packing(params, rollouts))
+    assert 1e-4 < np.abs(np.concatenate([r.logprobs for r in rollouts]) - exact).mean() < 0.1
+    scored = t._with_old_logprobs(params, t._pack(rollouts, np.ones(len(rollouts)))).micro_batches
+    is_learned = [m.batch.loss_weights > 0 for m in scored]
+    old, sampled = (
+        np.concatenate([np.asarray(getattr(m, name))[x] for m, x in zip(scored, is_learned, strict=True)])
+        for name in ("old_logprobs", "sampler_logprobs")
+    )
+    np.testing.assert_allclose(np.sort(old), np.sort(exact), atol=1e-5)
+    np.testing.assert_array_equal(np.sort(sampled), np.sort(np.concatenate([r.logprobs for r in rollouts])))
 
 
 def test_step_with_all_options_is_repeated_bitwise():
