@@ -25,6 +25,7 @@ from astro_jax.stages import PLANNED
 from astro_jax.storage import Json
 
 GIB = topology.GIB
+USABLE = 0.95  # share of a chip's memory that `rows_that_fit` fills
 # Published architectures by a substring of the model's name, so that a plan needs no weights.
 PUBLISHED = {
     "llama-3.1-8b": llama3_8b, "llama-3.1-70b": llama3_70b, "llama-3.3-70b": llama3_70b, "llama-3.2-1b": llama3_1b,
@@ -150,9 +151,9 @@ def _compile_program(program: Program, chip: topology.Chip, compile_only: bool) 
 
 
 def rows_that_fit(layout: CacheLayout, row_bytes: float, total: int, chip: topology.Chip) -> int:
-    """Return the most rows whose caches fit a chip, in whole prefix groups on each device.
+    """Return the most rows whose caches fit in `USABLE` of a chip's memory, in whole prefix groups on each device.
 
-    An estimate: the program's temporaries are taken not to grow with the rows.
+    An estimate: the rest is for temporaries, which grow with the rows, but much less than the caches.
 
     Args:
       layout: of the compiled program.
@@ -162,7 +163,7 @@ def rows_that_fit(layout: CacheLayout, row_bytes: float, total: int, chip: topol
     """
     others = total - layout.num_seqs * row_bytes
     unit = layout.group_size * layout.devices
-    return max(int((chip.hbm_bytes - others) / row_bytes), 0) // unit * unit
+    return max(int((USABLE * chip.hbm_bytes - others) / row_bytes), 0) // unit * unit
 
 
 def _roofline(program: Program, chip: topology.Chip) -> Json:

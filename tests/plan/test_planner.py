@@ -91,10 +91,11 @@ def test_the_hours_of_a_run_need_no_compilation(capsys, monkeypatch):
 
 
 def test_rows_that_fit_equal_a_count_by_hand():
-    """40 bytes of weights, 8 rows of 10 bytes: 100 bytes hold 6 rows, so 4 in groups of 2 on 2 devices."""
+    """40 bytes of weights, 8 rows of 10 bytes: 95 of 100 bytes hold 5 rows, so 4 in groups of 2 on 2 devices."""
     chip = topology.Chip(hbm_bytes=100, flops_per_s=1.0, hbm_bandwidth=1.0, ici_bandwidth=1, slices=())
     layout = CacheLayout(num_seqs=8, group_size=2, prefix_blocks=1, completion_blocks=1, block_size=8, devices=2)
     assert planner.rows_that_fit(layout, 10.0, 120, chip) == 4
+    assert planner.rows_that_fit(layout, 10.0, 100, chip) == 4 and planner.rows_that_fit(layout, 10.0, 93, chip) == 8
     assert planner.rows_that_fit(layout, 10.0, 190, chip) == 0
 
 
