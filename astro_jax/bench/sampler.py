@@ -21,7 +21,7 @@ from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.policy import Policy
-from astro_jax.sampler import Engine, EngineStats, Request, SamplingParams
+from astro_jax.sampler import EngineStats, Request, SamplingParams
 from astro_jax.sampler.kv_cache import bytes_per_column
 from astro_jax.storage import Json
 
@@ -88,11 +88,11 @@ def measure(policy: Policy, work: Workload, compare: str | None = None) -> Json:
       of row steps that sampled a token; prefix_reuse: the share of prompt tokens that were not computed again; and
       under "torch" or "static" the comparison with `ratio`, the speed of the engine over the speed compared with.
     """
-    run = generation(policy, work)
+    config, run = policy.engine.config, generation(policy, work)
     first = timed(run)
     policy.engine.stats = EngineStats()
     seconds, stats = timed(run), policy.engine.stats
-    limits = limit(policy.engine, policy.params, work, flops_per_s(), bytes_per_s())
+    limits = limit(config, policy.params, work, flops_per_s(), bytes_per_s(), policy.engine.kv_cache_dtype is not None)
     tokens = int(work.lengths().sum())
     result: Json = {
         "workload": dataclasses.asdict(work), "tokens": tokens, "seconds": round(seconds, 6),
@@ -114,27 +114,35 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def limit(engine: Engine, weights: params.Params, work: Workload, flops: float, bandwidth: float) -> Json:
+def limit(
+    config: LlamaConfig,
+    weights: params.Params,
+    work: Workload,
+    flops: float,
+    bandwidth: float,
+    quantized_cache: bool = False,
+) -> Json:
     """Compute the tokens a second that the machine allows if nothing else costs time.
 
     FLOPs: those of the matmuls, attention included; each prompt once. Bytes: the parameters once for each decode step
     of all rows and once for prefill, and the keys and values of each row at every step.
 
     Args:
-      engine: of the model.
+      config: the model.
       weights: of the model; only their size counts.
       work: the workload.
       flops: measured FLOP/s of the machine.
       bandwidth: measured bytes/s of the machine.
+      quantized_cache: whether keys and values are int8 numbers.
 
     Returns:
       flops_per_s and bytes_per_s of the machine; by_flops and by_bandwidth, the tokens a second that each allows.
     """
-    config, lengths = engine.config, work.lengths()
+    lengths = work.lengths()
     decode = sum(int(n) * config.flops_per_token(work.prompt + int(n) // 2) for n in lengths.flat)
     prefill = work.groups * work.prompt * config.flops_per_token(work.prompt // 2)
     size = sum(x.nbytes for x in jax.tree.leaves(weights))
-    column = bytes_per_column(config, weights.embed.dtype.itemsize, engine.kv_cache_dtype == "int8")
+    column = bytes_per_column(config, weights.embed.dtype.itemsize, quantized_cache)
     cache = sum(int(n) * (work.prompt + int(n) // 2) * column for n in lengths.flat)
     tokens = int(lengths.sum())
     return {

@@ -31,7 +31,7 @@ def test_the_limit_counts_each_prompt_once_and_each_new_token():
     size = 4 * sum(x.size for x in [params.embed, *vars(params.layers).values(), params.final_norm] if x is not None)
     size += 0 if params.lm_head is None else 4 * params.lm_head.size
     read = 5 * size + 60 * 12 * 2 * kv * h * 4
-    limits = bench.limit(Engine(config, one_device(), 0), params, work, flops=1e9, bandwidth=1e6)
+    limits = bench.limit(config, params, work, flops=1e9, bandwidth=1e6)
     assert limits["by_flops"] == pytest.approx(60 * 1e9 / flops, abs=0.1)
     assert limits["by_bandwidth"] == pytest.approx(60 * 1e6 / read, abs=0.1)
 
