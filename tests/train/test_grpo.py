@@ -228,7 +228,7 @@ class FixedEngine:
       requests: of all calls.
     """
 
-    sharding, seed = one_device(), 0
+    sharding, seed, quantization = one_device(), 0, None
 
     def __init__(self, *completions):
         self.completions, self.requests = completions, []
