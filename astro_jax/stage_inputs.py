@@ -14,9 +14,6 @@ from astro_jax import stages
 from astro_jax.stage_folder import Inputs
 from astro_jax.traces import dataset
 
-_RL = tuple(name for name, stage in stages.STAGES.items() if stage.command == "grpo")
-_OTHERS = tuple(name for name in (*stages.STAGES, *stages.EVALUATIONS) if name not in _RL)
-
 # Keys that a stage reads only under a condition: (stages, condition, the keys). Where the condition does not hold, the
 # stage does not depend on them.
 _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[str, ...]], ...] = (
@@ -35,20 +32,19 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
         "traces.self_evaluation_pass", "traces.self_evaluation_tokens")),
     (("traces",), lambda c: c.traces.direct == "best-of-n", ("traces.direct_samples", "traces.direct_tokens")),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
-    # Without int8, results of versions that had no such keys are kept.
-    (_OTHERS, lambda c: c.sampler.quantization is not None, ("sampler.quantization",)),
-    (_OTHERS, lambda c: c.sampler.kv_cache_dtype is not None, ("sampler.kv_cache_dtype",)),
-    (_RL, lambda c: c.grpo.quantized_rollouts, (
-        "grpo.quantized_rollouts", "sampler.quantization", "sampler.kv_cache_dtype")),
-    (_RL, lambda c: bool(c.problems.difficulty_samples), (
+    (("direct-rl", "astro-rl", "grpo"), lambda c: bool(c.problems.difficulty_samples), (
         "problems.rl_pass_rate", "problems.max_difficulty_prompts", "problems.difficulty_model", "eval.max_tokens")),
 )  # fmt: skip
+# Keys of int8 sampling. Where they round nothing they are no part of the digest, so that results of versions without
+# these keys are kept.
+_INT8 = ("sampler.quantization", "sampler.kv_cache_dtype", "grpo.quantized_rollouts")
 
 
 def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the keys that a stage reads under this config: (those that change its results, all other ones).
 
-    The base model's path and the keys of `problems` are among the others where the digest has their content.
+    The base model's path and the keys of `problems` are among the others where the digest has their content, the keys
+    of int8 sampling where they round nothing.
 
     Args:
       values: of all keys, `cfg.flatten(c)`. Several stages share them.
@@ -57,13 +53,14 @@ def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[
     unused = [
         prefix for names, holds, prefixes in _CONDITIONS if stage in names and not holds(c) for prefix in prefixes
     ]
+    rounds = stages.get(stage).command != "grpo" or c.grpo.quantized_rollouts
     results: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for key, value in values.items():
         if not _within(key, reads) or _within(key, unused):
             continue
-        by_content = key in contents
-        (settings if by_content or cfg.effect(key) != "results" else results)[key] = value
+        has_no_effect = key in contents or (key in _INT8 and not (rounds and value))
+        (settings if has_no_effect or cfg.effect(key) != "results" else results)[key] = value
     if problem_uses(c, stage):
         settings |= {key: value for key, value in cfg.flatten(c.problems, "problems.").items() if key not in results}
     return results, settings
