@@ -362,7 +362,7 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         counts |= {"held_out": len(others)}
         keep = -(-4 * c.save_steps // c.eval_steps)
         held_out = HeldOut(c, name, others, rewards.Rewarder(run.verifier, None, run.folder / name / "held-out", keep))
-    engine = run.engine(config, run.c.sampler if c.quantized_rollouts else run.c.sampler.unquantized())
+    engine = run.engine(config, run.c.rollout_sampler)
     opened = contextlib.closing(rewards.user_reward(run.c, c.reward, problems)) if c.reward else None
     with opened or contextlib.nullcontext() as user_reward:
         rewarder = rewards.Rewarder(

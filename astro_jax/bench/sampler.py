@@ -92,7 +92,7 @@ def measure(policy: Policy, work: Workload, compare: str | None = None) -> Json:
     first = timed(run)
     policy.engine.stats = EngineStats()
     seconds, stats = timed(run), policy.engine.stats
-    limits = limit(config, policy.params, work, flops_per_s(), bytes_per_s(), policy.engine.kv_cache_dtype is not None)
+    limits = limit(config, policy.params, work, flops_per_s(), bytes_per_s(), policy.engine.quantized_cache)
     tokens = int(work.lengths().sum())
     result: Json = {
         "workload": dataclasses.asdict(work), "tokens": tokens, "seconds": round(seconds, 6),

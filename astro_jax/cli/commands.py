@@ -270,11 +270,11 @@ def bench_sampler(args: argparse.Namespace, command: str) -> int:
     from astro_jax.policy import Policy
 
     if args.compare == "torch":
+        if args.quantization:
+            raise AstroError("bench sampler: transformers has no weights in this int8 form; leave out --quantization")
         reference.require_torch("--compare torch")
     work = sampler.Workload(args.groups, args.samples, args.prompt, args.new, args.ragged)
     max_num_seqs = args.max_num_seqs if args.max_num_seqs is not None else min(args.groups * args.samples, 512)
-    if args.quantization and args.compare == "torch":
-        raise AstroError("bench sampler: transformers computes with the weights as they are; leave out --quantization")
     policy = Policy.load(
         args.model, max_num_seqs=max_num_seqs, kv_cache_gib=args.kv_cache_gib, block_size=args.block_size,
         quantization=args.quantization, kv_cache_dtype=args.kv_cache_dtype,

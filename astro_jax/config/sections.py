@@ -411,6 +411,11 @@ class Config(Section):
             )
         return self
 
+    @property
+    def rollout_sampler(self) -> Sampler:
+        """The settings of the sampler in RL: without int8, unless `grpo.quantized_rollouts` asks for int8."""
+        return self.sampler if self.grpo.quantized_rollouts else self.sampler.unquantized()
+
     @pydantic.field_validator("from_runs", mode="before")
     @classmethod
     def _as_runs(cls, value: Any) -> Any:

@@ -103,11 +103,6 @@ class Plan:
     def engine(self, c: cfg.Sampler | None = None) -> Engine:
         return Engine.from_config(c or self.c.sampler, self.config, self.sample, seed=0)
 
-    @property
-    def rollout_sampler(self) -> cfg.Sampler:
-        """The settings of the sampler in RL."""
-        return self.c.sampler if self.c.grpo.quantized_rollouts else self.c.sampler.unquantized()
-
     # ---- Programs
 
     def programs(self, stage: str) -> list[Program]:
@@ -152,7 +147,7 @@ class Plan:
 
     def _grpo(self) -> list[Program]:
         c = self.c.grpo
-        sampler = self.rollout_sampler
+        sampler = self.c.rollout_sampler
         layout = self.layout(c.num_generations, self.prompt, c.max_completion_length, c.dtype, sampler)
         cost = self._train_cost(c, grpo.micro_batch_size(c, self.train), update=False)
         # The reference model of the KL term stays on the devices.
@@ -198,19 +193,14 @@ class Plan:
     ) -> list[Program]:
         c = c or self.c.sampler
         completion, weights = self.kv_cache(layout, dtype).completion, self.weights(dtype, c)
-        rows, columns = self.chunk(layout)
+        (rows, columns), steps = self.chunk(layout), c.num_scheduler_steps
         cost = functools.partial(
-            roofline.decode,
-            self.config,
-            self.mesh,
-            dtype=dtype,
-            weight_bytes=size(weights),
-            steps=c.num_scheduler_steps,
+            roofline.decode, self.config, self.mesh, dtype=dtype, weight_bytes=size(weights), steps=steps
         )
-        made = [Program(stage, "quantize", functools.partial(self.quantize, dtype), resident)]
+        rounding = [Program(stage, "quantize", functools.partial(self.quantize, dtype), resident)]
         packing = [Program(stage, "pack", functools.partial(self.pack, layout, dtype), (resident, weights))]
         return [
-            *(made if c.quantization and stage != "grpo" else ()),  # GRPO's `reshard` rounds the weights
+            *(rounding if c.quantization and stage != "grpo" else ()),  # GRPO's `reshard` rounds the weights
             Program(
                 stage, "prefill", functools.partial(self.prefill, layout, dtype, c),
                 (resident, weights.lm_head, completion),  # prefill does not read the LM head
@@ -220,7 +210,7 @@ class Plan:
             ),
             Program(
                 stage, "decode", functools.partial(self.decode, layout, dtype, c), resident, cost(layout=layout),
-                c.num_scheduler_steps, layout, size(self.kv_cache(layout, dtype)) / layout.num_seqs,
+                steps, layout, size(self.kv_cache(layout, dtype)) / layout.num_seqs,
                 cost(layout=self.unshared(layout)),
             ),
             *(packing if self.packed(layout) else ()),
@@ -290,7 +280,7 @@ class Plan:
 
     def reshard(self) -> jax.stages.Lowered:
         """Lower the copy of the trained parameters into the sampler's sharding and dtype."""
-        quantization = self.rollout_sampler.quantization
+        quantization = self.c.rollout_sampler.quantization
         return _lower(grpo.make_reshard(self.c.grpo, self.config, self.sample, quantization), self.state.params)
 
     def quantize(self, dtype: str) -> jax.stages.Lowered:

@@ -111,6 +111,11 @@ class Engine:
             c.kv_cache_dtype,
         )
 
+    @property
+    def quantized_cache(self) -> bool:
+        """Whether keys and values are int8 numbers."""
+        return self.kv_cache_dtype is not None
+
     def quantize(self, params: Params) -> Params:
         """The parameters as `generate` takes them: rounded to int8 where the engine has `quantization`.
 
@@ -329,8 +334,8 @@ class Engine:
         return self._layout(rows, group_size), sizes
 
     def _layout(self, num_seqs: int, group_size: int) -> CacheLayout:
-        devices, is_int8 = self.sharding.batch_size, self.kv_cache_dtype == "int8"
-        return CacheLayout(num_seqs, group_size, *self.reserved, self.block_size, devices, is_int8)
+        devices = self.sharding.batch_size
+        return CacheLayout(num_seqs, group_size, *self.reserved, self.block_size, devices, self.quantized_cache)
 
     def _batch_sizes(self, group_size: int, dtype: DType) -> list[int]:
         """Rows of the largest batch and of the smaller ones; none if kv_cache_gib does not hold one prefix group.
@@ -341,8 +346,8 @@ class Engine:
         num_seqs = self.max_num_seqs
         if self.kv_cache_gib is not None:
             prompt, new = (blocks * self.block_size for blocks in self.reserved)
-            budget, is_int8 = int(self.kv_cache_gib * 2**30), self.kv_cache_dtype == "int8"
-            column = kv_cache.bytes_per_column(self.config, np.dtype(dtype).itemsize, is_int8)
+            budget = int(self.kv_cache_gib * 2**30)
+            column = kv_cache.bytes_per_column(self.config, np.dtype(dtype).itemsize, self.quantized_cache)
             try:
                 fit = kv_cache.sequences_that_fit(budget, column, prompt, new, group_size, self.sharding)
             except AstroError:

@@ -71,6 +71,12 @@ def test_an_empty_workload_is_one_line(capsys):
     assert "at least 1" in capsys.readouterr().err
 
 
+def test_a_comparison_of_int8_weights_with_transformers_is_refused(capsys):
+    args = ["--compare", "torch", "--quantization", "int8"]
+    assert main(["bench", "sampler", "--model", "countdown-base", *args]) == 2
+    assert "leave out --quantization" in capsys.readouterr().err
+
+
 def test_the_command_compares_with_transformers(capsys):
     pytest.importorskip("torch")
     args = ["--groups", "2", "--samples", "2", "--prompt", "4", "--new", "3", "--json", "--compare", "torch"]

@@ -37,6 +37,15 @@ def test_a_config_cannot_be_changed():
         cfg.Config().seed = 3
 
 
+def test_rl_with_int8_needs_something_to_round():
+    rollouts = cfg.Grpo(quantized_rollouts=True, importance_sampling_cap=2.0)
+    with pytest.raises(pydantic.ValidationError, match="quantized_rollouts: nothing is rounded"):
+        cfg.Config(grpo=rollouts)
+    sampler = cfg.Sampler(kv_cache_dtype="int8")
+    assert cfg.Config(grpo=rollouts, sampler=sampler).rollout_sampler == sampler
+    assert cfg.Config(sampler=sampler).rollout_sampler == cfg.Sampler()
+
+
 def test_every_key_says_what_a_change_does():
     effects = {info.json_schema_extra["effect"] for _, _, info in KEYS}
     assert effects == {"results", "rounding", "none"}

@@ -223,6 +223,7 @@ def test_arrays_without_rows_are_refused():
         ({"clip_cov_ratio": 0.1, "kl_cov_ratio": 0.1}, "set one of them"),
         ({"clip_cov_bounds": (5, 1)}, "the first must be less"),
         ({"kl_cov_ratio": 0.1}, "set steps_per_generation to 2 or more"),
+        ({"quantized_rollouts": True}, "set importance_sampling_cap"),
         ({"soft_punish_cache": 256}, "soft_punish_cache=256 must be less than max_completion_length=256"),
     ],
 )
