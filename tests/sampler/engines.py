@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import jax
 import numpy as np
 from helpers import one_device, tiny_config, tiny_params
 
@@ -12,6 +13,7 @@ CONFIG = tiny_config(max_positions=96)
 PARAMS = tiny_params(CONFIG)
 SEED, STOP = 11, (12,)
 FLOAT32 = np.dtype("float32")
+uniform = jax.jit(lambda key, position: jax.random.uniform(jax.random.fold_in(key, position)))
 
 
 def sampling(max_tokens=40, stop_token_ids=STOP, **settings):

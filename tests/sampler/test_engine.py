@@ -21,6 +21,7 @@ from engines import (
     make_requests,
     prompts,
     sampling,
+    uniform,
 )
 from helpers import tiny_config, tiny_params
 
@@ -38,9 +39,6 @@ def next_logprobs(tokens, length, config=CONFIG):
     """Log-probabilities of the token after the first `length` of tokens [S]."""
     logits = llama.forward(PARAMS, tokens[None], config)[0]
     return jax.nn.log_softmax(logits[length - 1])
-
-
-uniform = jax.jit(lambda key, position: jax.random.uniform(jax.random.fold_in(key, position)))
 
 
 def padded(tokens):
