@@ -52,7 +52,7 @@ def test_a_number_that_is_not_finite_stays_visible():
 
 @pytest.mark.parametrize("name", ["embed", "lm_head", "wq", "wk", "wo", "w_gate", "w_down", "attn_norm"])
 def test_scales_belong_to_the_output_channels_of_a_weight(name):
-    params, specs = quantized.quantize_params(tiny_params(CONFIG), CONFIG), param_specs(CONFIG)
+    params, specs = quantized.make_quantize(CONFIG, one_device())(tiny_params(CONFIG)), param_specs(CONFIG)
     weight, spec = (getattr(x if hasattr(x, name) else x.layers, name) for x in (params, specs))
     sizes = {"embed": (20,), "lm_head": (20,), "wq": (2, 8, 4), "wk": (2, 4, 4), "wo": (2, 16), "w_gate": (2, 32),
              "w_down": (2, 16)}  # fmt: skip
@@ -83,7 +83,8 @@ def test_a_quantized_model_computes_what_its_rounded_weights_compute(tied):
 
 
 def test_a_product_in_bfloat16_keeps_its_type_and_logits_are_float32():
-    params = quantized.quantize_params(jax.tree.map(lambda p: p.astype(jnp.bfloat16), tiny_params(CONFIG)), CONFIG)
+    bfloat16 = jax.tree.map(lambda p: p.astype(jnp.bfloat16), tiny_params(CONFIG))
+    params = quantized.make_quantize(CONFIG, one_device())(bfloat16)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 16)), jnp.bfloat16)
     weight = jax.tree.map(lambda w: w[0], params.layers.w_gate)
     y = mp.einsum("bsd,df->bsf", x, weight)

@@ -115,7 +115,7 @@ def test_old_log_probabilities_are_the_trainers_where_the_sampler_is_corrected()
 def test_gap_between_rounded_weights_of_the_sampler_and_the_trainer_is_corrected():
     """Rollouts of int8 weights and an int8 cache; the old log-probabilities are those of the float32 policy."""
     int8 = Engine(
-        CONFIG, one_device(), 3, max_num_seqs=16, num_scheduler_steps=4, quantization="int8", kv_cache_dtype="int8"
+        CONFIG, one_device(), 3, max_num_seqs=2, num_scheduler_steps=4, quantization="int8", kv_cache_dtype="int8"
     )
     t, params = make(engine=int8, importance_sampling_cap=2.0), tiny_params(CONFIG)
     rollouts = [r for group in t.generate_rollouts(t._reshard(params), 0) for r in group]
