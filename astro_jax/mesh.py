@@ -52,7 +52,14 @@ class Sharding:
     attention: str = "auto"
 
     def mesh_axes(self, name: str | None) -> tuple[str, ...]:
-        """The mesh axes that split a logical axis; () for an axis that is not split."""
+        """The mesh axes that split a logical axis; () for an axis that is not split.
+
+        An axis of one device splits nothing. XLA for CPUs keeps a collective over it, which copies the array.
+        """
+        return tuple(axis for axis in self._rule(name) if self.mesh.shape[axis] > 1)
+
+    def _rule(self, name: str | None) -> tuple[str, ...]:
+        """The mesh axes that split a logical axis, also those of one device."""
         return dict(self.rules).get(name or "", ())
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
@@ -61,10 +68,10 @@ class Sharding:
         Raises:
           ValueError: when two logical axes share a mesh axis.
         """
-        entries = [self.mesh_axes(axis) for axis in axes]
-        used = [name for entry in entries for name in entry]
+        used = [name for axis in axes for name in self._rule(axis)]
         if len(used) != len(set(used)):
-            raise ValueError(f"the logical axes {axes} use a mesh axis twice: {entries}; change the sharding rules")
+            raise ValueError(f"the logical axes {axes} use a mesh axis twice: {used}; change the sharding rules")
+        entries = [self.mesh_axes(axis) for axis in axes]
         return PartitionSpec(*[entry[0] if len(entry) == 1 else (entry or None) for entry in entries])
 
     def named(self, *axes: str | None) -> NamedSharding:

@@ -6,13 +6,14 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["forked_cli", "astro_jax.cli", "astro_jax.pipeline"])
 
 
-def _main(arguments, output):
+def _main(arguments, output, prepare):
     """Run a command with its output in a file, and end the process as the interpreter does after `astro`."""
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(fd, 1)
@@ -25,6 +26,8 @@ def _main(arguments, output):
 
         os.environ["XLA_FLAGS"] = os.environ["ASTRO_TEST_XLA_FLAGS"]
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the processes share all programs
+        if prepare is not None:
+            prepare()
         code = main(arguments)
     except SystemExit as e:
         code = e.code
@@ -42,11 +45,12 @@ class AstroProcess:
     Args:
       arguments: of the command line, such as ["run", "run.yaml"].
       output: file that the command's standard output and error are written to.
+      prepare: called in the process before the command.
     """
 
-    def __init__(self, arguments: list[str], output: Path):
+    def __init__(self, arguments: list[str], output: Path, prepare: Callable[[], None] | None = None):
         self.output_path = output
-        self._process = _context.Process(target=_main, args=(arguments, str(output)), daemon=True)
+        self._process = _context.Process(target=_main, args=(arguments, str(output), prepare), daemon=True)
         self._process.start()
 
     def send_signal(self, number):
@@ -54,6 +58,10 @@ class AstroProcess:
 
     def kill(self):
         self._process.kill()
+
+    @property
+    def is_alive(self):
+        return self._process.is_alive()
 
     @property
     def output(self):

@@ -242,11 +242,13 @@ def _embed(params: Params, tokens: jax.Array, sharding: Sharding | None) -> jax.
     """
     if sharding is None:
         return mp.look_up(functools.partial(jnp.take, axis=0), params.embed, tokens)
-    (vocab,), (embed,) = sharding.mesh_axes("vocab"), sharding.mesh_axes("embed") or (None,)
+    vocab, embed = sharding.mesh_axes("vocab"), sharding.mesh_axes("embed")
 
     def look_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
         if embed:
             table = jax.lax.all_gather(table, embed, axis=1, tiled=True)
+        if not vocab:
+            return jnp.take(table, tokens, axis=0)
         row = tokens - jax.lax.axis_index(vocab) * len(table)
         in_shard = (row >= 0) & (row < len(table))
         return jax.lax.psum(jnp.where(in_shard[..., None], jnp.take(table, row, axis=0, mode="clip"), 0), vocab)

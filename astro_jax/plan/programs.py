@@ -328,7 +328,7 @@ def check(c: cfg.Config, config: LlamaConfig | None, sharding: Sharding) -> None
     specs = jax.tree_util.tree_leaves_with_path(llama_params.param_specs(config)) if config is not None else []
     for path, spec in specs:
         for n, axis in zip(spec.shape, spec.axes, strict=True):
-            mesh_axes = dict(sharding.rules).get(axis, ())
+            mesh_axes = sharding.mesh_axes(axis)
             shards = math.prod(sharding.mesh.shape[name] for name in mesh_axes)
             if n % shards:
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
