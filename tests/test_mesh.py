@@ -61,6 +61,12 @@ def test_data_and_fsdp_split_the_batch():
     assert TRAIN_RULES.keys() - DECODE_RULES.keys() == {"embed", "seq"}
 
 
+def test_an_axis_of_one_device_splits_nothing():
+    sharding = train_sharding(make_mesh(data=2, tp=2))
+    assert sharding.mesh_axes("batch") == ("data",) and sharding.mesh_axes("embed") == ()
+    assert sharding.spec(("batch", "embed", "vocab")) == P("data", None, "tp")
+
+
 def test_tp_is_the_innermost_axis():
     mesh = make_mesh(data=2, fsdp=1, tp=4)
     assert [[d.id for d in row[0]] for row in mesh.devices] == [[0, 1, 2, 3], [4, 5, 6, 7]]

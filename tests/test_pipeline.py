@@ -2,21 +2,15 @@
 
 import functools
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from collections import defaultdict
 
 import jax
 import numpy as np
 import pytest
-import yaml
 from etils import epath
 from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_params
-from micro_run import MICRO, files, micro, products
+from micro_run import files, micro, products
 
 from astro_jax import config as cfg
 from astro_jax import llama, pipeline, run_plan, stage_folder, stage_inputs, storage
@@ -232,24 +226,6 @@ def test_resume_after_a_failed_write_is_bitwise_equal(finished, tmp_path, monkey
     for model in MODELS:
         a, b = (checkpoint.load(f / model / "model")[1] for f in (tmp_path / "run", finished[0]))
         assert_trees_equal(a, b)
-
-
-@pytest.mark.slow
-def test_resume_after_sigkill_is_bitwise_equal(finished, tmp_path):
-    config, out = tmp_path / "micro.yaml", tmp_path / "run"
-    config.write_text(yaml.safe_dump(MICRO))
-    # As many devices as here, so that what was compiled here is found there.
-    start = "import sys, conftest, jax; jax.devices(); from astro_jax.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", start, "run", str(config), f"out={out}"]
-    env = os.environ | {"PYTHONPATH": f"{os.path.dirname(__file__)}:{os.environ.get('PYTHONPATH', '')}"}
-    for moment in ("base/checkpoints/100", "direct-rl/checkpoints/1"):
-        process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not (out / moment).exists():
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL and not (out / "results.json").exists()
-    pipeline.execute(micro(out))
-    assert products(out) == products(finished[0])
 
 
 # ---- What cannot run is refused, and nothing is written

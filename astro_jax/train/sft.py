@@ -119,13 +119,14 @@ class SFTTrainer:
         """Train on the next batch. The state is donated.
 
         Returns:
-          (the new state, metrics: those of the update, the `tokens` of the batch without padding, and every
-          `eval_steps` steps `eval_loss`).
+          (the new state, metrics: those of the update, the `tokens` of the batch without padding, the share
+          `padding_rate` of the padding, and every `eval_steps` steps `eval_loss`).
         """
         batch, indices = next(self.iterator)
         self._indices = indices.tolist()
         state, metrics = self._step(state, self._sharding.device_put(batch, "batch"), *self._frozen)
-        metrics |= {"tokens": (batch.segment_ids > 0).sum()}
+        is_token = batch.segment_ids > 0
+        metrics |= {"tokens": is_token.sum(), "padding_rate": 1 - is_token.mean()}
         if self._held_out and ((i + 1) % self._eval_steps == 0 or i + 1 == self._max_steps):
             metrics |= {"eval_loss": self._eval_loss(state.params)}
         return state, metrics

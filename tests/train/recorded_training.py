@@ -15,8 +15,8 @@ def prepare(log):
     """Change the trainers of this process.
 
     Each step appends {"stage", "step", "examples"} to the file `log`. A hash of the response decides whether it is
-    correct: random parameters then get different rewards. Step 5 of GRPO has 100 `max_tokens` until the guard has rolled
-    back.
+    correct: random parameters then get different rewards. `max_tokens` of step 5 of GRPO is 100 until the guard has
+    rolled back.
     """
     tasks.VERIFIERS = dict(tasks.VERIFIERS, countdown=tasks.LocalVerifier(_judge))
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

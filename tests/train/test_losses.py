@@ -128,6 +128,14 @@ def test_short_or_odd_rows_are_chunked_too(shape, monkeypatch):
         np.testing.assert_allclose(chunked, unchunked, rtol=1e-5, atol=1e-5 * np.abs(unchunked).max())
 
 
+@pytest.mark.parametrize("chunk", [24, 8], ids=["one chunk", "three chunks"])
+def test_one_device_runs_no_collective(chunk, monkeypatch):
+    """Gathers and sums over mesh axes of one device copied the embedding, the LM head and their gradients."""
+    monkeypatch.setattr(losses, "LIVE_LOGITS", 20 * chunk)
+    program = make_sft_gradient().lower(PARAMS, BATCH).compile().as_text()
+    assert [name for name in ("all-gather", "all-reduce", "reduce-scatter") if name in program] == []
+
+
 def test_chunks_take_a_quarter_of_the_memory_at_a_vocabulary_of_128k(monkeypatch):
     config = tiny_config(n_layers=1, vocab_size=128_256)
     loss = sft.make_loss(cfg.Sft(), config, one_device_train())

@@ -1,6 +1,6 @@
 """SFT and GRPO in processes that SIGKILL and SIGTERM end at random moments, against a run that nothing disturbs.
 
-ASTRO_TEST_KILLS=30 raises the number of kills.
+ASTRO_TEST_KILLS=30 raises the number of kills. More than two are spread over runs with 1 and with 4 updates a batch.
 """
 
 import functools
@@ -22,7 +22,8 @@ from micro_run import MICRO, files
 from astro_jax import llama
 from astro_jax.llama import checkpoint
 
-KILLS = int(os.environ.get("ASTRO_TEST_KILLS", 2))  # over both configs
+KILLS = int(os.environ.get("ASTRO_TEST_KILLS", 2))
+UPDATES = [1, 4] if KILLS > 2 else [4]  # optimizer steps a batch of rollouts
 KILLS_OF_A_RUN = 4  # at most
 EPOCHS = 2
 RULE = {"metric": "max_tokens", "above": 99, "action": "rollback"}
@@ -98,7 +99,7 @@ def examples_of_steps(out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("updates", [1, 4])
+@pytest.mark.parametrize("updates", UPDATES)
 def test_training_after_random_kills_is_bitwise_equal(updates, tmp_path):
     """Two epochs, shuffled, and a guard that rolls back once. No example is skipped or repeated."""
     write_config(tmp_path, updates)
@@ -110,9 +111,10 @@ def test_training_after_random_kills_is_bitwise_equal(updates, tmp_path):
         assert set(Counter(order).values()) == {EPOCHS} and len(order) == EPOCHS * n
         assert order[:n] != order[n:] and order[:n] != sorted(order[:n])  # shuffled, anew in each epoch
     assert len(read_lines(expected / "grpo" / "guard.jsonl")) == 1
-    while len(signals) < KILLS // 2:
+    kills = KILLS // len(UPDATES)
+    while len(signals) < kills:
         out = tmp_path / f"killed-{len(signals)}"
-        most = min(KILLS_OF_A_RUN, KILLS // 2 - len(signals))
+        most = min(KILLS_OF_A_RUN, kills - len(signals))
         signals += train_with_kills(tmp_path, out, most, len(steps), rng)
         assert examples_of_steps(out) == steps
         for name in ("metrics.jsonl", "guard.jsonl", "rollouts.jsonl"):

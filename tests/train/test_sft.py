@@ -86,6 +86,7 @@ def test_held_out_loss_is_logged_every_eval_steps_and_at_the_end(tmp_path):
     assert counts["held_out"] == 4 and last == len(records) and "model_step" not in counts
     assert [r["step"] for r in records if "eval_loss" in r] == sorted({*range(2, last + 1, 2), last})
     assert records[-1]["eval_loss"] > 0 and records[-1]["eval_loss"] != records[1]["eval_loss"]
+    assert [r["padding_rate"] for r in records] == pytest.approx([1 - r["tokens"] / 16 for r in records], abs=1e-5)
     _, params = checkpoint.load(tmp_path / "a" / "model")
     documents, _ = data.make_documents(
         [Example(e.prompt, [*e.completion, TOKENIZER.eos_token_id]) for e in examples], 16, "error"
