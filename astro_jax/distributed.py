@@ -187,6 +187,11 @@ def process_index() -> int:
     return _group.index
 
 
+def is_own(i: int) -> bool:
+    """Say whether part i of work that is split over the processes is this one's: process k of n has k, k + n, ..."""
+    return i % _group.count == _group.index
+
+
 def waited_seconds() -> float:
     """Return the seconds that this process has waited for others at synchronization points."""
     return _group.waited

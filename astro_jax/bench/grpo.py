@@ -24,11 +24,10 @@ from astro_jax.mesh import decode_sharding, make_mesh, train_sharding
 from astro_jax.sampler import Engine
 from astro_jax.storage import Json
 from astro_jax.train.grpo import GRPOTrainer
-from astro_jax.train.rewards import Group, Judgement, Rewarder
+from astro_jax.train.rewards import Group, Judgement, JudgementStream, Rewarder
 from astro_jax.train.state import make_optimizer
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
-from astro_jax.verify.verifier import VerdictStream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +188,7 @@ class _AlternatingRewards(Rewarder):
         super().__init__(Verifier())
 
     def judge(
-        self, step: int, groups: Sequence[Group], batch: int = 0, stream: VerdictStream | None = None
+        self, step: int, groups: Sequence[Group], batch: int = 0, stream: JudgementStream | None = None
     ) -> list[list[Judgement]]:
         pair = [Judgement(Verdict(correct, True, None, 0), 2.0 * correct - 1) for correct in (True, False)]
         return [[pair[j % 2] for j in range(len(group))] for group in groups]

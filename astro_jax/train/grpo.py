@@ -265,9 +265,9 @@ class GRPOTrainer:
         def on_completion(g: int, j: int, completion: Completion) -> None:
             responses[g, j] = policy.response(problems[g], completion, begins[g].text)
             if stream is not None:
-                stream.add(g * c.num_generations + j, responses[g, j])
+                stream.add(g, j, responses[g, j], completion)
 
-        with self.rewarder.stream(i, problems, batch) as stream:
+        with self.rewarder.stream(i, problems, c.num_generations, batch) as stream:
             with self._timed("sampling"):
                 # No top-k, top-p or min-p: the log-probabilities of the samples are those of the policy.
                 sampling = SamplingParams(c.max_completion_length, c.temperature)

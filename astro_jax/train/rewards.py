@@ -18,7 +18,7 @@ from astro_jax import distributed, storage
 from astro_jax.sampler import Completion
 from astro_jax.types import Problem, Response, Verdict
 from astro_jax.verify import Verifier
-from astro_jax.verify.user_reward import UserReward
+from astro_jax.verify.user_reward import RewardStream, UserReward
 from astro_jax.verify.verifier import VerdictStream
 
 # The keyword arguments of a user-written reward, before those that the problems' `meta` has.
@@ -63,25 +63,37 @@ class Rewarder:
         self.records = storage.Shards(folder / "rewards", "step") if folder is not None else None
 
     @contextlib.contextmanager
-    def stream(self, step: int, problems: Sequence[Problem], batch: int = 0) -> Iterator[VerdictStream | None]:
-        """Judge the completions of a batch of a step while others are still sampled, for `judge`.
+    def stream(
+        self, step: int, problems: Sequence[Problem], num_generations: int, batch: int = 0
+    ) -> Iterator[JudgementStream | None]:
+        """Judge and reward the completions of a batch of a step while others are still sampled, for `judge`.
+
+        Args:
+          problems: of the groups.
+          num_generations: completions of each group.
 
         Yields:
-          The stream to add responses to. None where the step has a record, whose verdicts count.
+          The stream to add completions to. None where the step has a record, whose judgements count.
         """
         if self.records is not None and self.records.has(step * self.max_batches + batch):
             yield None
             return
-        with self.verifier.stream(problems) as stream:
-            yield stream
+        with contextlib.ExitStack() as stack:
+            verdicts = stack.enter_context(self.verifier.stream(problems))
+            if verdicts is None:
+                yield None
+                return
+            rewards = stack.enter_context(self.user_reward.stream()) if self.user_reward is not None else None
+            columns = self.user_reward.columns if self.user_reward is not None else ()
+            yield JudgementStream(verdicts, rewards, columns, num_generations)
 
     def judge(
-        self, step: int, groups: Sequence[Group], batch: int = 0, stream: VerdictStream | None = None
+        self, step: int, groups: Sequence[Group], batch: int = 0, stream: JudgementStream | None = None
     ) -> list[list[Judgement]]:
         """Judge and reward the completions of a batch of a step, or read what was recorded before a kill.
 
         Args:
-          stream: has all responses already. None: all are judged now.
+          stream: has all completions already. None: all are judged now.
         """
         if self.records is None:
             return self._judge(groups, stream)
@@ -96,14 +108,17 @@ class Rewarder:
                 self.records.path(old).unlink(missing_ok=True)
         return judgements
 
-    def _judge(self, groups: Sequence[Group], stream: VerdictStream | None) -> list[list[Judgement]]:
+    def _judge(self, groups: Sequence[Group], stream: JudgementStream | None) -> list[list[Judgement]]:
         judge = self.verifier.judge if stream is None else stream.judge
         remaining = iter(judge([response for group in groups for response, _ in group]))
         verdicts = [[next(remaining) for _ in group] for group in groups]
         if self.user_reward is None:
             return [[Judgement(v, verifier_reward(v)) for v in group] for group in verdicts]
-        names = self.user_reward.columns
-        rewards = self.user_reward.score([_columns(names, *pair) for pair in zip(groups, verdicts, strict=True)])
+        if stream is None:
+            names = self.user_reward.columns
+            rewards = self.user_reward.score([_columns(names, *pair) for pair in zip(groups, verdicts, strict=True)])
+        else:
+            rewards = stream.score(len(groups))
         return [list(map(Judgement, *pair)) for pair in zip(verdicts, rewards, strict=True)]
 
     def _read(self, index: int, digest: str) -> list[list[Judgement]] | None:
@@ -121,6 +136,67 @@ class Rewarder:
         assert self.records is not None
         lines = [{"judgements": [(vars(j.verdict), j.reward) for j in group]} for group in judgements]
         self.records.write(index, [{"completions": digest}, *lines])
+
+
+class JudgementStream:
+    """Judges completions while others are still sampled, and rewards each group whose completions are all judged.
+
+    Verdicts and rewards are those without a stream: a reward follows from the group alone.
+
+    Args:
+      verdicts: judges the responses.
+      rewards: calls the user-written reward. None: the verdict gives the reward.
+      columns: names of the keyword arguments of the user-written reward.
+      num_generations: completions of each group.
+    """
+
+    def __init__(
+        self, verdicts: VerdictStream, rewards: RewardStream | None, columns: Sequence[str], num_generations: int
+    ):
+        self._verdicts, self._rewards, self._columns = verdicts, rewards, columns
+        self._num_generations = num_generations
+        # Of this process and without a reward: by group and place in it.
+        self._waiting: dict[int, dict[int, tuple[Response, Completion]]] = {}
+
+    def add(self, group: int, place: int, response: Response, completion: Completion) -> None:
+        """Begin to judge a completion.
+
+        Args:
+          group: the number of its group.
+          place: of the completion in its group.
+        """
+        index = group * self._num_generations + place
+        if self._rewards is None:
+            self._verdicts.add(index, response)
+            return
+        self._verdicts.add(index, response, part=group)  # the process that rewards a group has its verdicts
+        if distributed.is_own(group):
+            self._waiting.setdefault(group, {})[place] = response, completion
+        self._reward(self._rewards)
+
+    def judge(self, responses: Sequence[Response]) -> list[Verdict]:
+        """Wait for the verdicts on all completions, and count them."""
+        return self._verdicts.judge(responses)
+
+    def score(self, num_groups: int) -> list[list[float | None]]:
+        """Wait for the rewards of all groups, in order. Call `judge` before."""
+        assert self._rewards is not None
+        self._reward(self._rewards)
+        assert not self._waiting
+        return self._rewards.score(num_groups)
+
+    def _reward(self, rewards: RewardStream) -> None:
+        """Call the function for the groups whose completions are all judged."""
+        for group, members in list(self._waiting.items()):
+            if len(members) < self._num_generations:
+                continue
+            pairs = [members[place] for place in range(self._num_generations)]
+            first = group * self._num_generations
+            verdicts = [self._verdicts.peek(first + place, response) for place, (response, _) in enumerate(pairs)]
+            judged = [verdict for verdict in verdicts if verdict is not None]
+            if len(judged) == len(pairs):
+                rewards.add(group, _columns(self._columns, pairs, judged))
+                del self._waiting[group]
 
 
 def verifier_reward(verdict: Verdict) -> float | None:

@@ -272,6 +272,10 @@ class CallStream:
             self._waker.send_bytes(b".")
         return number
 
+    def outcome(self, number: int) -> Outcome | None:
+        """Return the outcome of a call; None while the call has not ended."""
+        return self._batch.outcomes.get(number)
+
     def outcomes(self) -> list[Outcome]:
         """Wait for the outcomes of all calls, in the order in which they were added. No call may follow."""
         self._end()

@@ -6,14 +6,15 @@ user, and without the fence of the other workers.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from astro_jax import distributed
 from astro_jax.errors import AstroError
 from astro_jax.progress import log
-from astro_jax.verify.pool import Call, Outcome, Timeout, WorkerPool, WorkerStartError
+from astro_jax.verify.pool import Call, CallStream, Outcome, Timeout, WorkerPool, WorkerStartError
 from astro_jax.verify.reward_function import UserError
 
 RETRIES = 2  # how often a call runs again after a missed deadline or a dead worker
@@ -71,17 +72,35 @@ class UserReward:
           AstroError: if the function raises, if it does not return a number or None for each completion, or if it
             does not return in time. All processes raise the same error.
         """
-        n = distributed.process_count()
-        calls = [Call("reward", (self.entry_point, self._folder, dict(group))) for group in groups]
+        own = [i for i in range(len(groups)) if distributed.is_own(i)]
+        return self._gather(lambda: zip(own, self._run([self.call(groups[i]) for i in own]), strict=True), len(groups))
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[RewardStream]:
+        """Call the function for groups while other groups are still sampled. Inside, nothing else may use it."""
+        with self._pool.stream() as calls:
+            yield RewardStream(self, calls)
+
+    def call(self, group: Columns) -> Call:
+        """Make the call of the function for one group."""
+        return Call("reward", (self.entry_point, self._folder, dict(group)))
+
+    def _gather(self, run: Callable[[], Iterable[tuple[int, Any]]], num_groups: int) -> list[list[float | None]]:
+        """Gather the rewards of all processes.
+
+        Args:
+          run: returns the result of each group of this process, by its number.
+        """
         try:
-            local: list[Any] | str = [r.values for r in self._run(calls[distributed.process_index() :: n])]
+            local: list[Any] | str = [(i, result.values) for i, result in run()]
         except AstroError as e:
             local = str(e)
-        scored: list[list[float | None]] = [[]] * len(groups)
-        for i, rewards in enumerate(distributed.all_gather("rewards", local)):
+        scored: list[list[float | None]] = [[]] * num_groups
+        for rewards in distributed.all_gather("rewards", local):
             if isinstance(rewards, str):
                 raise AstroError(rewards)
-            scored[i::n] = rewards
+            for i, values in rewards:
+                scored[i] = values
         return scored
 
     def close(self) -> None:
@@ -90,10 +109,17 @@ class UserReward:
 
     def _run(self, calls: Sequence[Call]) -> list[Any]:
         """Run calls and return their results. The first error ends all calls."""
+        return self._results(lambda: self._pool.run(calls, self._raise_error))
+
+    def _results(self, run: Callable[[], list[Outcome]]) -> list[Any]:
+        """Return the results of calls, or raise an AstroError for the first that failed."""
         try:
-            return [outcome.result for outcome in self._pool.run(calls, self._raise_error)]
+            outcomes = run()
         except WorkerStartError as e:
             raise self._error("a worker did not start: does the import of the module end?") from e
+        for i, outcome in enumerate(outcomes):
+            self._raise_error(i, outcome)
+        return [outcome.result for outcome in outcomes]
 
     def _raise_error(self, _: int, outcome: Outcome) -> None:
         """Raise an AstroError if a call failed."""
@@ -107,3 +133,30 @@ class UserReward:
 
     def _error(self, message: str) -> AstroError:
         return AstroError(f"grpo.reward={self.entry_point}: {message}")
+
+
+class RewardStream:
+    """Calls a reward function for groups while others are still sampled, from `UserReward.stream`.
+
+    The rewards are those of `UserReward.score`, and so are the errors, which `score` raises.
+    """
+
+    def __init__(self, user_reward: UserReward, calls: CallStream):
+        self._user_reward, self._calls = user_reward, calls
+        self._groups: list[int] = []  # of the calls
+
+    def add(self, group: int, columns: Columns) -> None:
+        """Call the function for a group of this process.
+
+        Args:
+          group: its number. Process i of n adds the groups i, i + n, ...
+        """
+        self._calls.add(self._user_reward.call(columns))
+        self._groups.append(group)
+
+    def score(self, num_groups: int) -> list[list[float | None]]:
+        """Wait for the rewards of all groups, in order."""
+        results = self._user_reward._results
+        return self._user_reward._gather(
+            lambda: zip(self._groups, results(self._calls.outcomes), strict=True), num_groups
+        )

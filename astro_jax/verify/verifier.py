@@ -146,18 +146,25 @@ class VerdictStream:
 
     def __init__(self, verifier: Verifier, calls: CallStream):
         self._verifier, self._calls = verifier, calls
-        self._indices: list[int] = []  # of the responses whose calls were added
+        self._numbers: dict[int, int] = {}  # of the calls, by the index of the response
 
-    def add(self, index: int, response: Response) -> None:
+    def add(self, index: int, response: Response, part: int | None = None) -> None:
         """Begin to judge a response.
 
         Args:
-          index: the place of the response among all responses. Process i of n judges those with index i, i + n, ...
+          index: the place of the response among all responses.
+          part: process i of n judges the responses of the parts i, i + n, ... Default: each response is a part.
         """
-        is_own = index % distributed.process_count() == distributed.process_index()
+        is_own = distributed.is_own(index if part is None else part)
         if is_own and (call := _call(response, self._verifier.c.reward_rule)) is not None:
-            self._calls.add(call)
-            self._indices.append(index)
+            self._numbers[index] = self._calls.add(call)
+
+    def peek(self, index: int, response: Response) -> Verdict | None:
+        """Return the verdict on a response of this process, without counting it; None while a worker judges it."""
+        if index not in self._numbers:
+            return verify(*response)
+        outcome = self._calls.outcome(self._numbers[index])
+        return None if outcome is None else to_verdict(outcome, count_backtracks(response.text))
 
     def judge(self, responses: Sequence[Response]) -> list[Verdict]:
         """Wait for the verdicts, and count them.
@@ -171,7 +178,7 @@ class VerdictStream:
         Raises:
           AstroError: as `Verifier.judge`.
         """
-        local = [(i, _pack(outcome)) for i, outcome in zip(self._indices, self._calls.outcomes(), strict=True)]
+        local = [(i, _pack(outcome)) for i, outcome in zip(self._numbers, self._calls.outcomes(), strict=True)]
         gathered = distributed.all_gather("verdicts", local)
         outcomes = {i: _unpack(packed) for part in gathered for i, packed in part}
         return self._verifier._count(responses, self._verifier._verdicts(responses, outcomes))

@@ -9,10 +9,12 @@ from grpo_fixtures import PROBLEMS, fresh, make_shared
 from helpers import assert_trees_equal
 
 from astro_jax import config as cfg
-from astro_jax.train.rewards import Rewarder
+from astro_jax.errors import AstroError
+from astro_jax.train.rewards import Rewarder, column_names
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier, tasks
 from astro_jax.verify.pool import Call
+from astro_jax.verify.user_reward import RewardStream, UserReward
 from astro_jax.verify.verifier import VerdictStream
 
 MATH = [Problem(p.id, p.prompt, "1", task="math") for p in PROBLEMS]
@@ -73,3 +75,54 @@ def test_responses_are_judged_before_the_last_one_has_ended(verifier, monkeypatc
         text = trainer.tokenizer.decode(groups[g][j].completion_ids.tolist())
         expected = groups[g][j].stopped and zlib.crc32(text.encode()) % 2 == 1
         assert groups[g][j].verdict.correct == expected, index
+
+
+@pytest.fixture(scope="module")
+def user_reward(tmp_path_factory):
+    """A reward that follows from the verdict and the length."""
+    path = tmp_path_factory.mktemp("reward") / "my_reward.py"
+    path.write_text(
+        "def reward(completion_ids, correct, **columns):\n"
+        "    return [None if c is None else c + len(ids) / 7 for ids, c in zip(completion_ids, correct)]\n"
+    )
+    with contextlib.closing(UserReward(f"{path}:reward", column_names(MATH), 20.0, num_workers=1)) as user_reward:
+        yield user_reward
+
+
+def test_user_written_reward_is_bitwise_equal_with_and_without_overlap(verifier, user_reward, tmp_path, monkeypatch):
+    trainers = [make_shared(MATH) for _ in range(2)]
+    for trainer, name in zip(trainers, ("overlapping", "serial"), strict=True):
+        trainer.rewarder = Rewarder(verifier, user_reward, epath.Path(tmp_path / name))
+    monkeypatch.setattr(trainers[1].rewarder, "stream", lambda *_: contextlib.nullcontext())
+    state, metrics = trainers[0].step(fresh(), 1)
+    expected, serial_metrics = trainers[1].step(fresh(), 1)
+    assert_trees_equal(state, expected)
+    assert without_times(metrics) == without_times(serial_metrics) and metrics["reward_std"] > 0
+    records = [(tmp_path / name / "rewards" / "step-00001.jsonl") for name in ("overlapping", "serial")]
+    assert records[0].read_bytes() == records[1].read_bytes()
+    # After a kill the record decides, and the function is not called.
+    monkeypatch.setattr(user_reward, "stream", None)
+    assert_trees_equal(trainers[0].step(fresh(), 1)[0], state)
+
+
+def test_user_written_reward_is_called_before_all_groups_are_sampled(verifier, user_reward, monkeypatch):
+    """The verdicts on numbers need no worker: a group is rewarded as soon as its last completion has ended."""
+    trainer, events = make_shared([Problem(p.id, p.prompt, "1", task="number") for p in PROBLEMS]), []
+    trainer.rewarder = Rewarder(verifier, user_reward)
+    add, judge = RewardStream.add, Rewarder.judge
+    monkeypatch.setattr(
+        RewardStream, "add", lambda self, group, columns: events.append(group) or add(self, group, columns)
+    )
+    monkeypatch.setattr(Rewarder, "judge", lambda *args: events.append("sampled") or judge(*args))
+    groups = trainer.generate_rollouts(trainer._reshard(fresh().params), 0)
+    assert sorted(events[:3]) == [0, 1, 2] and events[3:] == ["sampled"]
+    assert [[r.reward for r in g] for g in groups] == [[len(r.completion_ids) / 7 for r in g] for g in groups]
+
+
+def test_error_of_a_user_written_reward_ends_an_overlapping_step_too(verifier, tmp_path):
+    (tmp_path / "broken.py").write_text("def reward(**columns):\n    return [1 / 0]\n")
+    trainer = make_shared(MATH)
+    with contextlib.closing(UserReward(f"{tmp_path}/broken.py:reward", column_names(MATH), 20.0, 1)) as broken:
+        trainer.rewarder = Rewarder(verifier, broken)
+        with pytest.raises(AstroError, match="ZeroDivisionError: division by zero"):
+            trainer.generate_rollouts(trainer._reshard(fresh().params), 0)

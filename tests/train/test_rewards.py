@@ -65,15 +65,15 @@ def test_a_replayed_step_keeps_the_verdicts_of_its_first_run(tmp_path):
 def test_a_step_with_a_record_is_not_judged_while_it_is_sampled(tmp_path):
     verifier, problem = Verifier(), Problem("p", "2+3", "5", task="number")
     rewarder, groups = Rewarder(verifier, None, epath.Path(tmp_path)), [responses("5", "4", "5?", problem=problem)]
-    with rewarder.stream(3, [problem]) as stream:
-        for i, (response, _) in enumerate(groups[0]):
-            stream.add(i, response)
+    with rewarder.stream(3, [problem], 3) as stream:
+        for i, pair in enumerate(groups[0]):
+            stream.add(0, i, *pair)
         first = rewarder.judge(3, groups, stream=stream)
     assert [j.reward for j in first[0]] == [1, -1, -1] and first == Rewarder(verifier).judge(3, groups)
-    with rewarder.stream(3, [problem]) as stream:
+    with rewarder.stream(3, [problem], 3) as stream:
         assert stream is None and rewarder.judge(3, groups, stream=stream) == first
     assert verifier.counts.by_status.total() == 6
-    with rewarder.stream(4, [problem]) as stream:
+    with rewarder.stream(4, [problem], 3) as stream:
         assert stream is not None
 
 
