@@ -83,6 +83,7 @@ OTHER_VALUES = {
     "prompts": {"reflect": "PROMPT"},
     "examples": "PATH", "trees": "PATH", "grpo.reward": "REWARD:reward",
     "grpo.epsilon_high": 0.3, "grpo.delta": 2.0, "grpo.max_log_ratio": 5.0, "grpo.importance_sampling_cap": 2.0,
+    "grpo.geometric_mask_bounds": [0.9, 1.1],
     "grpo.guard.rules": [{"metric": "entropy", "below": 0.1, "action": "stop"}],
     "eval.suites": ["PATH.jsonl", "countdown:size=2"], "eval.limit": 1, "eval.token_limits": [3],
     "eval.prompt": "{problem}?",

@@ -70,6 +70,12 @@ class Grpo(Training):
         "and the ratio is to the sampler's probabilities.",
         _LITERATURE, gt=0,
     )  # fmt: skip
+    geometric_mask_bounds: tuple[float, float] | None = key(
+        None,
+        "Least and largest geometric mean of a response's ratios to the policy that sampled it. A response outside of "
+        "them has no gradient (SkyRL: 0.99 and 1.01). Null: none.",
+        _LITERATURE,
+    )  # fmt: skip
     clip_cov_ratio: float = key(
         0.0,
         "Share of the tokens of an update whose gradient is left out, drawn among those with a high covariance between "
@@ -111,6 +117,9 @@ class Grpo(Training):
     scale_rewards: bool = key(
         True, "Divide the advantages by the group's standard deviation.", "GRPO, arXiv 2402.03300"
     )
+    positive_advantages_only: bool = key(
+        False, "Learn only from responses that are better than their group.", _LITERATURE
+    )
     mask_truncated_completions: bool = key(
         False, "Leave responses without an end token out of the loss (DAPO, arXiv 2503.14476, section 3.4).",
         _LITERATURE,
@@ -151,6 +160,11 @@ class Grpo(Training):
             raise ValueError("loss_type=cispo has no delta and no ratio of sequences; leave both out")
         if self.delta is not None and self.delta <= 1 + (high or self.epsilon):
             raise ValueError(f"delta={self.delta:g} must be above 1 + epsilon_high = {1 + (high or self.epsilon):g}")
+        if (bounds := self.geometric_mask_bounds) is not None and not 0 < bounds[0] < 1 < bounds[1]:
+            raise ValueError(
+                f"geometric_mask_bounds={list(bounds)}: the first must be between 0 and 1 and the second above 1, as in "
+                "[0.99, 1.01]"
+            )
         if self.clip_cov_ratio and self.kl_cov_ratio:
             raise ValueError("clip_cov_ratio and kl_cov_ratio are two remedies for one cause; set one of them")
         if self.clip_cov_bounds[0] >= self.clip_cov_bounds[1]:

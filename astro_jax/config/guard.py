@@ -10,8 +10,8 @@ from astro_jax.config.keys import Section, key
 
 # The metrics of a step of GRPO, as in metrics.jsonl (docs/metrics.md).
 GuardMetric = Literal[
-    "approx_kl", "clip_fraction", "clip_high", "clip_low", "entropy", "eval_solve_rate", "eval_solve_rate_greedy",
-    "gen_batches", "grad_norm", "kl", "logp_gap", "loss", "max_logp_gap", "max_ratio", "max_tokens",
+    "approx_kl", "clip_fraction", "clip_high", "clip_low", "correct_logprob", "entropy", "eval_solve_rate",
+    "eval_solve_rate_greedy", "gen_batches", "grad_norm", "kl", "logp_gap", "loss", "max_logp_gap", "max_ratio", "max_tokens",
     "mean_backtracks", "mean_tokens", "mean_tokens_stopped", "no_gradient_steps", "p95_tokens", "repetition",
     "reward_mean", "reward_std", "sampled_entropy", "skipped_steps", "solve_rate", "truncated_rate", "unjudged_rate",
     "valid_rate", "zero_std_rate",

@@ -21,7 +21,7 @@ from astro_jax.storage import Json
 
 # What a broken rule means, and what to change: (metrics, meaning, advice).
 _DIAGNOSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (("entropy", "sampled_entropy"),
+    (("entropy", "sampled_entropy", "correct_logprob"),
      "the policy has nearly one response to a prompt (below), or writes at random (above)",
      "lower grpo.learning_rate; against low entropy set grpo.epsilon_high=0.28, grpo.clip_cov_ratio=2e-4 or "
      "grpo.temperature above 1"),

@@ -315,7 +315,10 @@ class GRPOTrainer:
         if c.max_num_gen_batches > 1:
             chosen = np.flatnonzero(has_variance(rewards))[: c.prompts_per_step]
             is_learned &= np.isin(np.arange(len(groups)), chosen)[:, None]
-        return group_advantages(rewards_of_lengths, c.scale_rewards).reshape(-1), is_learned.reshape(-1)
+        advantages = group_advantages(rewards_of_lengths, c.scale_rewards)
+        if c.positive_advantages_only:  # the others keep their part in the mean of the group and in the token weights
+            advantages = np.maximum(advantages, 0.0)
+        return advantages.reshape(-1), is_learned.reshape(-1)
 
     def _prompt_indices(self, i: int, batch: int = 0) -> list[int]:
         """The problems of a batch of prompts of step i.
@@ -484,7 +487,7 @@ def token_metrics(parts: Sequence[dict[str, Any]], tokens: int) -> dict[str, flo
     learned_tokens = sums.pop("learned_tokens")
     joined["loss"] = sums.pop("loss")
     for name, value in sums.items():
-        joined[name] = value / (tokens if name in ("clip_low", "clip_high", "cov_rate") else learned_tokens)
+        joined[name] = value / (tokens if name in policy_loss.SHARES else learned_tokens)
     return joined | {"clip_fraction": joined["clip_low"] + joined["clip_high"]}
 
 

@@ -27,6 +27,7 @@ from astro_jax import config as cfg
 from astro_jax.llama.params import Array
 from astro_jax.train.losses import Batch
 
+SHARES = ("clip_low", "clip_high", "cov_rate", "geometric_mask_rate")  # the metrics that are shares of all tokens
 MAXIMA = ("max_ratio", "max_logp_gap")  # the metrics that are no sums
 
 
@@ -84,12 +85,19 @@ def policy_loss(logprobs: jax.Array, rollouts: RolloutBatch, c: cfg.Grpo) -> tup
         objective *= truncated_importance_weights(jnp.where(mask, old - sampler, 0.0), c.importance_sampling_cap)
     if rollouts.chosen is not None:
         objective = restrained(objective, jnp.asarray(rollouts.chosen) > 0, token_log_ratio, c)
+    is_masked = jnp.zeros_like(mask)
+    if c.geometric_mask_bounds is not None:
+        from_sampler = jnp.where(mask, logprobs - sampler, 0.0)
+        is_masked = mask & is_outside(from_sampler, rollouts.batch, c.geometric_mask_bounds)
+        objective = jnp.where(is_masked, 0.0, objective)
     loss = -jnp.sum(weights * objective)
     gap = jnp.where(mask, jnp.abs(logprobs - sampler), 0.0)
     of_tokens = {
         "learned_tokens": mask, "logp_gap": gap, "approx_kl": kl_to_reference(jnp.zeros_like(old), token_log_ratio),
         "clip_low": is_low & mask, "clip_high": is_high & mask,
     }  # fmt: skip
+    if c.geometric_mask_bounds is not None:
+        of_tokens["geometric_mask_rate"] = is_masked
     if rollouts.chosen is not None:
         of_tokens["cov_rate"] = (rollouts.chosen > 0) & mask
     if rollouts.ref_logprobs is not None:
@@ -115,15 +123,45 @@ def log_ratios(token_log_ratio: jax.Array, batch: Batch, c: cfg.Grpo) -> jax.Arr
     """
     log_ratio = token_log_ratio
     if c.importance_sampling_level == "sequence":
-        segments = batch.segment_ids.shape[1] + 1
-        per_segment = jax.vmap(lambda x, ids: jax.ops.segment_sum(x, ids, segments))
-        ids = jnp.asarray(batch.segment_ids)
-        sizes = per_segment((batch.loss_weights > 0).astype(jnp.float32), ids)
-        means = per_segment(log_ratio, ids) / jnp.maximum(sizes, 1.0)
-        log_ratio = jnp.take_along_axis(means, ids, axis=1)
+        log_ratio = completion_means(log_ratio, batch)
     if c.max_log_ratio is not None:
         log_ratio = jnp.clip(log_ratio, -c.max_log_ratio, c.max_log_ratio)
     return log_ratio
+
+
+def completion_means(values: jax.Array, batch: Batch) -> jax.Array:
+    """The mean over the completion of each token.
+
+    Args:
+      values: float32 [B, S]; 0 at tokens without a weight.
+
+    Returns:
+      float32 [B, S].
+    """
+    segments = batch.segment_ids.shape[1] + 1
+    per_segment = jax.vmap(lambda x, ids: jax.ops.segment_sum(x, ids, segments))
+    ids = jnp.asarray(batch.segment_ids)
+    sizes = per_segment((batch.loss_weights > 0).astype(jnp.float32), ids)
+    return jnp.take_along_axis(per_segment(values, ids) / jnp.maximum(sizes, 1.0), ids, axis=1)
+
+
+def is_outside(from_sampler: jax.Array, batch: Batch, bounds: tuple[float, float]) -> jax.Array:
+    """Return which tokens belong to a completion whose geometric mean ratio leaves the bounds.
+
+        exp(mean over the completion of p_t - sampler_t) < low, or > high
+
+    The ratio is to the policy that has sampled, so it holds the gap between sampler and trainer and the updates since.
+    SkyRL masks such completions, with bounds of 0.99 and 1.01. There the ratio is that of the policy before the update.
+    Here it is that of the update itself, so that later updates of a step are masked too (ours).
+
+    Args:
+      from_sampler: p_t - sampler_t; 0 at tokens without a weight.
+
+    Returns:
+      bool [B, S].
+    """
+    ratio = jnp.exp(completion_means(from_sampler, batch))
+    return (ratio < bounds[0]) | (ratio > bounds[1])
 
 
 def clipped_surrogate(

@@ -63,10 +63,13 @@ def sampling_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """What the sampler knows of all completions of a step, also of those without an advantage.
 
     `sampled_entropy` is minus the mean log-probability of the sampled tokens: an estimate without bias of the entropy
-    of the policy at the tokens of its own completions, with no forward pass.
+    of the policy at the tokens of its own completions, with no forward pass. `correct_logprob` is the mean
+    log-probability of the tokens of correct completions, and missing if there are none.
     """
     logprobs = np.concatenate([r.logprobs for r in rollouts])
-    return {"tokens": float(len(logprobs)), "sampled_entropy": -float(logprobs.mean(dtype=np.float64))}
+    correct = [r.logprobs for r in rollouts if r.verdict.correct]
+    optional = {"correct_logprob": float(np.concatenate(correct).mean(dtype=np.float64))} if correct else {}
+    return optional | {"tokens": float(len(logprobs)), "sampled_entropy": -float(logprobs.mean(dtype=np.float64))}
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -201,6 +201,17 @@ def test_sampled_entropy_estimates_the_entropy_of_the_policy():
     assert sampling_metrics([rollout])["sampled_entropy"] == pytest.approx(-(p * np.log(p)).sum(), abs=0.01)
 
 
+def test_correct_logprob_is_of_correct_completions_alone():
+    correct, wrong = (Verdict(is_correct, True, None, 0) for is_correct in (True, False))
+    logprobs = ([-1.0, -2.0], [-3.0], [-9.0])
+    rollouts = [
+        Rollout((1,), np.zeros(len(x), np.int32), np.asarray(x), verdict, True, 1.0)
+        for x, verdict in zip(logprobs, (correct, correct, wrong), strict=True)
+    ]
+    assert sampling_metrics(rollouts)["correct_logprob"] == -2  # a mean over tokens: (-1 - 2 - 3) / 3
+    assert "correct_logprob" not in sampling_metrics(rollouts[2:])
+
+
 def test_examples_of_a_step_are_its_problems():
     assert trainer().examples(1) == [PROBLEMS[j].id for j in trainer()._prompt_indices(1)]
 

@@ -155,6 +155,19 @@ def test_truncated_completions_can_be_left_out_of_the_loss():
     np.testing.assert_array_equal(learned, everything & stopped)
 
 
+def test_responses_worse_than_their_group_teach_nothing_with_positive_advantages_only():
+    positive, plain = make_shared(positive_advantages_only=True), make_shared()
+    groups = plain.generate_rollouts(tiny_params(CONFIG), 0)
+    rewards = np.asarray([[1.0, -1, -1, -1], [1, 1, 1, -1], [1, 1, 1, 1]])
+    (a, learned), (b, everything) = positive._advantages(groups, rewards), plain._advantages(groups, rewards)
+    np.testing.assert_array_equal(a, np.where(b > 0, b, 0))
+    np.testing.assert_array_equal(learned, everything)
+    members = [r for group in groups for r in group]
+    (update,) = [positive._pack(members, a)]
+    assert update.tokens == sum(len(r.completion_ids) for r in members)  # the weights are those of all responses
+    assert (np.concatenate([m.advantages for m in update.micro_batches]) >= 0).all()
+
+
 def test_penalty_of_length_is_part_of_the_advantage_but_not_of_the_reward():
     punished = make_shared(soft_punish_cache=6)
     groups = punished.generate_rollouts(tiny_params(CONFIG), 0)

@@ -94,6 +94,9 @@ def numpy_loss(found, c, detached=None):
                 j *= min(np.exp(x.old[t] - x.sampler[t]), c.importance_sampling_cap)
             if x.chosen[t] and c.clip_cov_ratio:
                 j = 0
+            if c.geometric_mask_bounds:
+                least, largest = c.geometric_mask_bounds
+                j *= least <= np.exp((x.new - x.sampler).mean()) <= largest
             if x.chosen[t] and c.kl_cov_ratio:
                 r = np.exp(x.new[t] - old[t])
                 j -= c.kl_cov_coef * (r - 1 - np.log(r))
@@ -115,6 +118,7 @@ OPTIONS = {
     "GSPO": {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 0.01, "epsilon_high": 0.1},
     "CISPO": {"loss_type": "cispo", "epsilon_high": 1.5},
     "truncated importance weights": {"importance_sampling_cap": 1.2},
+    "geometric mask": {"geometric_mask_bounds": [0.8, 1.2], "importance_sampling_cap": 5.0},
     "Clip-Cov": {"clip_cov_ratio": 0.1},
     "KL-Cov": {"kl_cov_ratio": 0.1, "kl_cov_coef": 0.7, "steps_per_generation": 2},
     "all": {"epsilon_high": 0.3, "delta": 2.0, "max_log_ratio": 0.7, "beta": 0.1, "loss_type": "dr_grpo",
@@ -198,6 +202,17 @@ def test_log_probability_at_weight_zero_cannot_overflow():
     assert value == -1 and gradient.tolist() == [[-1, 0]]
 
 
+def test_completion_with_a_geometric_mean_ratio_outside_of_the_bounds_has_no_gradient():
+    # Two completions in one row: ratios 1.5 and 1 / 1.5 have a mean of 1, ratios 1.5 and 1.2 a mean of 1.34.
+    logprobs, segments = jnp.log(jnp.asarray([[1.5, 1 / 1.5, 1.5, 1.2]])), jnp.asarray([[1, 1, 2, 2]])
+    batch = Batch(segments, segments, segments, jnp.full((1, 4), 0.25))
+    rollouts = RolloutBatch(batch, -jnp.ones((1, 4)), jnp.zeros((1, 4)))
+    c = cfg.Grpo(geometric_mask_bounds=(0.8, 1.25), epsilon=0.9)
+    gradient, metrics = jax.grad(lambda x: policy_loss.policy_loss(x, rollouts, c), has_aux=True)(logprobs)
+    np.testing.assert_allclose(gradient, [[0.375, 0.25 / 1.5, 0, 0]], atol=1e-7)
+    assert metrics["geometric_mask_rate"] == 2  # tokens
+
+
 def test_clamped_log_ratio_keeps_a_tiny_old_probability_finite():
     logprobs, ids = jnp.asarray([[-0.1]]), jnp.ones((1, 1), int)
     rollouts = RolloutBatch(Batch(ids, ids, ids, jnp.ones((1, 1))), -jnp.ones((1, 1)), jnp.asarray([[-200.0]]))
@@ -222,6 +237,7 @@ def test_arrays_without_rows_are_refused():
         ({"delta": 1.2, "epsilon_high": 0.3}, "delta=1.2 must be above 1 \\+ epsilon_high = 1.3"),
         ({"clip_cov_ratio": 0.1, "kl_cov_ratio": 0.1}, "set one of them"),
         ({"clip_cov_bounds": (5, 1)}, "the first must be less"),
+        ({"geometric_mask_bounds": (1.01, 0.99)}, "the second above 1, as in"),
         ({"kl_cov_ratio": 0.1}, "set steps_per_generation to 2 or more"),
         ({"quantized_rollouts": True}, "set importance_sampling_cap"),
         ({"soft_punish_cache": 256}, "soft_punish_cache=256 must be less than max_completion_length=256"),
