@@ -72,8 +72,8 @@ class Grpo(Training):
     )  # fmt: skip
     geometric_mask_bounds: tuple[float, float] | None = key(
         None,
-        "Least and largest geometric mean of a response's ratios to the policy that sampled it. A response outside of "
-        "them has no gradient (SkyRL: 0.99 and 1.01). Null: none.",
+        "Least and largest geometric mean of a response's ratios to the policy that sampled it. A response outside has "
+        "no gradient (SkyRL: 0.99 and 1.01). Null: none.",
         _LITERATURE,
     )  # fmt: skip
     clip_cov_ratio: float = key(
@@ -162,8 +162,8 @@ class Grpo(Training):
             raise ValueError(f"delta={self.delta:g} must be above 1 + epsilon_high = {1 + (high or self.epsilon):g}")
         if (bounds := self.geometric_mask_bounds) is not None and not 0 < bounds[0] < 1 < bounds[1]:
             raise ValueError(
-                f"geometric_mask_bounds={list(bounds)}: the first must be between 0 and 1 and the second above 1, as in "
-                "[0.99, 1.01]"
+                f"geometric_mask_bounds={list(bounds)}: the first must be between 0 and 1 and the second above 1, "
+                "as in [0.99, 1.01]"
             )
         if self.clip_cov_ratio and self.kl_cov_ratio:
             raise ValueError("clip_cov_ratio and kl_cov_ratio are two remedies for one cause; set one of them")
