@@ -89,6 +89,13 @@ class Subject:
         return None if self.c.model == "scratch" else tokenizers.load(str(self.model_folder), self.c.chat)
 
     @functools.cached_property
+    def judge(self) -> epath.Path | None:
+        """The folder of the judge; None for stages that ask no judge."""
+        if self.c.verify.judge is None or not any(stage_inputs.asks_judge(self.c, name) for name in self.names):
+            return None
+        return paths.resolve(self.c.verify.judge.model, download=True)
+
+    @functools.cached_property
     def drawn(self) -> dict[cfg.Use, list[Problem] | AstroError]:
         """The problems of each use, or why they cannot be drawn. A source that cannot be read is read once."""
         drawn: dict[cfg.Use, list[Problem] | AstroError] = {}
@@ -165,6 +172,8 @@ def _settings(s: Subject) -> Iterator[str]:
             f"problems.task={c.problems.task}: no source of problems; set problems.path, dataset, gym or sources "
             "(without a source the problems are Countdown games)"
         )
+    if c.problems.needs_judge and c.verify.judge is None:
+        yield "problems.task=judged: only a judge can decide on problems without an answer; set verify.judge"
     if "difficulty" in s.names and not c.problems.difficulty_samples:
         yield "difficulty: set problems.difficulty_samples, the answers to each prompt"
     if "sft" in s.names and not c.examples:
@@ -238,6 +247,19 @@ def _answer_format(s: Subject) -> Iterator[str]:
         )
 
 
+def _judge(s: Subject) -> Iterator[str]:
+    """A judge that is not there, or whose context has no room for the rubric and a judgement."""
+    if s.judge is None or (judge := s.c.verify.judge) is None:
+        return
+    rubric = prompt_files.load(s.c.prompts)["evaluate"].render(problem="", solution="")
+    tokens, room = len(tokenizers.load(str(s.judge)).prompt(rubric)), checkpoint.read_config(s.judge).max_positions
+    if tokens + judge.max_tokens >= room:
+        yield (
+            f"verify.judge: the rubric of {tokens} tokens and a judgement of {judge.max_tokens} leave no room for an "
+            f"answer in the context of {room}; lower verify.judge.max_tokens, or name a shorter prompts.evaluate"
+        )
+
+
 def _mesh(s: Subject) -> Iterator[str]:
     """A mesh of more devices than there are, or that does not divide the model and the batches."""
     c, m = s.c, s.c.mesh
@@ -252,6 +274,8 @@ def _mesh(s: Subject) -> Iterator[str]:
     else:
         sharding = meshes.train_sharding(meshes.make_mesh(m.data, m.fsdp, m.tp), c.attention)
     programs.check(c, s.model, sharding)
+    if s.judge is not None:
+        programs.check_model(checkpoint.read_config(s.judge), sharding, "the judge's ")
 
 
 def _memory(s: Subject) -> Iterator[str]:
@@ -307,7 +331,7 @@ def _workers(s: Subject) -> Iterator[str]:
 
 
 _CHECKS: tuple[Callable[[Subject], Iterator[str]], ...] = (
-    _settings, _bucket, _workers, _problems, _suites, _prompts, _answer_format, _mesh, _memory, _disk,
+    _settings, _bucket, _workers, _problems, _suites, _prompts, _answer_format, _judge, _mesh, _memory, _disk,
 )  # fmt: skip
 
 

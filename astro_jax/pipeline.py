@@ -149,6 +149,8 @@ def run_stage(run: RunContext, plan: StagePlan) -> None:
     run.verifier.counts = VerdictCounts(folder / "verdicts-{}-of-{}.json".format(*run.shard))
     counts = FUNCTIONS[inputs.stage](run, inputs) or {}
     run.verifier.counts.save()
+    if run.judge is not None:
+        run.judge.unload()  # training needs the memory
     if run.shard[1] > 1:  # the run without --shard finishes the stage, once all shards are done
         return
     counts |= verdict_counts.summary(folder) if distributed.is_main_process() else {}

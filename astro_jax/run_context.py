@@ -12,6 +12,7 @@ from astro_jax import config as cfg
 from astro_jax import distributed, prompts, stage_folder, storage
 from astro_jax import mesh as meshes
 from astro_jax.errors import AstroError
+from astro_jax.judge import RunJudge
 from astro_jax.llama import checkpoint
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
@@ -36,6 +37,7 @@ class RunContext:
       shard: (i, n): this process has the i-th of n shards of the search; (0, 1) is all of it.
       prompts: the prompts of the model that writes traces.
       train_sharding, decode_sharding: how arrays are split over the mesh in training and in sampling.
+      judge: the model of `verify.judge`; None without one.
       verifier: judges answers.
       game: the rules of Countdown.
 
@@ -52,7 +54,8 @@ class RunContext:
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
         self.train_sharding = meshes.train_sharding(mesh, c.attention)
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)
-        self.verifier = Verifier(c.verify)
+        self.judge = RunJudge(c, self.prompts["evaluate"], self.decode_sharding) if c.verify.judge is not None else None
+        self.verifier = Verifier(c.verify, self.judge)
         self.game = self.draws.game
 
     def _check_folder(self) -> None:

@@ -135,6 +135,11 @@ def content(run: RunContext, name: str) -> str:
     """Hash an input that is no key of the config."""
     if name == "prompts":
         return stage_folder.content_hash({key: prompt.source for key, prompt in run.prompts.items()})
+    if name == "prompts.evaluate":
+        return stage_folder.content_hash(run.prompts["evaluate"].source)
+    if name == "verify.judge.model":
+        assert run.c.verify.judge is not None
+        return storage.fingerprint(paths.resolve(run.c.verify.judge.model, download=True))
     if name == "model":
         return _model_content(run)
     if name == "reward":

@@ -32,6 +32,7 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
         "traces.self_evaluation_pass", "traces.self_evaluation_tokens")),
     (("traces",), lambda c: c.traces.direct == "best-of-n", ("traces.direct_samples", "traces.direct_tokens")),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
+    (tuple(stages.EVALUATIONS), lambda c: c.problems.needs_judge, ("verify.judge",)),  # the rules judge there
     (("direct-rl", "astro-rl", "grpo"), lambda c: bool(c.problems.difficulty_samples), (
         "problems.rl_pass_rate", "problems.max_difficulty_prompts", "problems.difficulty_model", "eval.max_tokens")),
 )  # fmt: skip
@@ -80,7 +81,8 @@ def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
 
     Returns:
       "problems.USE", "model" (the files of the base model), "prompts", "reward" (the file of `grpo.reward`), "examples"
-      and "trees" (files of the user), "suites" (the problems of `eval.suites`).
+      and "trees" (files of the user), "suites" (the problems of `eval.suites`), "verify.judge.model" (the files of the
+      judge), "prompts.evaluate" (its rubric).
     """
     names = [f"problems.{use}" for use in problem_uses(c, stage)]
     names += ["model"] * (stage == "base" and c.model != "scratch")
@@ -88,8 +90,18 @@ def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
     names += ["examples"] * (stage == "sft" and bool(c.examples))
     names += ["trees"] * (stage == "traces" and bool(c.trees))
     names += ["suites"] * stage.endswith("-suites")
+    names += ["verify.judge.model", "prompts.evaluate"] * asks_judge(c, stage)
     names += ["prompts"] * (stage == "traces" and dataset.needs_model(c.traces))
     return tuple(names)
+
+
+def asks_judge(c: cfg.Config, stage: str) -> bool:
+    """Whether the judge of the run decides on answers of a stage."""
+    if c.verify.judge is None or "verify" not in stages.get(stage).reads:
+        return False
+    if stage == "traces":
+        return dataset.needs_model(c.traces)
+    return stage not in stages.EVALUATIONS or c.problems.needs_judge
 
 
 def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
-Task = Literal["countdown", "number", "math", "gym"]
+Task = Literal["countdown", "number", "math", "gym", "judged"]
 # "unparsed": the response has no answer that can be read. "timeout", "error": the verifier failed, and the answer may
 # be right or wrong.
 Status = Literal["correct", "wrong", "unparsed", "timeout", "error"]

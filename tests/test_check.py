@@ -63,6 +63,10 @@ def test_a_task_without_a_source_does_not_fall_back_to_countdown(words):
     assert "problems.task=math: no source of problems; set problems.path" in found(words(problems={"path": ""}))
 
 
+def test_problems_without_an_answer_need_a_judge(words):
+    assert "problems.task=judged: only a judge can decide" in found(words(problems={"task": "judged"}), "search")
+
+
 def test_a_box_that_the_prompt_does_not_ask_for(words):
     assert "reads answers in \\boxed{}" in found(words(), "search")
     assert "boxed" not in found(words(verify={"reward_rule": "lenient"}), "search")
@@ -90,6 +94,14 @@ def test_held_out_prompts_that_leave_none_to_train_on(tmp_path):
     c = micro(tmp_path / "run", problems={"rl": 1}, grpo={"eval_share": 0.5})
     (line,) = (line for line in check.find(c) if "eval_share" in line)
     assert line == "eval_share=0.5 of 1 prompts leaves none to train on; give more prompts"
+
+
+def test_a_judge_that_is_not_there_and_one_without_room_for_an_answer(tmp_path):
+    lines = [
+        found(micro(tmp_path / "run", verify=dict(judge=dict(model=model, max_tokens=10**6))), "search")
+        for model in ("nowhere", "countdown-base")
+    ]
+    assert "nowhere: no such folder" in lines[0] and "verify.judge: the rubric of" in lines[1]
 
 
 def test_a_state_that_no_device_can_hold_and_a_disk_that_is_too_small(tmp_path, monkeypatch):

@@ -66,6 +66,10 @@ INVALIDATED = {
     SAMPLED: "sampler.dtype verify",
     f"{SAMPLED} ": "sampler.quantization sampler.kv_cache_dtype",
     f"{RL} ": "grpo.quantized_rollouts",
+    f"search difficulty {RL}": "verify.judge",  # from none to one, in a run whose traces need no model
+    f"search traces difficulty {RL}": (
+        "verify.judge.model verify.judge.num_samples verify.judge.pass_share verify.judge.max_tokens"
+    ),
 }
 OTHER_VALUES = {
     "model": "countdown-base", "stages": ["base", "search"], "out": "elsewhere", "from": ["runs/a"], "attention": "xla",
@@ -94,6 +98,7 @@ OTHER_VALUES = {
     "sft.micro_batch_size": 1, "pretrain.micro_batch_size": 1, "base_sft.micro_batch_size": 1,
     **{f"{x}.metric_for_best_model": None for x in ("sft", "pretrain", "base_sft")},
     "grpo.metric_for_best_model": "eval_solve_rate_greedy",
+    "verify.judge": {"model": "countdown-base"}, "verify.judge.model": "PATHMODEL",
     "problems.rl_prompts": "disjoint", "problems.difficulty_model": "sft", "problems.max_difficulty_prompts": 5,
 }  # fmt: skip
 CHOICES = {"float32": "bfloat16", "strict": "lenient", "lenient": "strict", "total": "mean", "mcts": "best-of-n",
@@ -111,6 +116,7 @@ def configs(tmp_path_factory):
         lines = [{"problem": f"{name}: {i} + {i} = ?", "answer": str(2 * i), "result": i} for i in range(40)]
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
     (folder / "reward.py").write_text("def reward(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
+    (folder / "PATHMODEL").mkdir()
     (folder / "PROMPT").write_text("{{ problem }} {{ solution }} {{ correct }}: {{ correct }}?")
 
     def with_paths(value):
@@ -127,6 +133,7 @@ def configs(tmp_path_factory):
         "problems": dict(path=f"{folder}/PATH", difficulty_samples=2, held_out=0.4),
         "search": dict(method="best-of-n"), "eval": dict(suites=[f"{folder}/PATH.jsonl"]),
         "traces": dict(replay=0, self_evaluation=2, clone="model", direct="best-of-n"),
+        "verify": dict(judge=dict(model="countdown-base")),
     }  # fmt: skip
     int8 = {
         "sampler": dict(quantization="int8", kv_cache_dtype="int8"),
@@ -146,7 +153,8 @@ def own_inputs(c, contents={}):  # noqa: B006 (a cache)
     """The inputs of each stage without those that come from its parents."""
 
     def content(name):
-        key = (name, c.seed, c.model, *map(repr, (c.problems, c.prompts, c.eval)), c.examples, c.trees, c.grpo.reward)
+        sections = map(repr, (c.problems, c.prompts, c.eval, c.verify))
+        key = (name, c.seed, c.model, *sections, c.examples, c.trees, c.grpo.reward)
         if key not in contents:
             contents[key] = run_plan.content(RunContext(c), name)
         return contents[key]
@@ -187,7 +195,8 @@ def expected_of(key):
 
 # Keys that only one of the configs has a use for, or may have.
 COUNTDOWN_ALONE = {"model", "traces.replay", "search.method", "search.keep_rollouts", "search.early_stop",
-                   "search.max_tree_tokens", "search.max_total_tokens", "search.rollout_rounds"}  # fmt: skip
+                   "search.max_tree_tokens", "search.max_total_tokens", "search.rollout_rounds",
+                   "verify.judge"}  # fmt: skip
 WORDS_ALONE = {"base_sft", "problems.path", "problems.fields", "problems.task"}
 SUITES_ALONE = {f"eval.{name}" for name in ("suites", "num_samples", "limit", "temperature", "prompt", "token_limits")}
 INT8_ALONE = {"sampler.quantization", "sampler.kv_cache_dtype", "grpo.quantized_rollouts"}
@@ -223,3 +232,12 @@ def test_int8_sampling_leaves_rl_and_digests_of_runs_without_it_as_they_are(conf
     )
     changed = {name for name in before if before[name] != after[name]}
     assert "search" in changed and not changed & set(RL.split())
+
+
+def test_evaluation_depends_on_the_judge_where_problems_have_no_answer(configs):
+    (_, words, *_), _ = configs
+    judged = cfg.Config.model_validate(changed(words.model_dump(mode="json"), "problems.task", "judged"))
+    for name in ("verify.judge.model", "prompts.evaluate"):
+        assert [name in stage_inputs.contents_of(c, "eval/base") for c in (words, judged)] == [False, True]
+    keys = [stage_inputs.keys_of(c, "eval/base", cfg.flatten(c))[0] for c in (words, judged)]
+    assert ["verify.judge.pass_share" in results for results in keys] == [False, True]

@@ -108,6 +108,8 @@ def run(models: Sequence[Model], configs: Sequence[cfg.Config], sets: Sequence[S
     """
     for c in configs:
         _check(c)
+    if any(p.task == "judged" for suite in sets for p in suite.problems):
+        raise AstroError("budgets: best-of-N and tree search need an exact verifier; problems.task=judged has none")
     measured: dict[str, dict[str, Measured]] = {suite.name: {} for suite in sets}
     settings = {}
     for model, c in zip(models, configs, strict=True):

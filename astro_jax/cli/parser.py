@@ -9,7 +9,7 @@ from typing import Any
 
 import astro_jax
 from astro_jax import distributed
-from astro_jax.cli import budgets, commands, model_suites, own_model
+from astro_jax.cli import budgets, commands, judge, model_suites, own_model
 from astro_jax.stages import PLANNED, STAGES, stages_of
 
 Parser = argparse.ArgumentParser
@@ -343,6 +343,8 @@ COMMANDS: tuple[Command, ...] = (
             commands.problems),
     Command("verify", "Problems and answers", "judge answers: JSONL of gold and response in, of verdicts out", _verify,
             commands.verify),
+    Command("judge", "Problems and answers", "measure how often a model is fooled as a judge", judge.add_arguments,
+            judge.run),
     Command("plan", "Machines", "compile a run for a TPU slice, without a TPU: memory and time", _plan, commands.plan),
     Command("bench sampler", "Machines", "measure the sampler, as a share of the machine's limits", _bench_sampler,
             commands.bench_sampler),

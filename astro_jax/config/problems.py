@@ -33,8 +33,10 @@ class Source(Section):
         None,
         "Names of the fields of `path` or `dataset`. Null: the same names, or the columns of a known data set.",
     )
-    task: Literal["number", "math"] | None = key(
-        None, "Verifier: exact numbers or mathematics. Null: `number` for a file, the known task for a data set."
+    task: Literal["number", "math", "judged"] | None = key(
+        None,
+        "Verifier: exact numbers, mathematics, or for problems without an answer the judge (`judged`, with "
+        "`verify.judge`). Null: `number` for a file, the known task for a data set.",
     )
     gym: tuple[Gym, ...] = key((), "reasoning-gym tasks: one mapping, or a list of mappings.")
 
@@ -119,6 +121,11 @@ class Problems(Source):
     search: int = key(1024, "Problems to search.", "ours; the paper has 20.7K (section 2.1)", ge=1)
     rl: int = key(4096, "Prompts of RL.", "ours; the paper has 8.7K (section 3.2)", ge=1)
     eval: int = key(1024, "Problems of the evaluation.", ge=1)
+
+    @property
+    def needs_judge(self) -> bool:
+        """Whether some problems may have no answer, so that a judge alone can decide on them."""
+        return "judged" in (self.task, *(source.task for source in (*self.sources, *self.evaluation)))
 
     def counts(self, use: Use) -> tuple[int, ...] | None:
         """The number of problems that a use takes of each listed source. None: of all sources together."""

@@ -60,9 +60,25 @@ class Corpus(Section):
     recall: float = key(0.1, "Share of documents that repeat an earlier state after other lines.", ge=0, le=1)
 
 
+class Judge(Section):
+    """A model that judges the answers of search and RL by the prompt `evaluate`, for tasks that no rule can decide."""
+
+    model: str = key(
+        ..., "The judge: a checkpoint, a Hugging Face folder, a `.gguf` file, or `org/name` on the hub.", "required"
+    )
+    num_samples: int = key(8, "Judgements N of each answer.", "paper, appendix A.1", ge=1)
+    pass_share: float = key(
+        1.0, "Share of the judgements that must approve. 1: unanimous.", "paper, appendix A.1", gt=0, le=1
+    )
+    max_tokens: int = key(256, "Most tokens of a judgement.", ge=1)
+
+
 class Verify(Section):
     """The verifier of mathematics. The paper says only that the reward comes from a verifier."""
 
+    judge: Judge | None = key(
+        None, "A model that judges the answers of search and RL in the place of the exact verifier. Null: none."
+    )
     reward_rule: Literal["strict", "lenient"] = key("strict", "Rule by which search and RL judge answers.")
     report_rule: Literal["strict", "lenient", "math500"] = key(
         "lenient", "Rule by which evaluation judges answers. `math500`: as published figures of MATH-500 are judged."

@@ -136,7 +136,7 @@ def _with_doubts(begin: int, events: Sequence[Event], response: str) -> int:
 
 
 def _is_right(problem: Problem, segment: str, response: str) -> bool | None:
-    """Whether the answer of an attempt is right; None if it has none.
+    """Whether the answer of an attempt is right; None if the attempt or the problem has none.
 
     Args:
       segment: the attempt.
@@ -146,7 +146,7 @@ def _is_right(problem: Problem, segment: str, response: str) -> bool | None:
         verdict = countdown.verify(problem, response, stopped=True)
         return None if verdict.answer is None and "which" not in segment else verdict.correct
     answer = attempt_answer(segment)
-    return None if answer is None else value_key(answer) == value_key(problem.answer)
+    return None if answer is None or not problem.answer else value_key(answer) == value_key(problem.answer)
 
 
 def attempt_answer(segment: str) -> str | None:

@@ -15,6 +15,7 @@ from astro_jax.storage import Json
 BATCH_KEYS = {
     "step": ("sft", "micro_batch_size"), "gradient": ("grpo", "micro_batch_size"),
     "decode": ("sampler", "max_num_seqs"), "prefill": ("sampler", "max_num_seqs"), "pack": ("sampler", "max_num_seqs"),
+    "judge": ("sampler", "max_num_seqs"),
 }  # fmt: skip
 
 

@@ -70,7 +70,8 @@ def plan_run(
         )
     config = model_config(c.model)
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp, devices=topology.get(topology_name).devices)
-    plan = Plan(c, config, mesh, prompt_tokens)
+    judge = model_config(c.verify.judge.model) if c.verify.judge is not None else None
+    plan = Plan(c, config, mesh, prompt_tokens, judge=judge)
     programs = [program for stage in stages for program in plan.programs(stage)]
     rows: list[Json] = []
     if compiles:
@@ -235,6 +236,7 @@ def suggest_changes(plan: Json) -> str:
         "decode": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
         "prefill": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
         "pack": "lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
+        "judge": "name a smaller verify.judge.model, lower sampler.max_num_seqs, or set sampler.kv_cache_gib",
     }
 
     def advice(row: Json) -> str:

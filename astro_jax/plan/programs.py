@@ -17,6 +17,8 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from astro_jax import config as cfg
+from astro_jax import prompts as prompt_files
+from astro_jax import stage_inputs
 from astro_jax.errors import AstroError
 from astro_jax.llama import attention, quantized
 from astro_jax.llama import params as llama_params
@@ -35,6 +37,7 @@ from astro_jax.train.losses import Batch
 from astro_jax.train.policy_loss import RolloutBatch
 from astro_jax.train.state import TrainState, abstract_state, make_accumulate, make_apply, make_optimizer, make_step
 
+CHARACTERS_PER_TOKEN = 3  # of a rubric whose tokenizer a plan does not read; English has four or more
 ArrayTree = Any  # a pytree of jax.Array or jax.ShapeDtypeStruct, with shardings
 
 
@@ -44,8 +47,8 @@ class Program:
 
     Attributes:
       stage: one of stages.PLANNED.
-      name: of the function, such as "decode"; "load" or "resume" for arrays.
-      lower: lowers the function. None: `resident` is loaded from a file.
+      name: of the function, such as "decode"; "load", "resume" or "judge" for arrays.
+      lower: lowers the function. None: `resident` lies on the devices, and no function is compiled.
       resident: arrays of the run that stay on the devices beside the program's arguments and results.
       cost: of one call; None for a program that only moves arrays.
       trip_count: of the program's loop when its limit is not a constant.
@@ -74,15 +77,21 @@ class Plan:
       mesh: of training and sampling.
       prompt: tokens of a problem's prompt, the chat template included.
       steps: optimizer steps of a training stage, a constant of the learning rate's schedule.
+      judge: the model of `verify.judge`; None without one.
 
     Raises:
       AstroError: as `check`.
     """
 
-    def __init__(self, c: cfg.Config, config: LlamaConfig, mesh: Mesh, prompt: int = 512, steps: int = 100):
-        self.c, self.config, self.mesh, self.prompt, self.steps = c, config, mesh, prompt, steps
+    def __init__(
+        self, c: cfg.Config, config: LlamaConfig, mesh: Mesh, prompt: int = 512, steps: int = 100,
+        judge: LlamaConfig | None = None,
+    ):  # fmt: skip
+        self.c, self.config, self.mesh, self.prompt, self.steps, self.judge = c, config, mesh, prompt, steps, judge
         self.train, self.sample = train_sharding(mesh, c.attention), decode_sharding(mesh, c.attention)
         check(c, config, self.train)
+        if judge is not None:
+            check_model(judge, self.train, "the judge's ")
         self.tx = make_optimizer(c.grpo, steps)
         self.state = abstract_state(config, self.tx, self.train)
 
@@ -106,7 +115,23 @@ class Plan:
     # ---- Programs
 
     def programs(self, stage: str) -> list[Program]:
-        """Return the programs of one of stages.PLANNED; none for a stage that the run does not have."""
+        """Return the programs of one of stages.PLANNED; none for a stage that the run does not have.
+
+        In a stage whose answers a judge judges, its weights lie beside all programs. The row "judge" has the arrays of
+        its sampling.
+        """
+        programs = self._programs(stage)
+        is_judged = stage_inputs.asks_judge(self.c, "eval/base" if stage == "eval" else stage)
+        if self.judge is None or not is_judged or not programs:
+            return programs
+        judge = llama_params.abstract(self.judge, self.sample, jnp.dtype(self.c.sampler.dtype))
+        programs = [dataclasses.replace(p, resident=(p.resident, judge)) for p in programs]
+        sampling = next(p.resident for p in programs if p.name == "decode")
+        rl, c = stage == "grpo", self.c
+        policy = self.weights(c.grpo.dtype if rl else c.sampler.dtype, c.rollout_sampler if rl else c.sampler)
+        return [*programs, Program(stage, "judge", None, (sampling, policy, self._judge_cache(stage)))]
+
+    def _programs(self, stage: str) -> list[Program]:
         c, s = self.c, self.c.search
         sampled = c.sampler.dtype
         if stage == "base":
@@ -126,6 +151,19 @@ class Plan:
         if stage == "eval":
             return self._sampling(stage, self.layout(1, self.prompt, c.eval.max_tokens, sampled), sampled, ())
         return self._grpo()
+
+    def _judge_cache(self, stage: str) -> KVCache:
+        """The cache of the judge. Its prompt holds the rubric, the problem and the longest answer of the stage."""
+        settings = self.c.verify.judge
+        assert self.judge is not None and settings is not None
+        rubric = len(prompt_files.load(self.c.prompts)["evaluate"].source) // CHARACTERS_PER_TOKEN
+        steps, evaluated = 2 * self.c.search.max_rollout_tokens, self.c.eval.max_tokens
+        answer = {"grpo": self.c.grpo.max_completion_length, "difficulty": evaluated, "eval": evaluated}
+        longest = rubric + self.prompt + answer.get(stage, steps)
+        longest = min(longest, self.judge.max_positions - settings.max_tokens)
+        engine = Engine.from_config(self.c.sampler.unquantized(), self.judge, self.sample, seed=0)
+        layout = _full_layout(engine, settings.num_samples, longest, settings.max_tokens, self.c.sampler.dtype)
+        return kv_cache.abstract(self.judge, self.sample, jnp.dtype(self.c.sampler.dtype), layout)
 
     def _base(self) -> list[Program]:
         """The base model is copied, or trained by SFT's step."""
@@ -226,10 +264,7 @@ class Plan:
           dtype: of the computation.
           c: settings of the sampler; default those of the config.
         """
-        engine = self.engine(c)
-        engine.reserve(prompt, new)
-        num_seqs = engine.max_num_seqs
-        return engine.choose_layout(num_seqs, max(num_seqs // group, 1), prompt, new, jnp.dtype(dtype))[0]
+        return _full_layout(self.engine(c), group, prompt, new, dtype)
 
     def packed(self, layout: CacheLayout) -> int:
         """Rows of the largest batch that a batch of this layout can shrink to; 0 if it cannot shrink."""
@@ -325,14 +360,8 @@ def check(c: cfg.Config, config: LlamaConfig | None, sharding: Sharding) -> None
     Raises:
       AstroError: when it does not. The message names the parameter or the config key.
     """
-    specs = jax.tree_util.tree_leaves_with_path(llama_params.param_specs(config)) if config is not None else []
-    for path, spec in specs:
-        for n, axis in zip(spec.shape, spec.axes, strict=True):
-            mesh_axes = sharding.mesh_axes(axis)
-            shards = math.prod(sharding.mesh.shape[name] for name in mesh_axes)
-            if n % shards:
-                name = jax.tree_util.keystr(path, simple=True, separator=".")
-                raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(mesh_axes)}={shards} does not divide")
+    if config is not None:
+        check_model(config, sharding)
     names = ("pretrain", "sft") if config is None else ("sft", *(("base_sft",) if c.base_sft else ()))
     head_dim = attention.HEAD_DIM_MULTIPLE if config is None else config.head_dim
     for length in (*(getattr(c, name).max_length for name in (*names, "grpo")), c.sampler.block_size):
@@ -344,6 +373,31 @@ def check(c: cfg.Config, config: LlamaConfig | None, sharding: Sharding) -> None
                 raise AstroError(
                     f"{name}.{key}={rows} cannot be split over data x fsdp = {sharding.batch_size} devices"
                 )
+
+
+def check_model(config: LlamaConfig, sharding: Sharding, whose: str = "") -> None:
+    """Check that a mesh divides the parameters of a model.
+
+    Args:
+      whose: says in the message whose parameters do not divide.
+
+    Raises:
+      AstroError: when it does not.
+    """
+    for path, spec in jax.tree_util.tree_leaves_with_path(llama_params.param_specs(config)):
+        for n, axis in zip(spec.shape, spec.axes, strict=True):
+            mesh_axes = sharding.mesh_axes(axis)
+            shards = math.prod(sharding.mesh.shape[name] for name in mesh_axes)
+            if n % shards:
+                name = whose + jax.tree_util.keystr(path, simple=True, separator=".")
+                raise AstroError(f"mesh: {name} has {n} {axis}, which {'x'.join(mesh_axes)}={shards} does not divide")
+
+
+def _full_layout(engine: Engine, group: int, prompt: int, new: int, dtype: str) -> CacheLayout:
+    """The layout that an engine decodes with when all its rows hold a sequence. The arguments are Plan.layout's."""
+    engine.reserve(prompt, new)
+    num_seqs = engine.max_num_seqs
+    return engine.choose_layout(num_seqs, max(num_seqs // group, 1), prompt, new, jnp.dtype(dtype))[0]
 
 
 def _lower(function: Any, *args: Any) -> jax.stages.Lowered:

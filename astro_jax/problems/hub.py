@@ -27,14 +27,14 @@ class DatasetSpec:
       subsets: the subsets (configurations) that are read by default, one after the other.
       fields: the data set's column for each of our fields.
       answer: extracts the answer from a record. None: a column holds the answer.
-      keep: whether a record has an answer that can be checked.
+      keep: whether a record can be used for a task: most tasks need an answer that can be checked.
     """
 
     task: RecordTask = "math"
     subsets: tuple[str | None, ...] = (None,)
     fields: Mapping[str, str] = dataclasses.field(default_factory=lambda: FIELDS)
     answer: Callable[[Record], str | None] | None = None
-    keep: Callable[[Record], bool] = lambda record: True
+    keep: Callable[[Record, RecordTask], bool] = lambda record, task: True
 
 
 def _boxed(record: Record) -> str | None:
@@ -48,10 +48,10 @@ def _after_hashes(record: Record) -> str | None:
     return answer.strip() if marker else None
 
 
-def _is_checkable(record: Record) -> bool:
-    """NuminaMath-1.5: the record is no proof and no multiple choice, and its problem and solution are marked valid."""
+def _is_usable(record: Record, task: RecordTask) -> bool:
+    """NuminaMath-1.5: the problem and the solution are marked valid. Only a judge takes proofs and multiple choice."""
     return (
-        record.get("question_type") == "math-word-problem"
+        (record.get("question_type") == "math-word-problem" or task == "judged")
         and record.get("problem_is_valid") == "Yes"
         and record.get("solution_is_valid") == "Yes"
     )
@@ -69,7 +69,7 @@ DATASETS = {
     "EleutherAI/hendrycks_math": DatasetSpec(subsets=SUBJECTS, answer=_boxed),
     "nlile/hendrycks-MATH-benchmark": DatasetSpec(),
     "HuggingFaceH4/MATH-500": DatasetSpec(),
-    "AI-MO/NuminaMath-1.5": DatasetSpec(keep=_is_checkable),
+    "AI-MO/NuminaMath-1.5": DatasetSpec(keep=_is_usable),
 }
 
 
@@ -97,19 +97,20 @@ def read(
       AstroError: if the data set cannot be loaded, or if no problem is left.
     """
     spec = DATASETS.get(name, DatasetSpec("number"))
+    task = task or spec.task
     columns = fields or spec.fields
     skipped: Counter[str] = Counter()
 
     def records() -> Iterator[tuple[str, Record]]:
         for i, record in enumerate(_load(name, (subset,) if subset else spec.subsets, split, filters, skipped)):
-            if not spec.keep(record):
+            if not spec.keep(record, task):
                 skipped["no answer that can be checked"] += 1
             else:
                 answer = {} if spec.answer is None else {"answer": spec.answer(record)}
                 values = {field: record.get(column) for field, column in columns.items()}
                 yield f"{name}, record {i}", values | answer
 
-    problems = from_records(records(), task or spec.task, skipped=skipped)
+    problems = from_records(records(), task, skipped=skipped)
     if not problems:
         reasons = ", ".join(f"{n} {reason}" for reason, n in skipped.items()) or "it is empty"
         raise AstroError(

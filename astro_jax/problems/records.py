@@ -15,7 +15,7 @@ from astro_jax.types import Problem
 from astro_jax.verify.answer import extract
 from astro_jax.verify.number import parse
 
-RecordTask = Literal["number", "math"]  # the tasks whose problems are a text and an answer
+RecordTask = Literal["number", "math", "judged"]  # a text and an answer, which "judged" does not need
 # Texts that published data sets put in place of a missing answer.
 MISSING_ANSWERS = ("none", "nan", "inf", "-inf", "notfound", "not found", "proof")
 FIELDS = {"problem": "problem", "answer": "answer", "solution": "solution"}
@@ -24,8 +24,8 @@ FIELDS = {"problem": "problem", "answer": "answer", "solution": "solution"}
 def read_jsonl(path: epath.Path, task: RecordTask = "number", fields: Mapping[str, str] = FIELDS) -> list[Problem]:
     """Read the problems of a JSONL file, each text once.
 
-    A line is {"problem": text, "answer": text or number}. A line may have a "solution", a text that a weak base model
-    can be fine-tuned on (base_sft).
+    A line is {"problem": text, "answer": text or number}. The task "judged" needs no answer. A line may have a
+    "solution", a text that a weak base model can be fine-tuned on (base_sft).
 
     Args:
       fields: the file's name of each of the three fields.
@@ -81,8 +81,9 @@ def _problem(record: Mapping[str, Any], task: RecordTask) -> Problem | str:
         return f"`answer` must be a number, found {answer!r}"
     if task == "math" and not is_mathematics(answer):
         return f"`answer` must be mathematics, found {answer!r}"
+    answer = "" if str(answer).strip().lower() in MISSING_ANSWERS else str(answer)
     digest = hashlib.blake2b(normalized(text).encode(), digest_size=8).hexdigest()
-    return Problem(digest, text, str(answer), {"solution": solution}, task)
+    return Problem(digest, text, answer, {"solution": solution}, task)
 
 
 def normalized(text: str) -> str:

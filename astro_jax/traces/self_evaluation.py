@@ -6,15 +6,13 @@ of N sampled judgements approve. Traces end only at these.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from astro_jax import config as cfg
+from astro_jax import judge
 from astro_jax.search.tree import Tree
 from astro_jax.storage import Json
 from astro_jax.traces.writer import Prompt, TraceWriter
-
-VERDICTS = ("Verdict: correct", "Verdict: incorrect")
 
 
 def evaluate(trees: Sequence[Tree], c: cfg.Traces, writer: TraceWriter) -> list[Json]:
@@ -35,25 +33,17 @@ def evaluate(trees: Sequence[Tree], c: cfg.Traces, writer: TraceWriter) -> list[
         )
         for tree, node in terminals
     ]
-    completions = writer.complete(prompts, [c.self_evaluation_tokens] * len(prompts), 1.0, VERDICTS)
+    completions = writer.complete(prompts, [c.self_evaluation_tokens] * len(prompts), 1.0, judge.VERDICTS)
     records: dict[str, list[Json]] = {tree.problem.id: [] for tree in trees}
     for (tree, node), texts in zip(terminals, completions, strict=True):
-        records[tree.problem.id].append({"node": node.id, **_count(texts, c), "judgements": texts})
+        records[tree.problem.id].append({"node": node.id, **_record(texts, c), "judgements": texts})
     return [{"problem_id": problem_id, "terminals": judged} for problem_id, judged in records.items()]
 
 
-def read_verdict(judgement: str | None) -> bool | None:
-    """Whether a judgement approves. None if its last line is not exactly one of the two verdicts."""
-    lines = (judgement or "").strip().splitlines()
-    match = re.fullmatch(r"Verdict: (correct|incorrect)\.?", lines[-1].strip()) if lines else None
-    return None if match is None else match[1] == "correct"
-
-
-def _count(texts: Sequence[str | None], c: cfg.Traces) -> Json:
-    """Count the judgements of one terminal. A judgement that cannot be read does not approve, and neither does one
-    that was not sampled because the prompt was too long."""
-    verdicts = [read_verdict(text) for text in texts]
-    approved, rejected = verdicts.count(True), verdicts.count(False)
-    passed = approved >= c.self_evaluation_pass * c.self_evaluation
-    unread = c.self_evaluation - approved - rejected
-    return {"approved": approved, "rejected": rejected, "unread": unread, "passed": passed}
+def _record(texts: list[str | None], c: cfg.Traces) -> Json:
+    """Count the judgements of one terminal."""
+    judgements = judge.count(texts, c.self_evaluation)
+    return {
+        "approved": judgements.approved, "rejected": judgements.rejected, "unread": judgements.unread,
+        "passed": judgements.passes(c.self_evaluation_pass),
+    }  # fmt: skip

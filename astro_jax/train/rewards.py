@@ -73,8 +73,12 @@ class Rewarder:
           num_generations: completions of each group.
 
         Yields:
-          The stream to add completions to. None where the step has a record, whose judgements count.
+          The stream to add completions to. None where the step has a record, whose judgements count, and where a reward
+          of the user must wait for the judge.
         """
+        if self.user_reward is not None and self.verifier.has_judge:
+            yield None
+            return
         if self.records is not None and self.records.has(step * self.max_batches + batch):
             yield None
             return

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from astro_jax.phrases import count_backtracks
 from astro_jax.types import Problem, Response, Task, Verdict
 from astro_jax.verify import countdown, numeric_answer
-from astro_jax.verify.answer import Rule
+from astro_jax.verify.answer import Rule, extract
 from astro_jax.verify.pool import Call
 
 
@@ -45,11 +45,19 @@ def _gym_call(response: Response, rule: Rule) -> Call:
     return Call("gym", (meta["task"], meta["entry"], response.text, rule))
 
 
+def _judged(problem: Problem, response: str, stopped: bool) -> Verdict:
+    """Read the answer of a response on which a judge alone can decide: its last box, else its last line."""
+    last_line = response.strip().rpartition("\n")[2].strip()
+    answer = (extract(response, "strict") or last_line or None) if stopped else None
+    return Verdict(False, answer is not None, answer, count_backtracks(response))
+
+
 VERIFIERS: Mapping[Task, LocalVerifier | WorkerVerifier] = {
     "countdown": LocalVerifier(countdown.verify),
     "number": LocalVerifier(numeric_answer.verify),
     "math": WorkerVerifier(_math_call),
     "gym": WorkerVerifier(_gym_call, ("reasoning_gym",)),
+    "judged": LocalVerifier(_judged),
 }
 
 

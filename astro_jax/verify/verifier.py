@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from astro_jax import config as cfg
@@ -18,6 +19,7 @@ from astro_jax.verify.pool import Call, CallStream, Outcome, Timeout, WorkerPool
 from astro_jax.verify.tasks import VERIFIERS, WorkerVerifier, verify
 from astro_jax.verify.verdict_counts import VerdictCounts
 
+Judge = Callable[[Sequence[Response]], list[bool]]
 MIN_VERDICTS = 200  # a run is not stopped for failed verdicts before this number of verdicts
 
 
@@ -27,12 +29,17 @@ class Verifier:
     The table of tasks (tasks.VERIFIERS) says which verifier judges a response. Worker processes start when a response
     first needs them.
 
+    Args:
+      c: the settings.
+      judge: a model that says for each response whether it approves (`astro_jax.judge`). It decides on rewards, for a
+        response with an answer that can be read. The rules still decide in evaluation, but for the task "judged".
+
     Attributes:
       counts: the verdicts so far.
     """
 
-    def __init__(self, c: cfg.Verify | None = None):
-        self.c = c or cfg.Verify()
+    def __init__(self, c: cfg.Verify | None = None, judge: Judge | None = None):
+        self.c, self._judge = c or cfg.Verify(), judge
         self.counts = VerdictCounts()
         self._pool: WorkerPool | None = None
 
@@ -49,7 +56,7 @@ class Verifier:
           AstroError: if too large a share of all responses so far has no verdict (verify.max_failed_share).
         """
         verdicts = self.grade(responses, self.c.reward_rule if use == "reward" else self.c.report_rule)
-        return self._count(responses, verdicts)
+        return self._count(responses, verdicts, use)
 
     def grade(self, responses: Sequence[Response], rule: Rule) -> list[Verdict]:
         """Judge responses by a named rule, without counting the verdicts. One verdict for each response, in order."""
@@ -69,6 +76,11 @@ class Verifier:
         self._prepare(problems)
         with self.pool.stream() as calls:
             yield VerdictStream(self, calls)
+
+    @property
+    def has_judge(self) -> bool:
+        """Whether a model decides on rewards, after all responses have ended."""
+        return self._judge is not None
 
     def readable(self, gold_answers: Sequence[str]) -> list[bool]:
         """Say for each gold answer of mathematics whether the parser can read it."""
@@ -98,10 +110,29 @@ class Verifier:
         """The verdicts of responses. `outcomes`: of those that a worker has judged, by the index of the response."""
         return [self._verdict(r, outcomes[i]) if i in outcomes else verify(*r) for i, r in enumerate(responses)]
 
-    def _count(self, responses: Sequence[Response], verdicts: list[Verdict]) -> list[Verdict]:
+    def _count(
+        self, responses: Sequence[Response], verdicts: list[Verdict], use: Literal["reward", "report"] = "reward"
+    ) -> list[Verdict]:
+        """Let the judge decide, and count the verdicts."""
+        if self._judge is not None:
+            verdicts = self._ask(self._judge, responses, verdicts, use)
         self.counts.add(v.status for v in verdicts)
         self._stop_if_failing(responses)
         return verdicts
+
+    def _ask(
+        self, judge: Judge, responses: Sequence[Response], verdicts: list[Verdict], use: Literal["reward", "report"]
+    ) -> list[Verdict]:
+        """Let a judge decide on responses with an answer: on rewards, and where no rule can decide."""
+        asked = [
+            i for i, (r, v) in enumerate(zip(responses, verdicts, strict=True))
+            if v.answer is not None and (use == "reward" or r.problem.task == "judged")
+        ]  # fmt: skip
+        approvals = dict(zip(asked, judge([responses[i] for i in asked]), strict=True)) if asked else {}
+        for i, is_approved in approvals.items():
+            if responses[i].problem.task != "judged":
+                self.counts.add_judged(verdicts[i].correct, is_approved)
+        return [dataclasses.replace(v, correct=approvals.get(i, v.correct)) for i, v in enumerate(verdicts)]
 
     def _run(self, calls: Sequence[Call]) -> list[Outcome]:
         """Run calls and return their outcomes in order.

@@ -1,6 +1,7 @@
 """Answers and trees of `astro budgets`, with a scripted engine: blocks, budgets, resuming, refusals."""
 
 import contextlib
+import dataclasses
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from astro_jax.budgets.measure import HELD_OUT
 from astro_jax.errors import AstroError
 from astro_jax.problems.suites import Suite
 from astro_jax.storage import Shards
+from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
 C = cfg.Config(
@@ -131,3 +133,9 @@ def test_rounds_grow_until_the_tokens_are_spent():
 def test_settings_with_nothing_to_compare_are_refused(changes, message, tmp_path):
     with pytest.raises(AstroError, match=message):
         measure.run([None], [C.model_copy(update=changes)], [SUITE], epath.Path(tmp_path))
+
+
+def test_problems_that_only_a_judge_can_decide_on_are_refused(tmp_path):
+    essays = dataclasses.replace(SUITE, problems=[Problem("why", "Why?", "", task="judged")])
+    with pytest.raises(AstroError, match="task=judged has none"):
+        measure.run([None], [C], [essays], epath.Path(tmp_path))

@@ -11,7 +11,7 @@ KEYS = [(name, key, info) for name, section in cfg.sections().items() for key, i
 def test_sections_are_found_with_those_inside_sections():
     nested = {"": cfg.Config, "base_sft": cfg.Sft, "search.early_stop": cfg.EarlyStop, "problems.gym": cfg.Gym}
     assert nested.items() <= cfg.sections().items()
-    assert len(cfg.sections()) == 26
+    assert len(cfg.sections()) == 27
 
 
 def test_every_section_and_key_has_a_description_and_every_default_a_source():

@@ -10,7 +10,7 @@ from helpers import chat_tokenizer, tiny_config
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
-from astro_jax.evaluate import lm_eval, responses, suites
+from astro_jax.evaluate import judged, lm_eval, responses, suites
 from astro_jax.policy import Policy
 from astro_jax.problems import suites as problem_suites
 from astro_jax.sampler import Completion
@@ -193,6 +193,12 @@ def test_behaviour_and_errors_stand_in_the_result_and_in_each_row(evaluated):
     rows = responses.read_parquet(epath.Path(folder) / suites.ANSWERS)
     assert [r["error"] for r in rows[8:]] == ["cut off", "gave up", "planning", "planning"]
     assert rows[0]["error"] is None and rows[0]["attempts"] == 1
+
+
+def test_a_judge_reads_the_answers_with_their_verdicts(evaluated):
+    answers = judged.read(epath.Path(evaluated[0]), "math500")
+    assert [a.correct for a in answers[:4]] == [True, True, True, False] and not answers[8].response.stopped
+    assert answers[0].response.problem.prompt == "What is 1 + 1?" and answers[9].error == "gave up"
 
 
 def test_export_has_the_form_of_lm_evaluation_harness(evaluated, tmp_path):

@@ -11,7 +11,7 @@ from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh
 from astro_jax.plan.planner import model_config
 from astro_jax.plan.programs import Plan, size
-from astro_jax.sampler import Request, SamplingParams
+from astro_jax.sampler import Request, SamplingParams, kv_cache
 from astro_jax.sampler import programs as sampler_programs
 from astro_jax.train import grpo, sft
 from astro_jax.train.state import make_accumulate
@@ -97,6 +97,24 @@ def test_unshared_rows_take_the_same_memory():
     one_row_more = unshared.ungrouped(unshared.num_seqs + 1)
     sizes = [size(plan.kv_cache(x, "float32")) for x in (layout, unshared, one_row_more)]
     assert sizes[1] <= sizes[0] < sizes[2]
+
+
+def test_a_judge_lies_beside_the_programs_of_the_stages_that_ask_it():
+    judge = tiny_config(n_layers=1, n_kv_heads=1)
+    settings = cfg.Verify(judge=cfg.Judge(model="judge", num_samples=4, max_tokens=16))
+    c = cfg.Config(sampler=cfg.Sampler(max_num_seqs=16, block_size=8, dtype="float32"), verify=settings)
+    alone, plan = (Plan(c, CONFIG, make_mesh(), 20, judge=model) for model in (None, judge))
+    weights = 4 * llama.params.count(judge)
+    # The rubric fills the context of 128: 112 columns of prompts, of which 4 samples share one, take 16 blocks of 8.
+    cache = 16 * kv_cache.bytes_per_sequence(kv_cache.bytes_per_column(judge, 4), 16 * 8, 2 * 8, 4)
+    for stage in ("search", "grpo"):
+        *programs, judging = plan.programs(stage)
+        before = {p.name: size(p.resident) for p in alone.programs(stage)}
+        assert {p.name: size(p.resident) - weights for p in programs} == before
+        assert size(judging.resident) == before["decode"] + weights + size(plan.weights(c.grpo.dtype)) + cache
+    assert [p.name for p in plan.programs("eval")] == [p.name for p in alone.programs("eval")]
+    with pytest.raises(AstroError, match="mesh: the judge's layers\\.wk has 1 kv_heads, which tp=2 does not divide"):
+        Plan(c, CONFIG, make_mesh(tp=2), judge=judge)
 
 
 @pytest.mark.parametrize(

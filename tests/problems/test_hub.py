@@ -91,6 +91,10 @@ def test_numinamath_skips_proofs_choices_and_invalid_records(published):
     assert skipped == {
         "no answer that can be checked": 3, "not asked for (problems.filters)": 1, "`answer` must be mathematics": 1
     }  # fmt: skip
+    problems, _ = hub.read("AI-MO/NuminaMath-1.5", task="judged")  # a judge needs no answer
+    assert [(p.prompt[0], p.answer, p.task) for p in problems] == [
+        (n, answer, "judged") for n, answer in (("1", "2"), ("2", ""), ("3", "2"), ("5", "2"), ("6", "2"), ("7", ""))
+    ]
 
 
 def test_data_set_without_usable_problems_is_refused(published):

@@ -55,6 +55,8 @@ def test_fields_are_renamed_and_answers_are_checked_by_task(tmp_path):
     assert [(p.answer, p.task) for p in problems] == [("\\frac{1}{2}", "math"), ("x^2", "math")]
     with pytest.raises(AstroError, match=r"line 1: `answer` must be a number, found '.*frac"):
         records.read_jsonl(path, "number", {"problem": "q", "answer": "a"})
+    (judged,) = records.read_jsonl(write(tmp_path / "essays.jsonl", {"problem": "Why?"}), "judged")
+    assert (judged.answer, judged.task) == ("", "judged")
     bad = write(tmp_path / "bad.jsonl", {"problem": "a", "answer": "1"}, {"problem": "b", "answer": ""})
     with pytest.raises(AstroError, match="line 2: `answer` must be mathematics, found ''"):
         records.read_jsonl(bad, "math")

@@ -1,19 +1,7 @@
-"""Self-evaluation: the verdicts of judgements, and the terminals that may end a trace."""
+"""Self-evaluation: the terminals that may end a trace."""
 
 import pytest
 from traces_fixtures import STEPS, make_records
-
-from astro_jax.traces.self_evaluation import read_verdict
-
-
-@pytest.mark.parametrize(
-    "text, approves",
-    [("All is well.\nVerdict: correct", True), ("Verdict: incorrect.\n", False), ("Verdict: correct.", True),
-     ("verdict: correct", None), ("It is correct", None), ("Verdict: correct\nOr not?", None), ("", None), (None, None),
-     ("Verdict: correct or incorrect", None), ("The Verdict: correct", None), ("Verdict: correctly", None)],
-)  # fmt: skip
-def test_a_verdict_must_match_to_the_letter(text, approves):
-    assert read_verdict(text) is approves
 
 
 def approve_first(approvals):

@@ -9,9 +9,9 @@ from traces_fixtures import TOKENIZER, pets_tree, rewrite_well, scripted_writer
 
 from astro_jax import config as cfg
 from astro_jax import llama, pipeline, run_plan, stage_folder
+from astro_jax.judge import read_verdict
 from astro_jax.storage import Shards
 from astro_jax.traces import dataset
-from astro_jax.traces.self_evaluation import read_verdict
 from astro_jax.traces.writer import TraceWriter
 from astro_jax.verify import verify
 

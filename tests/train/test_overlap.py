@@ -6,10 +6,13 @@ import zlib
 import pytest
 from etils import epath
 from grpo_fixtures import PROBLEMS, fresh, make_shared
-from helpers import assert_trees_equal
+from helpers import assert_trees_equal, chat_tokenizer, one_device, tiny_config, tiny_params
 
 from astro_jax import config as cfg
+from astro_jax import judge as judging
+from astro_jax import llama, prompts
 from astro_jax.errors import AstroError
+from astro_jax.judge import RunJudge
 from astro_jax.train.rewards import Rewarder, column_names
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier, tasks
@@ -30,6 +33,20 @@ def verifier():
     with pytest.MonkeyPatch.context() as patch, contextlib.closing(Verifier(cfg.Verify(num_workers=1))) as verifier:
         patch.setitem(tasks.VERIFIERS, "math", tasks.WorkerVerifier(call))
         yield verifier
+
+
+@pytest.fixture
+def judge(tmp_path, monkeypatch):
+    """A judge with random parameters. A letter ends a judgement, and the first letters of the alphabet approve."""
+    letters, tokenizer = "abcdefghijklmnopqrstuvwxyz", chat_tokenizer()
+    config = tiny_config(vocab_size=len(tokenizer), n_layers=1)
+    llama.save(epath.Path(tmp_path / "judge"), config, tiny_params(config, scale=0.1), tokenizer)
+    (tmp_path / "rubric.txt").write_text("{{ problem }} {{ solution }}?")
+    monkeypatch.setattr(judging, "VERDICTS", tuple(letters))
+    monkeypatch.setattr(judging, "read_verdict", lambda text: None if text is None else text[-1] < "n")
+    settings = cfg.Judge(model=str(tmp_path / "judge"), num_samples=4, pass_share=0.5, max_tokens=8)
+    c = cfg.Config(verify=cfg.Verify(judge=settings), sampler=cfg.Sampler(max_num_seqs=4))
+    return RunJudge(c, prompts.load({"evaluate": str(tmp_path / "rubric.txt")})["evaluate"], one_device())
 
 
 def without_times(metrics):
@@ -126,3 +143,31 @@ def test_error_of_a_user_written_reward_ends_an_overlapping_step_too(verifier, t
         trainer.rewarder = Rewarder(verifier, broken)
         with pytest.raises(AstroError, match="ZeroDivisionError: division by zero"):
             trainer.generate_rollouts(trainer._reshard(fresh().params), 0)
+
+
+def test_a_judge_decides_the_same_with_overlap_without_it_and_after_a_kill(verifier, judge, tmp_path, monkeypatch):
+    asked = []
+
+    def ask(responses):
+        asked.append(responses)
+        return judge(responses)
+
+    monkeypatch.setattr(verifier, "_judge", ask)
+    trainer = make_shared(MATH)
+    params = trainer._reshard(fresh().params)
+
+    def verdicts(name, **changes):
+        trainer.rewarder = Rewarder(verifier, None, epath.Path(tmp_path / name))
+        for attribute, value in changes.items():
+            monkeypatch.setattr(trainer.rewarder, attribute, value)
+        return [r.verdict for group in trainer.generate_rollouts(params, 1) for r in group]
+
+    judged = verdicts("rl")
+    responses = asked[0]
+    approved = judge(responses)
+    assert {True, False} == set(approved)
+    assert [v.correct for v in judged if v.answer is not None] == approved  # the judge is asked about answers alone
+    judge.unload()  # as between two stages; a restart loads the judge too
+    assert verdicts("serial", stream=lambda *_: contextlib.nullcontext()) == judged and asked[1] == responses
+    assert judge(responses[::-1]) == approved[::-1] and judge(responses[3:5]) == approved[3:5]
+    assert verdicts("rl") == judged and len(asked) == 2  # after a kill the record decides

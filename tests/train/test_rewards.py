@@ -135,3 +135,17 @@ def test_a_record_keeps_every_bit_of_a_reward(reward, tmp_path):
         for verdicts in ([WRONG] * 4, [])
     ]
     assert judged[0] == judged[1] == [[Judgement(WRONG, reward), Judgement(WRONG, None)]] * 2
+
+
+def test_a_user_written_reward_gets_the_verdicts_of_the_judge():
+    class Echo:
+        columns = ("correct",)
+
+        def score(self, groups):
+            return [[float(correct) for correct in group["correct"]] for group in groups]
+
+    problem = Problem("p", "2+3", "5", task="number")
+    rewarder = Rewarder(Verifier(judge=lambda responses: [r.text == "4" for r in responses]), Echo())
+    with rewarder.stream(0, [problem], 2) as stream:
+        assert stream is None  # the judge decides after all responses have ended
+        assert [j.reward for j in rewarder.judge(0, [responses("5", "4", problem=problem)], stream=stream)[0]] == [0, 1]

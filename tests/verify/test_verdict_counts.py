@@ -16,15 +16,19 @@ def test_restart_continues_counts_and_summary_adds_processes(tmp_path):
     assert not first.path.exists()  # no verdict, no file
     first.add(["correct", "correct", "wrong"])
     first.add_disagreement("50", "50%", True)
+    first.add_judged(False, True)
+    first.add_judged(True, True)
     first.save()
     restarted = VerdictCounts(folder / "verdicts-0-of-2.json")
     restarted.add(["timeout"])
     restarted.save()
     second = VerdictCounts(folder / "verdicts-1-of-2.json")
     second.add(["wrong"])
+    second.add_judged(False, True)
     second.save()
     assert verdict_counts.summary(folder) == {
-        "verdicts": {"correct": 2, "wrong": 2, "timeout": 1}, "disagreements": 1
+        "verdicts": {"correct": 2, "wrong": 2, "timeout": 1}, "disagreements": 1,
+        "judged": {"wrong approved": 2, "right approved": 1},
     }  # fmt: skip
     saved = json.loads((tmp_path / "verdicts-0-of-2.json").read_text())
     assert saved["disagreements"] == [{"gold": "50", "answer": "50%", "correct": True}]

@@ -69,6 +69,26 @@ def test_rewards_are_strict_and_reports_are_lenient(verifier):
     assert [verifier.judge([third], use)[0].status for use in ("reward", "report")] == ["unparsed", "correct"]
 
 
+def test_a_judge_decides_on_rewards_and_the_rules_on_reports(verifier):
+    said = {"5": False, "6": True}  # the third response has no answer that can be read: the judge is not asked
+    judged = Verifier(verifier.c, lambda responses: [said[r.text[10:-1]] for r in responses])
+    judged._pool = verifier._pool
+    responses = [response(5), response(6), response("x^{")]
+    assert [v.correct for v in judged.judge(responses)] == [False, True, False]
+    assert [v.correct for v in judged.judge(responses, "report")] == [True, False, False]
+    assert judged.counts.judged == {"right rejected": 1, "wrong approved": 1}
+
+
+def test_a_judge_alone_decides_on_problems_without_an_answer(verifier):
+    judged = Verifier(verifier.c, lambda responses: ["gravity" in r.text for r in responses])
+    texts = ["It falls.\n\nBecause of gravity. ", "so \\boxed{magnets}", "\n", "Because of gravity"]
+    responses = [Response(Problem("why", "Why?", "", task="judged"), text, i != 3) for i, text in enumerate(texts)]
+    verdicts = [("correct", "Because of gravity."), ("wrong", "magnets"), ("unparsed", None), ("unparsed", None)]
+    for use in ("reward", "report"):
+        assert [(v.status, v.answer) for v in judged.judge(responses, use)] == verdicts
+    assert not judged.counts.judged  # no rule to compare the judge with
+
+
 def test_disagreements_with_the_second_grader_are_listed(verifier):
     verifier.judge([response("50%", gold="50"), response(5)])
     assert verifier.counts.disagreements == [{"gold": "50", "answer": "50%", "correct": True}]

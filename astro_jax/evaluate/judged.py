@@ -1,0 +1,137 @@
+"""How often a judge is fooled: a model judges answers of which an exact verifier has said whether they are right.
+
+OUT/judgements-*.jsonl  how many judgements of each answer approve and reject; resumable
+OUT/result.json         the rates (`rates`)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from astro_jax import stage_folder, storage
+from astro_jax.errors import AstroError
+from astro_jax.evaluate import responses, statistics, suites
+from astro_jax.evaluate import run as evaluation
+from astro_jax.judge import Judge
+from astro_jax.progress import ProgressBar
+from astro_jax.storage import Json, Shards
+from astro_jax.types import Problem, Response
+
+RESULT = "result.json"
+_SHARD = 128  # answers of one file of judgements
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgedAnswer:
+    """An answer with the verdict of an exact verifier.
+
+    Attributes:
+      response: the answer.
+      correct: the exact verdict.
+      error: the error class of a wrong answer; None where it is not known.
+    """
+
+    response: Response
+    correct: bool
+    error: str | None = None
+
+
+def read(folder: epath.Path, rule: str) -> list[JudgedAnswer]:
+    """Read the answers of an evaluation: of a suite (answers.parquet), or of a run's held-out problems.
+
+    Args:
+      rule: the grading rule whose verdicts count, where there are several.
+
+    Raises:
+      AstroError: when the folder holds neither.
+    """
+    if (folder / suites.ANSWERS).exists():
+        rows = responses.read_parquet(folder / suites.ANSWERS)
+        column = f"correct_{rule}" if rows and f"correct_{rule}" in rows[0] else "correct_strict"
+        return [JudgedAnswer(_response(r, r["response"], r["truncated"]), r[column], r["error"]) for r in rows]
+    records = list(Shards(folder, evaluation.ANSWERS).read())
+    if not records:
+        raise AstroError(
+            f"{folder}: no answers of an evaluation; give runs/eval/MODEL/SUITE of `astro eval MODEL --suite SUITE`, "
+            "or RUN/eval/MODEL"
+        )
+    return [JudgedAnswer(_response(r, r["sampled"]["text"], r["sampled"]["truncated"]), r["sampled"]["correct"])
+            for r in records]  # fmt: skip
+
+
+def _response(row: Json, text: str, is_truncated: bool) -> Response:
+    return Response(Problem(row["problem_id"], row["prompt"], ""), text, not is_truncated)
+
+
+def measure(out: epath.Path, answers: Sequence[JudgedAnswer], judge: Judge, settings: Json) -> Json:
+    """Judge the answers, and write the rates. What an earlier call has judged is kept.
+
+    Args:
+      settings: what the judgements depend on.
+
+    Raises:
+      AstroError: when the folder holds judgements of other settings.
+    """
+    digest = stage_folder.content_hash([a.response.text for a in answers])
+    settings = settings | {"answers_digest": digest}
+    responses.claim(out, settings)
+    store = Shards(out, "judgements")
+    shards = [answers[i : i + _SHARD] for i in range(0, len(answers), _SHARD)]
+    done = sum(len(shard) for index, shard in enumerate(shards) if store.has(index))
+    with ProgressBar("judge", judge.n * len(answers), "judgements", judge.n * done) as bar:
+        for index, shard in enumerate(shards):
+            if not store.has(index):
+                judged = judge.judge([a.response for a in shard], bar.advance)
+                pairs = zip(shard, judged, strict=True)
+                store.write(index, ({"problem_id": a.response.problem.id, **dataclasses.asdict(j)} for a, j in pairs))
+    rows = list(store.read())
+    approved, rejected = (np.asarray([row[key] for row in rows]) for key in ("approved", "rejected"))
+    result = rates(answers, approved, rejected, judge.n) | {"settings": settings}
+    storage.write_json(out / RESULT, result)
+    return result
+
+
+def rates(answers: Sequence[JudgedAnswer], approved: np.ndarray, rejected: np.ndarray, n: int) -> dict[str, Any]:
+    """The rates of a judge.
+
+    Args:
+      approved, rejected: [A] judgements of each answer, of n.
+
+    Returns:
+      `answers`, `right`: counts; `unread`, the share of judgements without a verdict; `by_share`: for each share of
+      the judgements that must approve, 1/n to 1: `fooled`, the share of wrong answers that pass, `missed`, the share of
+      right answers that do not pass, both means over the problems that have such answers, with intervals over these
+      problems, and `agreement`, the share of all answers on which judge and verifier agree; `fooled_by_error`: at share
+      1, the share of the wrong answers of each error class that pass.
+    """
+    correct = np.asarray([a.correct for a in answers])
+    ids = [a.response.problem.id for a in answers]
+    table = []
+    for k in range(1, n + 1):
+        passed = approved >= k
+        table.append({
+            "share": round(k / n, 4), "fooled": _mean_over_problems(ids, passed, ~correct),
+            "missed": _mean_over_problems(ids, ~passed, correct),
+            "agreement": round(float((passed == correct).mean()), 4),
+        })  # fmt: skip
+    errors = [a.error for a in answers]
+    classes = sorted({e for e in errors if e})
+    by_error = {e: float((approved >= n)[[x == e for x in errors]].mean()) for e in classes}
+    return {
+        "answers": len(answers), "right": int(correct.sum()),
+        "unread": round(float(1 - (approved + rejected).sum() / (n * len(answers))), 4), "by_share": table,
+        "fooled_by_error": {e: round(share, 4) for e, share in by_error.items()},
+    }  # fmt: skip
+
+
+def _mean_over_problems(ids: Sequence[str], holds: np.ndarray, among: np.ndarray) -> dict[str, Any] | None:
+    """The mean over problems of a share among some of their answers; None without such answers."""
+    by_problem: dict[str, list[bool]] = {}
+    for i in np.flatnonzero(among).tolist():
+        by_problem.setdefault(ids[i], []).append(bool(holds[i]))
+    return statistics.summarize([float(np.mean(x)) for x in by_problem.values()]) if by_problem else None

@@ -1,0 +1,150 @@
+"""A model as a judge: it reads a problem and a response, and says by a rubric whether the response is right.
+
+For tasks that no rule can decide. The rubric is the prompt `evaluate` (`astro_jax.prompts`), of which a config may name
+another file. Of N sampled judgements a share must approve: the judge is self-consistent where they agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+
+from astro_jax import config as cfg
+from astro_jax.llama import checkpoint, paths
+from astro_jax.llama import tokenizer as tokenizers
+from astro_jax.llama.tokenizer import Tokenizer
+from astro_jax.mesh import Sharding
+from astro_jax.policy import Policy
+from astro_jax.prompts import PromptTemplate
+from astro_jax.sampler import Engine, Request, SamplingParams
+from astro_jax.types import Response
+
+VERDICTS = ("Verdict: correct", "Verdict: incorrect")  # the last line of a judgement
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgements:
+    """The judgements of one response.
+
+    Attributes:
+      n: how many were asked for.
+      approved, rejected: how many say so.
+      texts: as they were sampled; None for one that was cut off.
+    """
+
+    n: int
+    approved: int
+    rejected: int
+    texts: list[str | None]
+
+    @property
+    def unread(self) -> int:
+        """Those without a verdict, and those that were not sampled because the prompt was too long."""
+        return self.n - self.approved - self.rejected
+
+    def passes(self, share: float) -> bool:
+        """Whether at least this share of the judgements approves. One without a verdict does not approve."""
+        return self.approved >= share * self.n
+
+
+def read_verdict(judgement: str | None) -> bool | None:
+    """Whether a judgement approves. None if its last line is not exactly one of the two verdicts.
+
+    Quotes and bold type may stand around the verdict: the stop string ends a judgement before they close.
+    """
+    lines = (judgement or "").strip().splitlines()
+    match = re.fullmatch(r"[\"'*_`> ]*Verdict: (correct|incorrect)[\"'*_`.]*", lines[-1].strip()) if lines else None
+    return None if match is None else match[1] == "correct"
+
+
+def count(texts: list[str | None], n: int) -> Judgements:
+    """Count the verdicts of n judgements, of which `texts` were sampled."""
+    verdicts = [read_verdict(text) for text in texts]
+    return Judgements(n, verdicts.count(True), verdicts.count(False), texts)
+
+
+class Judge:
+    """A model that judges responses.
+
+    A judgement depends on the problem, the response and the seed alone: the same response gets the same judgements in
+    any order, and after a restart.
+
+    Args:
+      policy: the model.
+      rubric: the prompt, with the variables `problem` and `solution`.
+      n: judgements of each response.
+      max_tokens: most tokens of a judgement.
+    """
+
+    def __init__(self, policy: Policy, rubric: PromptTemplate, n: int, max_tokens: int):
+        self.policy, self.rubric, self.n, self.max_tokens = policy, rubric, n, max_tokens
+
+    def judge(self, responses: Sequence[Response], progress: Callable[[int], None] | None = None) -> list[Judgements]:
+        """Judge responses, equal ones once. A response that was cut off is rejected without a question.
+
+        Args:
+          progress: called with the number of judgements that have ended since the last call.
+        """
+        asked = {self._key(r): r for r in responses if r.stopped}
+        requests = {key: self._request(key, r) for key, r in asked.items()}
+        room = self.policy.engine.config.max_positions - self.max_tokens
+        fitting = {key: request for key, request in requests.items() if len(request.prompt_token_ids) <= room}
+        sampling = SamplingParams(self.max_tokens, stop=VERDICTS)
+        groups = self.policy.generate([*fitting.values()], sampling, progress) if fitting else []
+        decode = self.policy.tokenizer.decode
+        texts = {
+            key: [decode(c.token_ids.tolist()) if c.stopped else None for c in group]
+            for key, group in zip(fitting, groups, strict=True)
+        }
+        cut_off = Judgements(self.n, 0, self.n, [])
+        return [count(texts.get(self._key(r), []), self.n) if r.stopped else cut_off for r in responses]
+
+    def _key(self, response: Response) -> tuple[str, str]:
+        return response.problem.id, hashlib.sha256(response.text.encode()).hexdigest()[:16]
+
+    def _request(self, key: tuple[str, str], response: Response) -> Request:
+        text = self.rubric.render(problem=response.problem.prompt.strip(), solution=response.text.strip())
+        return Request(tuple(self._tokenizer.prompt(text)), self.n, ("judge", *key))
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """The tokenizer with the chat template, but without the system prompt of the problems."""
+        tokenizer = self.policy.tokenizer
+        return dataclasses.replace(tokenizer, chat=tokenizer.chat.model_copy(update={"system": None}))
+
+
+class RunJudge:
+    """The judge of a run (`verify.judge`), as a `Verifier` calls it. The model is loaded for the first response.
+
+    The model computes in `sampler.dtype`, also where the policy has int8 weights. Every process of a run must call the
+    judge with the same responses, since all of them sample together.
+    """
+
+    def __init__(self, c: cfg.Config, rubric: PromptTemplate, sharding: Sharding):
+        assert c.verify.judge is not None
+        self.c, self.settings, self.rubric, self.sharding = c, c.verify.judge, rubric, sharding
+        self._judge: Judge | None = None
+
+    def __call__(self, responses: Sequence[Response]) -> list[bool]:
+        """Say for each response whether enough judgements approve."""
+        if self._judge is None:
+            self._judge = self._load()
+        return [j.passes(self.settings.pass_share) for j in self._judge.judge(responses)]
+
+    def unload(self) -> None:
+        """Free the memory of the model, until the next response."""
+        self._judge = None
+
+    def _load(self) -> Judge:
+        folder = paths.resolve(self.settings.model, download=True)
+        config, params = checkpoint.load(folder, self.sharding, jnp.dtype(self.c.sampler.dtype))
+        tokenizer = tokenizers.load(str(folder))
+        chat = cfg.Chat(template=tokenizer.hf.chat_template is not None)
+        engine = Engine.from_config(self.c.sampler.unquantized(), config, self.sharding, self.c.seed)
+        policy = Policy(engine, params, dataclasses.replace(tokenizer, chat=chat))
+        return Judge(policy, self.rubric, self.settings.num_samples, self.settings.max_tokens)
