@@ -189,7 +189,7 @@ def process_index() -> int:
 
 def is_own(i: int) -> bool:
     """Say whether part i of work that is split over the processes is this one's: process k of n has k, k + n, ..."""
-    return i % _group.count == _group.index
+    return i % process_count() == process_index()
 
 
 def waited_seconds() -> float:
