@@ -366,16 +366,16 @@ def user_reward(tmp_path):
 
 
 def test_each_process_rewards_its_share_of_the_groups_and_gets_every_reward(group, user_reward):
-    """Five groups. This process rewards the second and the last one."""
-    put(group, 0, 0, "rewards", [[0.5, None], [7.0, 7.0]])
-    put(group, 0, 2, "rewards", [[9.0, 9.0]])
+    """Five groups. This process rewards the second and the last one. Each process sends pairs of group and rewards."""
+    put(group, 0, 0, "rewards", [[0, [0.5, None]], [3, [7.0, 7.0]]])
+    put(group, 0, 2, "rewards", [[2, [9.0, 9.0]]])
     groups = [{"completions": [n * "x", (n - 1) * "x"]} for n in range(5)]
     assert user_reward.score(groups) == [[0.5, None], [1.0, None], [9.0, 9.0], [7.0, 7.0], [4.0, 3.0]]
-    assert json.loads(group.store.values["astro/sync/0/1"])[1] == [[1.0, None], [4.0, 3.0]]
+    assert json.loads(group.store.values["astro/sync/0/1"])[1] == [[1, [1.0, None]], [4, [4.0, 3.0]]]
 
 
 def test_an_error_of_a_reward_in_one_process_is_raised_in_all(group, user_reward):
-    put(group, 0, 0, "rewards", [[0.5, None]])
+    put(group, 0, 0, "rewards", [[0, [0.5, None]]])
     put(group, 0, 2, "rewards", "grpo.reward=lengths.py:reward: returned 1 rewards for 2 completions")
     with pytest.raises(AstroError, match="returned 1 rewards for 2 completions"):
         user_reward.score([{"completions": ["a", "b"]}] * 3)
