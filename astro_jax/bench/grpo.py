@@ -40,6 +40,7 @@ class Workload:
       prompt: tokens of a prompt.
       new: T, tokens of a completion.
       steps: measured steps. The first step, which compiles, comes before them.
+      micro_batch: rows of one gradient computation. 8 keep a CPU's memory small; an accelerator wants more.
       seed: of the prompts.
 
     Raises:
@@ -51,12 +52,14 @@ class Workload:
     prompt: int = 32
     new: int = 64
     steps: int = 3
+    micro_batch: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.prompts, self.prompt, self.new, self.steps) < 1 or self.samples < 2:
+        if min(self.prompts, self.prompt, self.new, self.steps, self.micro_batch) < 1 or self.samples < 2:
             raise AstroError(
-                "bench: --prompts, --prompt, --new and --steps are at least 1, --samples at least 2 (a group)"
+                "bench: --prompts, --prompt, --new, --steps and --micro-batch are at least 1, --samples at least 2 (a "
+                "group)"
             )
         if self.prompt + self.new < 8:
             raise AstroError("bench: --prompt and --new are at least 8 together")
@@ -162,7 +165,7 @@ def training(config: LlamaConfig, weights: Params, work: Workload) -> Callable[[
 def _settings(work: Workload) -> cfg.Grpo:
     return cfg.Grpo(
         prompts_per_step=work.prompts, num_generations=work.samples, max_completion_length=work.new,
-        max_length=work.prompt + work.new,
+        max_length=work.prompt + work.new, micro_batch_size=work.micro_batch,
     )  # fmt: skip
 
 

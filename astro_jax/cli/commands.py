@@ -317,7 +317,7 @@ def bench_grpo(args: argparse.Namespace, command: str) -> int:
 
     if args.compare == "trl":
         reference.require("trl", "--compare trl")
-    work = grpo.Workload(args.prompts, args.samples, args.prompt, args.new, args.steps)
+    work = grpo.Workload(args.prompts, args.samples, args.prompt, args.new, args.steps, args.micro_batch)
     config, params = checkpoint.load(args.model)
     _print_figures(grpo.measure(config, params, tokenizer.load(args.model), work, args.compare), args.json)
     return 0

@@ -304,6 +304,8 @@ def _bench_grpo(parser: Parser) -> None:
     parser.add_argument("--prompt", type=int, default=32, metavar="P", help="tokens of a prompt (default 32)")
     parser.add_argument("--new", type=int, default=64, metavar="T", help="tokens of a completion (default 64)")
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="measured steps (default 3)")
+    parser.add_argument("--micro-batch", type=int, default=8, metavar="R",
+                        help="rows of one gradient computation (default 8)")  # fmt: skip
     parser.add_argument("--compare", choices=("trl",), help="also measure TRL's GRPOTrainer")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -49,7 +49,9 @@ def test_the_command_compares_with_trl(machine, capsys):
     assert result["trl"]["ratio"] == pytest.approx(ratio, abs=0.006)
 
 
-@pytest.mark.parametrize("option, value", [("--prompts", "0"), ("--samples", "1"), ("--steps", "0")])
+@pytest.mark.parametrize(
+    "option, value", [("--prompts", "0"), ("--samples", "1"), ("--steps", "0"), ("--micro-batch", "0")]
+)
 def test_an_empty_workload_is_one_line(option, value, capsys):
     assert main(["bench", "grpo", "--model", "countdown-base", option, value]) == 2
     assert "at least 1" in capsys.readouterr().err
