@@ -57,19 +57,18 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 def _table(result: dict[str, Any]) -> str:
     from astro_jax import markdown
-
-    def percent(rate: dict[str, float] | None) -> str:
-        return "" if rate is None else f"{100 * rate['mean']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+    from astro_jax.percent import points, rate
 
     rows = [
-        (f"{100 * r['share']:.0f}", percent(r["fooled"]), percent(r["missed"]), f"{100 * r['agreement']:.1f}")
+        (f"{100 * r['share']:.0f}", *(rate(r[name]) if r[name] else "" for name in ("fooled", "missed")),
+         points(r["agreement"]))
         for r in result["by_share"]
-    ]
+    ]  # fmt: skip
     header = ("judgements that approve, at least %", "wrong answers that pass %", "right answers that fail %",
               "agreement %")  # fmt: skip
-    by_error = ", ".join(f"{name} {100 * share:.1f}%" for name, share in result["fooled_by_error"].items())
+    by_error = ", ".join(f"{name} {points(share)}%" for name, share in result["fooled_by_error"].items())
     return "\n".join([
         f"{result['answers']} answers, {result['right']} right; "
-        f"{100 * result['unread']:.1f}% of the judgements have no verdict", "", markdown.table(header, rows),
+        f"{points(result['unread'])}% of the judgements have no verdict", "", markdown.table(header, rows),
         *(["", f"wrong answers that pass unanimously, by error class: {by_error}"] if by_error else []),
     ])  # fmt: skip

@@ -83,23 +83,21 @@ def policy_loss(logprobs: jax.Array, rollouts: RolloutBatch, c: cfg.Grpo) -> tup
             is_high |= (ratio > c.delta) & (advantages < 0)
     if c.importance_sampling_cap is not None:
         objective *= truncated_importance_weights(jnp.where(mask, old - sampler, 0.0), c.importance_sampling_cap)
-    if rollouts.chosen is not None:
-        objective = restrained(objective, jnp.asarray(rollouts.chosen) > 0, token_log_ratio, c)
-    is_masked = jnp.zeros_like(mask)
-    if c.geometric_mask_bounds is not None:
-        from_sampler = jnp.where(mask, logprobs - sampler, 0.0)
-        is_masked = mask & is_outside(from_sampler, rollouts.batch, c.geometric_mask_bounds)
-        objective = jnp.where(is_masked, 0.0, objective)
-    loss = -jnp.sum(weights * objective)
-    gap = jnp.where(mask, jnp.abs(logprobs - sampler), 0.0)
+    from_sampler = jnp.where(mask, logprobs - sampler, 0.0)
+    gap = jnp.abs(from_sampler)
     of_tokens = {
         "learned_tokens": mask, "logp_gap": gap, "approx_kl": kl_to_reference(jnp.zeros_like(old), token_log_ratio),
         "clip_low": is_low & mask, "clip_high": is_high & mask,
     }  # fmt: skip
-    if c.geometric_mask_bounds is not None:
-        of_tokens["geometric_mask_rate"] = is_masked
     if rollouts.chosen is not None:
-        of_tokens["cov_rate"] = (rollouts.chosen > 0) & mask
+        is_chosen = jnp.asarray(rollouts.chosen) > 0
+        objective = restrained(objective, is_chosen, token_log_ratio, c)
+        of_tokens["cov_rate"] = is_chosen & mask
+    if c.geometric_mask_bounds is not None:
+        is_masked = mask & is_outside(from_sampler, rollouts.batch, c.geometric_mask_bounds)
+        objective = jnp.where(is_masked, 0.0, objective)
+        of_tokens["geometric_mask_rate"] = is_masked
+    loss = -jnp.sum(weights * objective)
     if rollouts.ref_logprobs is not None:
         kl = kl_to_reference(logprobs, jnp.where(mask, rollouts.ref_logprobs, logprobs))
         loss += c.beta * jnp.sum(weights * kl)
