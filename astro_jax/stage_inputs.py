@@ -67,6 +67,19 @@ def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[
     return results, settings
 
 
+def without_effect(c: cfg.Config, names: Sequence[str]) -> list[str]:
+    """Of keys or sections, by dotted name, return those that stages read under other settings, but not under these."""
+    values = cfg.flatten(c)
+    declared = [key for key in values if any(_within(key, stage.reads) for stage in stages.STAGES.values())]
+    read = {key for stage in stages.STAGES for part in keys_of(c, stage, values) for key in part}
+
+    def is_unread(name: str) -> bool:
+        keys = [key for key in declared if _within(key, [name])]
+        return bool(keys) and read.isdisjoint(keys)
+
+    return [name for name in names if is_unread(name)]
+
+
 def problem_uses(c: cfg.Config, stage: str) -> tuple[str, ...]:
     """The uses whose problems a stage reads. The base reads problems only for `base_sft`. Where difficulty is measured,
     RL chooses among "rl_candidates"."""

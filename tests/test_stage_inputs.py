@@ -234,6 +234,14 @@ def test_int8_sampling_leaves_rl_and_digests_of_runs_without_it_as_they_are(conf
     assert "search" in changed and not changed & set(RL.split())
 
 
+def test_keys_without_effect_are_those_of_another_setting():
+    c = cfg.parse(MICRO | {"search": {"method": "best-of-n"}})
+    names = ["search.num_simulations", "traces.clone_tokens", "pretrain", "search.num_samples", "search", "out", "seed"]
+    assert stage_inputs.without_effect(c, names) == ["search.num_simulations", "traces.clone_tokens"]
+    c = cfg.parse({"search": {"method": "mcts"}})
+    assert stage_inputs.without_effect(c, names) == ["traces.clone_tokens", "pretrain", "search.num_samples"]
+
+
 def test_evaluation_depends_on_the_judge_where_problems_have_no_answer(configs):
     (_, words, *_), _ = configs
     judged = cfg.Config.model_validate(changed(words.model_dump(mode="json"), "problems.task", "judged"))

@@ -37,13 +37,22 @@ def run(args: argparse.Namespace, command: str) -> int:
 
 
 def _config(args: argparse.Namespace) -> tuple[cfg.Config, tuple[str, ...]]:
-    """The config of a command that runs stages, and these stages; () for all of the config's."""
-    from astro_jax import config
+    """The config of a command that runs stages, and these stages; () for all of the config's.
+
+    An override that changes nothing is named, since a typing error cannot be told from an experiment.
+    """
+    from astro_jax import config, stage_inputs
 
     own = own_model.config(args, args.own_stage) if hasattr(args, "own_stage") else None
     if own is not None:
         return own, own.stages
     c = config.load(args.config, args.overrides)
+    if distributed.is_main_process():
+        for key in stage_inputs.without_effect(c, [text.partition("=")[0] for text in args.overrides]):
+            print(
+                f"{key}: no stage reads this key with the other settings of the run; it changes nothing",
+                file=sys.stderr,
+            )
     for chosen in (c.stages, DEFAULT_STAGES):  # `sft` stands for the SFT stages of the run
         if stages := tuple(stage for stage in args.stages if stage in chosen):
             return c, stages

@@ -6,6 +6,7 @@ under its final name, only a temporary folder, which the next start removes.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,20 @@ from astro_jax.progress import log
 from astro_jax.train.state import TrainState
 
 
+@dataclasses.dataclass
+class _LatestPeriodic(ocp.training.preservation_policies.PreservationPolicy):
+    """Preserves the last n checkpoints of multiples of `every` steps. SIGTERM may add checkpoints at any other step."""
+
+    n: int
+    every: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Return for each checkpoint whether it must be kept."""
+        periodic = [c.step for c in checkpoints if c.step % self.every == 0]
+        kept = periodic[len(periodic) - self.n :] if self.n < len(periodic) else periodic
+        return [c.step in kept for c in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one stage.
 
@@ -33,14 +48,14 @@ class Checkpoints:
       stage: label of the messages.
       c: when checkpoints are saved, and which are kept.
       data_iterator: a grain iterator, or None.
-      keep_last: keep at least so many of the last checkpoints.
+      keep_last: keep so many of the last checkpoints of multiples of `save_steps`, whatever else is kept.
     """
 
     def __init__(
         self, folder: epath.Path, stage: str, c: cfg.Sft | cfg.Grpo, data_iterator: Any = None, keep_last: int = 0
     ):
         policies = ocp.training.preservation_policies
-        kept: list[Any] = [policies.LatestN(max(c.save_total_limit, keep_last))]
+        kept: list[Any] = [policies.LatestN(c.save_total_limit), _LatestPeriodic(keep_last, c.save_steps)]
         kept += [policies.EveryNSteps(c.keep_every_steps)] if c.keep_every_steps else []
         if c.metric_for_best_model:
             kept += [policies.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)]

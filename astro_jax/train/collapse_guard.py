@@ -79,9 +79,8 @@ class CollapseGuard:
         return any(rule.action == "skip" for rule in self.c.rules)
 
     def num_checkpoints(self, save_steps: int, eval_steps: int = 1) -> int:
-        """Return how many checkpoints must be kept so that one lies before the steps that break a rule.
-
-        One more is kept, since SIGTERM may have added one at any step.
+        """Return how many checkpoints must be kept so that one lies before the steps that break a rule, and one more
+        for each further rollback. Only those of multiples of `save_steps` count.
 
         Args:
           save_steps: steps between two checkpoints.
@@ -95,7 +94,7 @@ class CollapseGuard:
             ),
             default=0,
         )
-        return 2 + math.ceil((longest + 1) / save_steps) if longest else 0
+        return self.c.max_rollbacks + math.ceil((longest + 1) / save_steps) if longest else 0
 
     def start(self, records: Sequence[Json]) -> None:
         """Begin after these records, the lines of metrics.jsonl up to a checkpoint."""
@@ -140,7 +139,11 @@ class CollapseGuard:
                 log(f"{self.stage}: step {step}: {reason}; {_diagnosis(rule)}")
             return None
         # The state before the first of these steps wrote their responses: the checkpoint must be older.
-        good = max((saved for saved in checkpoints if saved < broken[0]["step"] - 1), default=None)
+        older = [saved for saved in checkpoints if saved < broken[0]["step"] - 1]
+        # A rule is broken again at a step that the last rollback undid: the policy had drifted before its checkpoint.
+        if self.rollbacks and broken and broken[0]["step"] <= self.rollbacks[-1]["step"]:
+            older = [saved for saved in older if saved < self.rollbacks[-1]["to"]] or older[:1]
+        good = max(older, default=None)
         is_spent = len(self.rollbacks) >= self.c.max_rollbacks
         if rule.action == "rollback" and good is not None and not is_spent:
             return {"step": step, "to": good, "reason": reason, "rule": rule.model_dump(mode="json")}

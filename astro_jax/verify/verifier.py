@@ -56,7 +56,7 @@ class Verifier:
           AstroError: if too large a share of all responses so far has no verdict (verify.max_failed_share).
         """
         verdicts = self.grade(responses, self.c.reward_rule if use == "reward" else self.c.report_rule)
-        return self._count(responses, verdicts, use)
+        return self._finish(responses, verdicts, use)
 
     def grade(self, responses: Sequence[Response], rule: Rule) -> list[Verdict]:
         """Judge responses by a named rule, without counting the verdicts. One verdict for each response, in order."""
@@ -110,10 +110,10 @@ class Verifier:
         """The verdicts of responses. `outcomes`: of those that a worker has judged, by the index of the response."""
         return [self._verdict(r, outcomes[i]) if i in outcomes else verify(*r) for i, r in enumerate(responses)]
 
-    def _count(
+    def _finish(
         self, responses: Sequence[Response], verdicts: list[Verdict], use: Literal["reward", "report"] = "reward"
     ) -> list[Verdict]:
-        """Let the judge decide, and count the verdicts."""
+        """Let the judge decide, count the verdicts, and stop if too many have failed."""
         if self._judge is not None:
             verdicts = self._ask(self._judge, responses, verdicts, use)
         self.counts.add(v.status for v in verdicts)
@@ -212,7 +212,7 @@ class VerdictStream:
         local = [(i, _pack(outcome)) for i, outcome in zip(self._numbers, self._calls.outcomes(), strict=True)]
         gathered = distributed.all_gather("verdicts", local)
         outcomes = {i: _unpack(packed) for part in gathered for i, packed in part}
-        return self._verifier._count(responses, self._verifier._verdicts(responses, outcomes))
+        return self._verifier._finish(responses, self._verifier._verdicts(responses, outcomes))
 
 
 def _call(response: Response, rule: Rule) -> Call | None:

@@ -166,8 +166,10 @@ def test_stages_one_by_one_make_the_run(recipe, tmp_path, capsys):
     assert "eval/base needs base" in fails(capsys, "eval", recipe)
     assert not (tmp_path / "runs").exists()
     for command in ("base", "eval", "report"):
-        assert cli.main([command, recipe]) == 0
-    assert "4 held-out problems" in capsys.readouterr().out
+        assert cli.main([command, recipe, "traces.clone_tokens=9"]) == 0
+    printed = capsys.readouterr()
+    assert "4 held-out problems" in printed.out
+    assert printed.err.count("traces.clone_tokens: no stage reads this key") == 3
     assert {p.name for p in (tmp_path / "runs/it").iterdir()} == {
         ".lock", "config.json", "base", "eval", "report", "results.json", "report.html", "sessions",
     }  # fmt: skip

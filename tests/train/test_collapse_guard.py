@@ -94,6 +94,21 @@ def test_rollbacks_are_bounded_and_survive_a_restart(tmp_path):
         again.check(lines, [0])
 
 
+def test_rollbacks_to_the_same_checkpoint_go_further_back(tmp_path):
+    """Three rollbacks to one checkpoint did not help: the policy had drifted before it."""
+    rule = {"metric": "kl", "above": 1.0, "action": "rollback"}
+    guard = make_guard(tmp_path, rule, max_rollbacks=4)
+    for to in (6, 3, 0, 0):  # nothing is older than the start
+        guard.start(records("kl", *[0.1] * to))
+        lines = [{"step": step, "kl": 9.0 if step == 8 else 0.1} for step in range(to + 1, 9)]
+        rollback = guard.check(lines, [0, 3, 6])
+        assert rollback["to"] == to
+        guard.roll_back(rollback)
+    guard = make_guard(tmp_path, rule, max_rollbacks=5)  # a later alarm goes to the last checkpoint before it
+    guard.start(records("kl", *[0.1] * 9))
+    assert guard.check([{"step": 10, "kl": 0.1}, {"step": 11, "kl": 9.0}], [0, 3, 6, 9])["to"] == 9
+
+
 def test_enough_checkpoints_are_kept_for_a_rollback(tmp_path):
     rules = [("kl", steps, 1) for steps in (1, 2, 9, 10, 25)] + [("eval_solve_rate", 2, 5)]
     for metric, in_a_row, every in rules:
@@ -103,7 +118,8 @@ def test_enough_checkpoints_are_kept_for_a_rollback(tmp_path):
             kept = guard.num_checkpoints(save_steps, every)
             for step in range(steps + 1, 60):  # broken since step - steps + 1
                 saved = list(range(0, step, save_steps))[-kept:]
-                assert min(saved) < max(1, step - steps), (steps, save_steps, step)
+                older = [s for s in saved if s < max(1, step - steps)]
+                assert len(older) >= 2 or saved[0] == 0, (steps, save_steps, step)  # of two rollbacks, the default
 
 
 def test_every_metric_has_a_diagnosis():
