@@ -233,6 +233,7 @@ def test_import_holds_less_than_two_tensors_in_memory(scaled, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_import_of_a_70b_takes_less_than_two_tensors_and_a_gibibyte(tmp_path):
     if (free := shutil.disk_usage(tmp_path).free) < 25e9:
         pytest.skip(f"needs 25 GB of disk, {free / 1e9:.0f} are free")

@@ -134,7 +134,10 @@ def test_bfloat16_logits_are_close_to_float32(policy, logits, golden, capsys):
 
 @pytest.mark.parametrize(
     "source, prompt",
-    [("smollm2", "The capital of France is"), ("countdown-base", "Let us make 29 from 11 6 3.\n")],
+    [
+        pytest.param("smollm2", "The capital of France is", marks=(pytest.mark.slow, pytest.mark.nightly)),
+        ("countdown-base", "Let us make 29 from 11 6 3.\n"),
+    ],
 )
 def test_transformers_generates_from_an_export_the_text_of_astro_sample(source, prompt, capsys):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

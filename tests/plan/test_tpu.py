@@ -102,8 +102,8 @@ PROGRAMS = {  # each with the marks of its compilation
     pack: (),
     decode_chunk: (),
     prefill: pytest.mark.slow,
-    sft_step: pytest.mark.slow,
-    grpo_gradient: (pytest.mark.slow, pytest.mark.nightly),  # differs from sft_step by its loss
+    sft_step: (pytest.mark.slow, pytest.mark.nightly),
+    grpo_gradient: (pytest.mark.slow, pytest.mark.nightly),
 }
 
 
@@ -132,6 +132,7 @@ def test_program_fits_a_chip(program, mesh, table, record_property):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_training_has_no_collective_that_its_sharding_does_not_require(mesh):
     """No all-to-all moves queries, keys and values from tokens to heads. The collective permutes are rings: all-gathers
     and reduce-scatters that XLA has split into the steps of a matmul."""
@@ -194,6 +195,8 @@ def test_whole_sequences_use_splash_attention(program, kernels, mesh):
     assert calls("auto") == kernels and calls("xla") == 0
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_shared_prefixes_take_a_third_of_the_memory(record_property):
     """16 samples of a prefix of 2048 tokens with 512 of their own each, 512 rows on a v6e:2x4, temporaries included,
     against the caches alone of rows that share nothing."""

@@ -144,6 +144,7 @@ def test_a_phone_scrolls_down_only_and_the_dark_is_dark(browser, pages, dark):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_200_trees_of_2000_nodes_are_small_and_fast(browser, tmp_path):
     """The limits of the project: 15 MB, opened in 2 s, a node unfolded in 0.1 s, in CPU time."""
     run = fake_run(tmp_path / "large", trees=10, held_out=24)

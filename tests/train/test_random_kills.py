@@ -99,6 +99,7 @@ def examples_of_steps(out):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("updates", UPDATES)
 def test_training_after_random_kills_is_bitwise_equal(updates, tmp_path):
     """Two epochs, shuffled, and a guard that rolls back once. No example is skipped or repeated."""
