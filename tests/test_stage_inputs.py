@@ -72,6 +72,7 @@ INVALIDATED = {
     ),
 }
 OTHER_VALUES = {
+    "traces.max_examples": 3,
     "model": "countdown-base", "stages": ["base", "search"], "out": "elsewhere", "from": ["runs/a"], "attention": "xla",
     "chat.system": "Think.", "problems.ops": "+", "problems.max_value": 3,
     "problems.search": 3, "base_sft": {}, "problems.path": "PATH2", "problems.fields": {"answer": "result"},

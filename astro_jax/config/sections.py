@@ -215,6 +215,7 @@ class Traces(Section):
 
     direct_examples: int = key(1, "Direct solutions (k = 0) of a problem.", "paper, section 2.3", ge=0)
     search_examples: int = key(3, "Search solutions (k >= 1) of a problem.", "paper, section 2.3", ge=0)
+    max_examples: int | None = key(None, "Most traces of all problems together, chosen at random. Null: all.", ge=1)
     max_backtracks: int = key(2, "Largest number of backtracks k.", "paper, section 2.3", ge=1)
     backtrack_weights: tuple[Annotated[float, pydantic.Field(ge=0)], ...] = key(
         (), "Weights of k = 1, 2, ..., one for each k up to `max_backtracks`. Empty: equal weights."

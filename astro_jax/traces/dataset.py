@@ -69,16 +69,26 @@ def run(
     """
     records = [record for shard in _shards(folder, trees, c, seed, writer) for record in shard]
     astro, direct_by_problem = [e for r in records for e in r["astro"]], [r["direct"] for r in records]
+    astro = _at_most(astro, c.max_examples, seed)
     if c.direct == "best-of-n":
         pool = direct_control.interleave(direct_by_problem)
     else:
-        pool = list(itertools.chain(*direct_by_problem))
+        pool = _at_most(list(itertools.chain(*direct_by_problem)), c.max_examples, seed)
     direct = direct_control.match_size(pool, astro, c.direct_match, lambda example: length(example, tokenizer))
     storage.write_jsonl(folder / "astro.jsonl", astro)
     storage.write_jsonl(folder / "direct.jsonl", direct)
     counts = _counts(records, astro, direct)
     storage.write_json(folder / "counts.json", counts)
     return counts
+
+
+def _at_most(examples: list[Json], limit: int | None, seed: int) -> list[Json]:
+    """Choose examples at random, in their order: of ASTRO and of Direct, with as many, those of the same problems."""
+    if limit is None or len(examples) <= limit:
+        return examples
+    return [
+        examples[i] for i in sorted(random.Random(f"{seed}/traces/max_examples").sample(range(len(examples)), limit))
+    ]
 
 
 def length(example: Json, tokenizer: Tokenizer | None) -> int:

@@ -71,6 +71,17 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
     assert a == b and a[0] != c[0] and a[1] != c[1]
 
 
+def test_at_most_so_many_traces_are_a_choice_of_the_same_problems_for_both(tmp_path):
+    _, astro, direct = write_dataset(tmp_path / "all")
+    _, few_astro, few_direct = write_dataset(tmp_path / "few", max_examples=20)
+    for few, all_examples in ((few_astro, astro), (few_direct, direct)):
+        rest = iter(all_examples)
+        assert len(few) == 20 and all(example in rest for example in few)  # in the same order
+        assert few != all_examples[:20]
+    assert [e["problem_id"] for e in few_astro] == [e["problem_id"] for e in few_direct]
+    assert write_dataset(tmp_path / "same", max_examples=10**6)[1:] == (astro, direct)
+
+
 def test_a_tree_added_to_the_store_leaves_the_examples_of_the_others_unchanged(tmp_path):
     _, all_examples, _ = write_dataset(tmp_path)
     store = Shards(epath.Path(tmp_path) / "few", "trees")
