@@ -143,12 +143,6 @@ def plot(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "width": _LEFT + _WIDTH + 24, "height": _TOP + _HEIGHT + 44, "left": _LEFT, "right": _LEFT + _WIDTH,
         "top": _TOP, "bottom": _TOP + _HEIGHT, "budget": x(result["budget"]), "lines": lines, "dots": dots,
-        "x_ticks": [{"x": x(t), "label": f"{t:,}"} for t in _log_ticks(min(tokens), max(tokens))],
+        "x_ticks": [{"x": x(t), "label": f"{t:,}"} for t in static_page.log_ticks(min(tokens), max(tokens))],
         "y_ticks": [{"y": y(share / 100), "label": f"{share}"} for share in range(0, 101, 20)],
     }  # fmt: skip
-
-
-def _log_ticks(low: float, high: float) -> list[int]:
-    """Round numbers from 1, 2 and 5 times the powers of 10 between two numbers."""
-    numbers = [m * 10**e for e in range(int(math.log10(high)) + 1) for m in (1, 2, 5)]
-    return [n for n in numbers if low <= n <= high]

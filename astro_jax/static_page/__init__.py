@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jinja2
@@ -25,3 +26,9 @@ def render(template: str, title: str, command: str, **values: Any) -> str:
       **values: what the template reads.
     """
     return _JINJA.get_template(template).render(title=title, command=command, **values)
+
+
+def log_ticks(low: float, high: float) -> list[int]:
+    """Return the round numbers between two numbers, for a logarithmic axis: 1, 2 and 5 times the powers of 10."""
+    numbers = [m * 10**e for e in range(int(math.log10(high)) + 1) for m in (1, 2, 5)]
+    return [n for n in numbers if low <= n <= high]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from etils import epath
 
-from astro_jax import stage_folder
+from astro_jax import stage_folder, storage
 from astro_jax.evaluate import run as evaluation
 from astro_jax.stages import MODELS
 from astro_jax.sweep.variants import DEFAULT, Run
@@ -52,18 +52,28 @@ def difference(pairs: Mapping[int, tuple[Outcomes, Outcomes]]) -> dict[str, floa
     return {"difference": mean, "low": float(low), "high": float(high), "n": sum(map(len, deltas))}
 
 
+def _search_tokens(folders: Iterable[epath.Path]) -> float | None:
+    """The tokens that the search of a run has sampled, in the mean of some runs; None where a run has no search."""
+    manifests = [stage_folder.resolve(folder, "search") / stage_folder.MANIFEST for folder in folders]
+    if not all(path.exists() for path in manifests):
+        return None
+    return float(np.mean([storage.read_json(path)["sampled_tokens"] for path in manifests]))
+
+
 def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Compare all variants of a sweep with the default.
 
     Returns:
-      one row for each variant, model and metric: `variant`, `model`, `metric`, `mean` over the seeds, `seeds`, and for
-      a variant other than the default the fields of `difference`.
+      one row for each variant, model and metric: `variant`, `model`, `metric`, `mean` over the seeds with the limits of
+      its interval `mean_low` and `mean_high`, `seeds`, `search_tokens` (those that the search has sampled, in the mean
+      of the seeds; None without a search), and for a variant other than the default the fields of `difference`.
     """
     rows = []
     by_variant: dict[str, dict[int, epath.Path]] = {}
     for run in runs:
         by_variant.setdefault(run.variant.name, {})[run.seed] = epath.Path(run.c.out)
     for name, folders in by_variant.items():
+        search_tokens = _search_tokens(folders.values())
         for model in MODELS:
             for metric in METRICS:
                 solved = {seed: outcomes(folder, model, metric) for seed, folder in folders.items()}
@@ -71,7 +81,11 @@ def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 if not solved:
                     continue
                 means = [float(np.mean(list(x.values()))) for x in solved.values()]
-                row = {"variant": name, "model": model, "metric": metric, "mean": float(np.mean(means)), "seeds": means}
+                interval = difference({seed: (dict.fromkeys(x, 0.0), x) for seed, x in solved.items()})
+                row = {
+                    "variant": name, "model": model, "metric": metric, "mean": float(np.mean(means)), "seeds": means,
+                    "mean_low": interval["low"], "mean_high": interval["high"], "search_tokens": search_tokens,
+                }  # fmt: skip
                 if name != DEFAULT:
                     default = {seed: outcomes(by_variant[DEFAULT][seed], model, metric) for seed in solved}
                     row |= difference({seed: (default[seed], solved[seed]) for seed in solved})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,10 +40,10 @@ def markdown_tables(rows: Sequence[Row]) -> str:
 
 
 def html(name: str, command: str, rows: Sequence[Row]) -> str:
-    """Write one page without scripts: a picture of the differences with their intervals, and the tables."""
+    """Write one page without scripts: pictures of the differences and of the cost of the search, and the tables."""
     groups = [
         {"title": f"{title(model)}, {metric}", "cells": list(map(cells, group)),
-         "plot": _plot([row for row in group if row["variant"] != DEFAULT])}
+         "plot": _plot([row for row in group if row["variant"] != DEFAULT]), "tokens": _tokens_plot(group)}
         for (model, metric), group in by_model(rows).items()
     ]  # fmt: skip
     return static_page.render("sweep/template.html", f"ASTRO sweep {name}", command, header=HEADER, groups=groups)
@@ -69,5 +70,36 @@ def _plot(rows: Sequence[Row]) -> dict[str, Any]:
             {"name": row["variant"], "y": step * i + 16, "x": x(row["difference"]), "low": x(row["low"]),
              "high": x(row["high"]), "excludes_zero": row["low"] > 0 or row["high"] < 0, "text": cells(row)[2]}
             for i, row in enumerate(rows)
+        ],
+    }  # fmt: skip
+
+
+def _tokens_plot(rows: Sequence[Row]) -> dict[str, Any]:
+    """The positions in a picture: accuracy over the logarithm of the search's tokens. Empty where these are equal."""
+    rows = [row for row in rows if row.get("search_tokens")]
+    if len({row["search_tokens"] for row in rows}) < 2:
+        return {}
+    tokens = [row["search_tokens"] for row in rows]
+    least, most = math.log(min(tokens)), math.log(max(tokens))
+    bottom, top = min(row["mean_low"] for row in rows), max(row["mean_high"] for row in rows)
+    width, height, left, margin = 460, 200, 60, 12
+
+    def x(value: float) -> float:
+        return round(left + margin + (width - 2 * margin) * (math.log(value) - least) / (most - least), 1)
+
+    def y(value: float) -> float:
+        return round(margin + height * (top - value) / max(top - bottom, 0.01), 1)
+
+    step = next(t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 1.0) if (top - bottom) / t <= 6)
+    levels = [i * step for i in range(math.ceil(bottom / step), math.floor(top / step) + 1)]
+    return {
+        "width": left + width + 170, "height": height + 58, "left": left, "right": left + width,
+        "bottom": height + 2 * margin,
+        "x_ticks": [{"x": x(t), "label": f"{t:,}"} for t in static_page.log_ticks(min(tokens), max(tokens))],
+        "y_ticks": [{"y": y(v), "label": points(v)} for v in levels],
+        "dots": [
+            {"name": row["variant"], "x": x(row["search_tokens"]), "y": y(row["mean"]), "low": y(row["mean_low"]),
+             "high": y(row["mean_high"]), "text": f"{points(row['mean'])}%, {row['search_tokens']:,.0f} tokens"}
+            for row in rows
         ],
     }  # fmt: skip

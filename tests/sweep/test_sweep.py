@@ -69,6 +69,20 @@ def test_the_page_shows_each_variant_and_escapes_its_name():
     assert "| <b>x</b> | 50.0 | +10.0 [+5.0, +20.0] | 40.0, 60.0 |" in page.markdown_tables(rows)
 
 
+def test_the_page_shows_accuracy_over_the_tokens_of_the_search():
+    rows = [
+        {"variant": name, "model": "astro-sft", "metric": "pass@1", "mean": mean, "seeds": [mean],
+         "mean_low": mean - 0.1, "mean_high": mean + 0.1, "search_tokens": tokens}
+        for name, mean, tokens in (("default", 0.5, 1000.0), ("few", 0.4, 100.0), ("many", 0.6, 10000.0))
+    ]  # fmt: skip
+    (few, default, many) = sorted(page._tokens_plot(rows)["dots"], key=lambda dot: dot["x"])
+    assert (few["name"], default["name"], many["name"]) == ("few", "default", "many")
+    assert default["x"] - few["x"] == pytest.approx(many["x"] - default["x"], abs=0.2)  # powers of ten
+    assert few["low"] > few["y"] > few["high"] and few["y"] - default["y"] == pytest.approx(default["y"] - many["y"])
+    assert "few: 40.0%, 100 tokens" in page.html("s", "astro sweep", rows)
+    assert page._tokens_plot([row | {"search_tokens": 5.0} for row in rows]) == {} == page._tokens_plot([])
+
+
 def test_a_sweep_runs_each_stage_once_and_goes_on_after_a_kill(tmp_path, monkeypatch, capsys):
     raw = {**MICRO, "stages": ["base", "search", "traces", "astro-sft", "eval", "report"]}
     (tmp_path / "micro.yaml").write_text(yaml.safe_dump(raw))
@@ -98,6 +112,9 @@ def test_a_sweep_runs_each_stage_once_and_goes_on_after_a_kill(tmp_path, monkeyp
         (v, m) for v in ("default", "sft.learning_rate=0.001", "few") for m in ("base", "astro-sft")
     ]
     assert all(r["difference"] == 0 for r in rows if r["model"] == "base" and r["variant"] != "default")
+    manifest = json.loads((out / "default/seed-0/search/manifest.json").read_text())
+    for r in rows:
+        assert r["mean_low"] <= r["mean"] <= r["mean_high"] and r["search_tokens"] == manifest["sampled_tokens"] > 0
     assert "ASTRO-SFT, pass@1" in (out / "sweep.html").read_text() and "ASTRO-SFT" in capsys.readouterr().out
     before = {name: p.stat().st_mtime_ns for name, p in files(out).items() if "/" in name and ".lock" not in name}
     assert cli.main(command) == 0
