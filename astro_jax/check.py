@@ -165,8 +165,8 @@ def _settings(s: Subject) -> Iterator[str]:
     c, has_source = s.c, source.has_source(s.c.problems)
     if has_source and c.traces.replay:
         yield "traces.replay: only Countdown has a corpus to replay; set it to 0"
-    if c.base_sft is not None and not has_source:
-        yield "base_sft: only problems from a source have worked solutions; set problems.path"
+    if c.base_sft is not None and c.model == "scratch":
+        yield "base_sft: model=scratch is trained by `pretrain`; leave base_sft out, or name a model"
     if c.problems.task and not has_source and s.uses:
         yield (
             f"problems.task={c.problems.task}: no source of problems; set problems.path, dataset, gym or sources "

@@ -176,18 +176,22 @@ def _with_shard_size(run: RunContext, folder: epath.Path) -> tuple[RunContext, d
 
 
 def base(run: RunContext, inputs: Inputs) -> dict[str, int]:
-    """Make the base model: copy it, fine-tune it on worked solutions, or train it from scratch."""
+    """Make the base model: copy it, fine-tune it (`base_sft`), or train it from scratch."""
     if run.c.model == "scratch":
         return _pretrain(run)
-    source = paths.resolve(run.c.model, download=True)
-    tokenizer = tokenizers.load(str(source), run.c.chat)
+    path = paths.resolve(run.c.model, download=True)
+    tokenizer = tokenizers.load(str(path), run.c.chat)
     if run.c.base_sft is not None:
-        config, params = checkpoint.load(source, run.train_sharding)
-        documents = _worked_solutions(run, tokenizer)
+        config, params = checkpoint.load(path, run.train_sharding)
+        documents: Iterable[Example]
+        if stage_inputs.learns_corpus(run.c):
+            documents = _corpus(run, tokenizer, run.c.seed, run.c.corpus.documents)
+        else:
+            documents = _worked_solutions(run, tokenizer)
         folder = run.folder / "base"
         return train_sft(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
     # Split as in training: over tp alone, as in sampling, each device would hold 1 / tp of the float32 parameters.
-    config, params = checkpoint.load(source, run.train_sharding)
+    config, params = checkpoint.load(path, run.train_sharding)
     checkpoint.save(run.folder / "base" / "model", config, params, tokenizer)
     return {}
 
@@ -212,15 +216,18 @@ def _pretrain(run: RunContext) -> dict[str, int]:
         n_kv_heads=a.n_kv_heads, head_dim=a.d_model // a.n_heads, max_positions=a.max_positions, tie_embeddings=True,
     )  # fmt: skip
     params = llama_params.init(jax.random.key(c.seed), config)
-    documents = (Example((), tokenizer.encode(text)) for text in islice(_corpus(run, c.seed), c.corpus.documents))
+    documents = _corpus(run, tokenizer, c.seed, c.corpus.documents)
     return train_sft(run.folder / "base", c.pretrain, config, params, tokenizer, documents, run.train_sharding, c.seed)
 
 
-def _corpus(run: RunContext, seed: int) -> Iterator[str]:
-    """Yield documents of the Countdown corpus, without end."""
+def _corpus(run: RunContext, tokenizer: Tokenizer, seed: int, n: int) -> Iterator[Example]:
+    """Tokenize n documents of the Countdown corpus. A document with a problem has the prompt of the problem."""
     c = run.c.corpus
-    pairs = countdown.corpus(run.game, seed, c.solved, c.drills, c.recall)
-    return (prompt + response for prompt, response in pairs)
+    for prompt, response in islice(countdown.corpus(run.game, seed, c.solved, c.drills, c.recall), n):
+        if prompt:
+            yield Example(tokenizer.prompt(prompt), tokenizer.encode_after(response))
+        else:
+            yield Example((), tokenizer.encode(response))
 
 
 def search(run: RunContext, inputs: Inputs) -> dict[str, Any]:
@@ -255,9 +262,9 @@ def fine_tune(run: RunContext, inputs: Inputs) -> dict[str, int]:
             f"{run.folder}: no trace was made: traces/counts.json has what each filter left; raise problems.search"
         )
     # Both kinds get the same documents of the base's corpus.
-    replay = islice(_corpus(run, run.c.seed + 1), round(run.c.traces.replay * len(records)))
+    replay = _corpus(run, tokenizer, run.c.seed + 1, round(run.c.traces.replay * len(records)))
     documents = [_trace_example(record, tokenizer, run.c.sft.loss_on) for record in records]
-    documents += [Example((), tokenizer.encode(text)) for text in replay]
+    documents += replay
     return train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 

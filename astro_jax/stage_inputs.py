@@ -11,6 +11,7 @@ from typing import Any
 
 from astro_jax import config as cfg
 from astro_jax import stages
+from astro_jax.problems import source
 from astro_jax.stage_folder import Inputs
 from astro_jax.traces import dataset
 
@@ -19,7 +20,8 @@ from astro_jax.traces import dataset
 _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[str, ...]], ...] = (
     (("base",), lambda c: c.model == "scratch" or c.base_sft is not None, ("seed",)),
     (("base",), lambda c: c.base_sft is not None, ("chat",)),
-    (("base",), lambda c: c.model == "scratch", ("architecture", "pretrain", "corpus", "problems")),
+    (("base",), lambda c: c.model == "scratch", ("architecture", "pretrain")),
+    (("base",), lambda c: c.model == "scratch" or learns_corpus(c), ("corpus", "problems")),
     (("direct-sft", "astro-sft"), lambda c: bool(c.traces.replay), ("corpus", "problems")),
     (("search",), lambda c: c.search.method == "best-of-n", ("search.num_samples",)),
     (("search",), lambda c: c.search.method == "rounds", ("search.rounds", "search.focus")),
@@ -81,10 +83,15 @@ def without_effect(c: cfg.Config, names: Sequence[str]) -> list[str]:
     return [name for name in names if is_unread(name)]
 
 
+def learns_corpus(c: cfg.Config) -> bool:
+    """Whether `base_sft` learns Countdown's corpus. Problems of a source have worked solutions in its place."""
+    return c.base_sft is not None and not source.has_source(c.problems)
+
+
 def problem_uses(c: cfg.Config, stage: str) -> tuple[str, ...]:
-    """The uses whose problems a stage reads. The base reads problems only for `base_sft`. Where difficulty is measured,
-    RL chooses among "rl_candidates"."""
-    if stage == "base" and c.base_sft is None:
+    """The uses whose problems a stage reads. The base reads problems only for `base_sft` on their worked solutions.
+    Where difficulty is measured, RL chooses among "rl_candidates"."""
+    if stage == "base" and (c.base_sft is None or learns_corpus(c)):
         return ()
     measured = c.problems.difficulty_samples and stage != "base"
     return tuple("rl_candidates" if use == "rl" and measured else use for use in stages.get(stage).problems)

@@ -29,7 +29,7 @@ def test_all_that_is_wrong_is_listed_at_once_and_nothing_is_written(tmp_path):
     wrong = dict(problems=dict(eval=500, search=400), mesh=dict(data=2), sft=dict(batch_size=3), base_sft={})
     c = micro(tmp_path / "run", **wrong)
     lines = check.find(c)
-    for text in ("base_sft: only problems", "500 problems asked for", "400 problems asked for", "sft.batch_size=3"):
+    for text in ("base_sft: model=scratch", "500 problems asked for", "400 problems asked for", "sft.batch_size=3"):
         assert sum(text in line for line in lines) == 1, text
     with pytest.raises(AstroError) as error:
         pipeline.execute(c)

@@ -1,6 +1,7 @@
 """The whole pipeline on a game that a model of a few thousand parameters learns in seconds."""
 
 import functools
+import itertools
 import json
 import threading
 from collections import defaultdict
@@ -13,9 +14,11 @@ from helpers import assert_trees_equal, countdown_tokenizer, tiny_config, tiny_p
 from micro_run import files, micro, products
 
 from astro_jax import config as cfg
-from astro_jax import llama, pipeline, run_plan, stage_folder, stage_inputs, storage
+from astro_jax import countdown, llama, pipeline, run_plan, stage_folder, stage_inputs, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint
+from astro_jax.llama import tokenizer as tokenizers
+from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.policy import Policy
 from astro_jax.run_context import RunContext
 from astro_jax.sampler import SamplingParams
@@ -23,7 +26,6 @@ from astro_jax.search import run as searching
 from astro_jax.stage_folder import Inputs
 from astro_jax.stages import DEFAULT_STAGES, STAGES, evaluations, models_of
 from astro_jax.train.checkpoints import Checkpoints
-from astro_jax.train.data import Example
 
 jax.devices()  # all eight are there before a run asks for one
 MODELS = models_of(DEFAULT_STAGES)
@@ -301,9 +303,26 @@ def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_pa
     extra = {kind: documents[kind, 0.25][n:] for kind in ("direct-sft", "astro-sft")}
     assert documents["astro-sft", 0.25][:n] == documents["astro-sft", 0.0] and len(extra["astro-sft"]) == round(n / 4)
     assert extra["astro-sft"] == extra["direct-sft"]  # the same for both
-    corpus = pipeline.islice(pipeline._corpus(run, run.c.seed), 50)
-    base = [Example((), countdown_tokenizer(25).encode(text)) for text in corpus]
+    base = list(pipeline._corpus(run, countdown_tokenizer(25), run.c.seed, 50))
     assert extra["astro-sft"] != base[: len(extra["astro-sft"])]  # but not the documents that the base began with
+
+
+def test_base_sft_without_a_source_learns_the_corpus_of_the_game_as_chats(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "train_sft", lambda folder, c, *args: {"trained": list(args[3]), "keys": c})
+    monkeypatch.setattr(checkpoint, "load", lambda *_: (None, None))
+    hf = countdown_tokenizer(9).hf
+    hf.chat_template = "{% for m in messages %} ={{ m['content'] }}{% endfor %}"
+    monkeypatch.setattr(tokenizers, "load", lambda path, chat: Tokenizer(hf, chat=chat))
+    corpus = dict(documents=40, solved=0, drills=0.5)
+    changes = dict(model="countdown-base", base_sft={"batch_size": 3}, chat={"template": True}, corpus=corpus)
+    run = RunContext(micro(tmp_path / "run", **changes))
+    made = pipeline.base(run, Inputs(stage="base", keys={}, contents={}, parents={}))
+    assert made["keys"].batch_size == 3
+    pairs = list(itertools.islice(countdown.corpus(run.game, 0, 0, 0.5, 0.0), 40))
+    assert any(not prompt for prompt, _ in pairs) and any(prompt for prompt, _ in pairs)
+    for example, (prompt, response) in zip(made["trained"], pairs, strict=True):
+        assert list(example.prompt) == (hf.encode(" =" + prompt) if prompt else [])
+        assert hf.decode(example.completion) == response
 
 
 def test_rl_is_rewarded_by_a_function_of_the_user(tmp_path):

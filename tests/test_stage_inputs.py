@@ -225,6 +225,17 @@ def test_each_key_invalidates_the_stages_that_the_table_names(configs):
         assert names == expected_of(key), key
 
 
+def test_base_sft_on_the_game_depends_on_its_corpus_and_rules_and_on_no_problems(tmp_path):
+    def base(**changes):
+        raw = dict(model="countdown-base", base_sft={}) | changes
+        return own_inputs(micro(tmp_path / "run", **raw))["base"]
+
+    before = base()
+    assert base(problems={"search": 3, "rl": 3}) == before == base(pretrain={"batch_size": 3})
+    for change in ({"corpus": {"solved": 0.2}}, {"problems": {"max_value": 7}}, {"base_sft": {"batch_size": 3}}):
+        assert base(**change) != before
+
+
 def test_int8_sampling_leaves_rl_and_digests_of_runs_without_it_as_they_are(configs):
     (countdown, *_), _ = configs
     before = own_inputs(countdown)

@@ -52,7 +52,7 @@ class Chat(Section):
 
 
 class Corpus(Section):
-    """The Countdown corpus on which `model: scratch` is trained."""
+    """The Countdown corpus that `model: scratch` is trained on, and `base_sft` where the problems are Countdown's."""
 
     documents: int = key(600_000, "Documents.", ge=1)
     solved: float = key(0.3, "Share of solutions. The remaining attempts are random.", ge=0, le=1)
@@ -403,7 +403,7 @@ class Config(Section):
     architecture: Architecture = key(Architecture(), "Shape of a model that is trained from scratch.")
     chat: Chat = key(Chat(), "Chat format of the problems.")
     problems: Problems = key(Problems(), "Source and number of the problems.")
-    corpus: Corpus = key(Corpus(), "Training corpus of `model: scratch`.")
+    corpus: Corpus = key(Corpus(), "Countdown corpus of `model: scratch`, and of `base_sft`.")
     examples: str = key(
         "", "File of examples of the stage `sft`: JSONL or Parquet, with `messages`, or `prompt` and `response`."
     )
@@ -415,7 +415,9 @@ class Config(Section):
     sft: Sft = key(Sft(), "Supervised fine-tuning on traces.")
     pretrain: Sft = key(Sft(), "Training of `model: scratch` on the corpus. Keys as in `sft`.")
     base_sft: Sft | None = key(
-        None, "SFT of a base model that is too weak to be searched, on worked solutions. Null: none. Keys as in `sft`."
+        None,
+        "SFT of a base model that is too weak to be searched: on worked solutions, or for Countdown on its corpus. "
+        "Null: none. Keys as in `sft`.",
     )
     grpo: Grpo = key(Grpo(), "Reinforcement learning.")
     eval: Eval = key(Eval(), "Evaluation.")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from astro_jax import config as cfg
 from astro_jax import stages
+from astro_jax.problems import source
 from astro_jax.storage import Json
 from astro_jax.traces import dataset
 from astro_jax.traces.rewriting import model_kinds
@@ -67,8 +68,8 @@ def _work(c: cfg.Config, prompt_tokens: int) -> Iterator[tuple[str, str, str, fl
     """Yield (stage of the run, planned stage, program, tokens in a whole run)."""
     s, t, g, p = c.search, c.traces, c.grpo, c.problems
     if c.base_sft is not None and "base" in c.stages:
-        solutions = (p.search + p.rl) * (prompt_tokens + s.max_rollout_tokens)
-        yield "base", "base", "step", c.base_sft.num_train_epochs * solutions
+        solutions = p.search + p.rl if source.has_source(p) else c.corpus.documents
+        yield "base", "base", "step", c.base_sft.num_train_epochs * solutions * (prompt_tokens + s.max_rollout_tokens)
     steps = s.num_simulations * s.num_parallel_leaves * s.num_proposals
     tokens_per_tree = {
         "mcts": steps * (s.max_step_tokens + s.num_rollouts * s.max_rollout_tokens),

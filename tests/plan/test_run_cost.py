@@ -66,3 +66,14 @@ def test_the_search_without_proposals_costs_its_rollouts(search, tokens, first):
     costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
     assert costs["search decode"]["tokens"] == tokens
     assert costs["search decode, one iteration a tree"]["tokens"] == first
+
+
+@pytest.mark.parametrize("problems, documents", [({}, 70), ({"path": "p.jsonl"}, 10 + 20)])
+def test_base_sft_costs_the_corpus_of_the_game_or_a_solution_of_each_problem(problems, documents):
+    c = cfg.parse({
+        "problems": {"search": 10, "rl": 20} | problems, "corpus": {"documents": 70}, "stages": ["base"],
+        "base_sft": {"num_train_epochs": 2}, "search": {"max_rollout_tokens": 11},
+    })  # fmt: skip
+    rows = [{"stage": "base", "program": "step", "tokens_per_s": 100}]
+    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
+    assert costs["base step"]["tokens"] == 2 * documents * (17 + 11)

@@ -172,7 +172,7 @@ def test_other_problems_in_the_file_run_the_stages_that_read_them_again(run):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"base_sft": {}}, "base_sft: only problems from a source"),
+        ({"model": "scratch", "base_sft": {}}, "base_sft: model=scratch is trained by `pretrain`"),
         ({"problems": {"path": "p.jsonl"}, "traces": {"replay": 0.1}}, "traces.replay: only Countdown has a corpus"),
         ({"problems": {"path": "nowhere.jsonl"}}, "nowhere.jsonl: cannot be read"),
     ],
