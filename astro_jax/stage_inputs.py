@@ -34,6 +34,7 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
         "traces.self_evaluation_pass", "traces.self_evaluation_tokens")),
     (("traces",), lambda c: c.traces.direct == "best-of-n", ("traces.direct_samples", "traces.direct_tokens")),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
+    (tuple(stages.EVALUATIONS), lambda c: c.eval.min_backtracks > 0, ("eval.min_backtracks",)),
     (tuple(stages.EVALUATIONS), lambda c: c.problems.needs_judge, ("verify.judge",)),  # the rules judge there
     (("direct-rl", "astro-rl", "grpo"), lambda c: bool(c.problems.difficulty_samples), (
         "problems.rl_pass_rate", "problems.max_difficulty_prompts", "problems.difficulty_model", "eval.max_tokens")),

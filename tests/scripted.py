@@ -63,9 +63,9 @@ class Scripted:
         ]
 
 
-def completion(text, stopped):
+def completion(text, stopped, tokenizer=TOKENIZER):
     """The completion that holds a text, with log-probabilities of 0."""
-    ids = np.asarray(TOKENIZER.encode(text) + [TOKENIZER.eos_token_id] * stopped, np.int32)
+    ids = np.asarray(tokenizer.encode_after(text) + [tokenizer.eos_token_id] * stopped, np.int32)
     return Completion(ids, *2 * [np.zeros(len(ids), np.float32)], "stop" if stopped else "length")
 
 

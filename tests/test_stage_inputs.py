@@ -50,7 +50,7 @@ INVALIDATED = {
     EVALUATED: "problems.eval",
     f"difficulty {RL} {EVALUATED} {SUITES}": "eval.max_tokens",
     f"{SUITES} report": "eval.suites",
-    SUITES: "eval.num_samples eval.limit eval.temperature eval.prompt eval.token_limits",
+    SUITES: "eval.num_samples eval.limit eval.temperature eval.prompt eval.token_limits eval.min_backtracks",
     f"difficulty {RL} report": "problems.difficulty_samples",
     RL: "grpo",
     f"difficulty {RL}": (
@@ -199,7 +199,8 @@ COUNTDOWN_ALONE = {"model", "traces.replay", "search.method", "search.keep_rollo
                    "search.max_tree_tokens", "search.max_total_tokens", "search.rollout_rounds",
                    "verify.judge"}  # fmt: skip
 WORDS_ALONE = {"base_sft", "problems.path", "problems.fields", "problems.task"}
-SUITES_ALONE = {f"eval.{name}" for name in ("suites", "num_samples", "limit", "temperature", "prompt", "token_limits")}
+SUITES_ALONE = {f"eval.{name}" for name in ("suites", "num_samples", "limit", "temperature", "prompt", "token_limits",
+                                            "min_backtracks")}  # fmt: skip
 INT8_ALONE = {"sampler.quantization", "sampler.kv_cache_dtype", "grpo.quantized_rollouts"}
 ROUNDS_ALONE = {"search.rounds", "search.focus", "search.lines_per_step"}
 

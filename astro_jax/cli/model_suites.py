@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--limit", type=int, metavar="PROBLEMS", help="only the first problems: eval.limit=PROBLEMS")
     group.add_argument("--max-tokens", metavar="T[,T...]",
                        help="most tokens of an answer; with several, the same answers are judged at each")  # fmt: skip
+    group.add_argument("--min-backtracks", type=int, metavar="N",
+                       help="answers with fewer backtracks have to start again: eval.min_backtracks=N")  # fmt: skip
     group.add_argument("--against", metavar="DIR", help="also the paired differences from the evaluation in DIR")
     group.add_argument("--lm-eval", metavar="DIR", help="also write the results in lm-evaluation-harness's form")
     group.add_argument("--json", action="store_true", help="print one JSON object")
@@ -81,7 +83,7 @@ def require_suite(args: argparse.Namespace) -> None:
     Raises:
       AstroError: with the option's name.
     """
-    for name in ("n", "limit", "max_tokens", "against", "lm_eval", "json"):
+    for name in ("n", "limit", "max_tokens", "min_backtracks", "against", "lm_eval", "json"):
         if getattr(args, name):
             raise AstroError(f"eval: --{name.replace('_', '-')} needs --suite; for a run, set the keys of eval")
 
@@ -90,6 +92,7 @@ def _options(args: argparse.Namespace) -> list[str]:
     """The options as overrides of a config."""
     overrides = [] if args.n is None else [f"eval.num_samples={args.n}"]
     overrides += [] if args.limit is None else [f"eval.limit={args.limit}"]
+    overrides += [] if args.min_backtracks is None else [f"eval.min_backtracks={args.min_backtracks}"]
     if args.max_tokens is not None:
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", args.max_tokens):
             raise AstroError(f"--max-tokens {args.max_tokens}: write numbers with commas, as in 256,1024")
@@ -105,6 +108,9 @@ def print_results(results: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(_table(results))
     for name, result in results["suites"].items():
+        if floor := result["settings"]["min_backtracks"]:
+            forced = 100 * result["forced_to_go_back"]
+            console.print(f"{name}, backtracks at least {floor}: {forced:.1f}% of answers forced", soft_wrap=True)
         for d in result["differences"]:
             alone = ", ".join(f"{n} {key}" for key, n in d.items() if key.startswith("right by"))
             console.print(f"{name}, {' and '.join(d['rules'])} on the same answers: {alone}", soft_wrap=True)

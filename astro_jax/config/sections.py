@@ -362,6 +362,9 @@ class Eval(Section):
     num_samples: int = key(16, "Answers n to each problem of a suite.", ge=1)
     limit: int | None = key(None, "Only the first problems of each suite. Null: all.", ge=1)
     temperature: float = key(1.0, "Sampling temperature of the answers to suites. 0: greedy.", ge=0)
+    min_backtracks: int = key(
+        0, "Answers to suites that would end with fewer backtracks are made to start again. 0: they end.", ge=0
+    )
     prompt: str = key(
         "{problem}", "Text that a problem of mathematics in a suite is put into, in the place of `{problem}`."
     )

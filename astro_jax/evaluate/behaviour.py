@@ -110,12 +110,16 @@ def measure(problem: Problem, response: str) -> Behaviour:
     )  # fmt: skip
 
 
-def attempt_ends(response: str, events: Sequence[Event]) -> list[int]:
+def attempt_ends(response: str, events: Sequence[Event] | None = None) -> list[int]:
     """Where attempts end: at each backtrack, with the doubts just before it.
 
     Backtracks without a number between them belong together ("That is wrong. Let me try again. From the beginning:").
     A backtrack before the first number of a response leaves no attempt behind.
+
+    Args:
+      events: of the response. None: find them.
     """
+    events = detector.find(response) if events is None else events
     ends: list[int] = []
     last = 0
     for event in events:

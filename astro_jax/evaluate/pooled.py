@@ -32,6 +32,7 @@ class Answer(NamedTuple):
     truncated: bool
     error: str | None
     behaviour: Behaviour
+    forced: bool | None = None  # whether a backtrack was forced; None in an evaluation without a floor
 
 
 Cells = list[list[Sequence[Answer]]]  # [S][P] the answers of a seed to a problem
@@ -74,6 +75,7 @@ SHARES: Mapping[str, Mapping[str, PartWhole]] = {
         "cut off": _answers_that(lambda a: a.truncated),
         "tokens": _answers_that(lambda a: a.tokens),
         "backtracks and restarts": _answers_that(lambda a: a.behaviour.backtracks + a.behaviour.restarts),
+        "forced to go back": lambda a: (float(a.forced or 0), float(a.forced is not None)),
     },
     "backtracks": {
         "right before": _changes(("spoil", "stays right"), _DECIDED),
@@ -95,6 +97,7 @@ SLOPES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 DIFFICULTY, SLOPE, SLOPE_FINISHED = "right by difficulty", "slopes", "slopes, answers not cut off"
 SECTIONS = (*SHARES, DIFFICULTY, SLOPE, SLOPE_FINISHED)  # of the figures, in order
+_FLOOR = ", at least "  # in the name of a model whose answers were sampled with a floor on backtracks
 _COMPARED = ("right", "first attempt right")  # figures of "answers" of which models are compared
 
 
@@ -110,18 +113,19 @@ def find(folder: epath.Path) -> list[Evaluation]:
     """Find the evaluations in the folder of a run with `eval.suites`, or in the folder of `astro eval MODEL --suite`.
 
     Returns:
-      a model of a run has the name of its stage, as in "astro-rl"; another model has its own name.
+      a model of a run has the name of its stage, as in "astro-rl"; another model has its own name. Answers with a floor
+      on backtracks have it in the name, as in "astro-rl, at least 2 backtracks".
 
     Raises:
       AstroError: when there is none.
     """
     of_run = {name: stage_folder.resolve(folder, f"eval/{name}-suites") for name in MODELS}
-    found = [Evaluation(name, p.parent.name, p.parent) for name, x in of_run.items() for p in _answers(x)]
+    found = [_evaluation(name, p) for name, x in of_run.items() for p in _answers(x)]
     if not found and (folder / model_suites.RESULTS).exists():
         model = storage.read_json(folder / model_suites.RESULTS).get("model", folder.name)
         stage = epath.Path(model).parent.name
         name = stage if stage in MODELS else model
-        found = [Evaluation(name, p.parent.name, p.parent) for p in _answers(folder)]
+        found = [_evaluation(name, p) for p in _answers(folder)]
     if not found:
         raise AstroError(
             f"{folder}: no answers to a suite; name runs with eval.suites, or folders of `astro eval MODEL`"
@@ -131,6 +135,24 @@ def find(folder: epath.Path) -> list[Evaluation]:
 
 def _answers(folder: epath.Path) -> list[epath.Path]:
     return sorted(folder.glob(f"*/{suites.ANSWERS}")) if folder.exists() else []
+
+
+def _evaluation(model: str, answers: epath.Path) -> Evaluation:
+    floor = _floor(answers.parent)
+    suffix = f"{_FLOOR}{floor} backtrack{'s' * (floor > 1)}" if floor else ""
+    return Evaluation(model + suffix, answers.parent.name, answers.parent)
+
+
+def _floor(folder: epath.Path) -> int:
+    """`eval.min_backtracks` of the answers in a folder."""
+    path = folder / responses.SETTINGS
+    return (storage.read_json(path).get("min_backtracks") or 0) if path.exists() else 0
+
+
+def without_floor(model: str) -> tuple[str, str]:
+    """Split "astro-rl, at least 2 backtracks" into "astro-rl" and the rest."""
+    name, floor, rest = model.partition(_FLOOR)
+    return name, floor + rest
 
 
 def pool(folders: Sequence[epath.Path]) -> Json:
@@ -147,20 +169,26 @@ def pool(folders: Sequence[epath.Path]) -> Json:
     """
     groups: dict[str, dict[str, list[dict[str, list[Answer]]]]] = {}
     for evaluation in (e for folder in folders for e in find(folder)):
-        groups.setdefault(evaluation.suite, {}).setdefault(evaluation.model, []).append(_read(evaluation.folder))
+        groups.setdefault(evaluation.suite, {}).setdefault(evaluation.model, []).append(read(evaluation.folder))
     return {suite: _pool_suite(suite, models) for suite, models in groups.items()}
 
 
-def _read(folder: epath.Path) -> dict[str, list[Answer]]:
-    """The answers to each problem."""
+def read(folder: epath.Path) -> dict[str, list[Answer]]:
+    """Read the answers to each problem of a suite, from answers.parquet in the folder.
+
+    Raises:
+      AstroError: for answers of an older version, and a file that cannot be read.
+    """
     answers: dict[str, list[Answer]] = {}
+    has_floor = _floor(folder) > 0
     for row in responses.read_parquet(folder / suites.ANSWERS):
         if "rights" not in row:
             raise AstroError(
                 f"{folder}: judged by an older version; run the same `astro eval` again, which samples nothing"
             )
         error = row["error"]  # None for an answer that is right by the main rule
-        answer = Answer(error is None, row["tokens"], row["truncated"], error, Behaviour.from_json(row))
+        forced = bool(row["forced_at"]) if has_floor else None
+        answer = Answer(error is None, row["tokens"], row["truncated"], error, Behaviour.from_json(row), forced)
         answers.setdefault(row["problem_id"], []).append(answer)
     return answers
 
@@ -171,7 +199,7 @@ def _pool_suite(suite: str, models: Mapping[str, Sequence[Mapping[str, Sequence[
         raise AstroError(
             f"{suite}: the evaluations have {len(ids)} problems in common; pool those of the same problems"
         )
-    order = [name for name in MODELS if name in models] + [name for name in models if name not in MODELS]
+    order = sorted(models, key=_place)
     cells: dict[str, Cells] = {name: [[seed[i] for i in ids] for seed in models[name]] for name in order}
     rates = {name: _sums(c, SHARES["answers"]["right"]) for name, c in cells.items()}
     return {
@@ -181,6 +209,12 @@ def _pool_suite(suite: str, models: Mapping[str, Sequence[Mapping[str, Sequence[
         },
         "differences": {f"{a} - {b}": d for a, b in _pairs(order) if (d := _difference(cells[a], cells[b]))},
     }
+
+
+def _place(model: str) -> int:
+    """The models of a run come in the order of its stages, other models after these."""
+    name, _ = without_floor(model)
+    return MODELS.index(name) if name in MODELS else len(MODELS)
 
 
 def _sums(cells: Cells, of_answer: PartWhole) -> np.ndarray:
@@ -215,7 +249,8 @@ def _slope_sums(cell: Sequence[Answer]) -> np.ndarray:
 def _by_difficulty(name: str, rates: Mapping[str, np.ndarray]) -> dict[str, Json]:
     """The accuracy on problems that few or many of the other models solve; {} with fewer than two others of S seeds."""
     own = rates[name]
-    others = [r[..., 0] / r[..., 1] for other, r in rates.items() if other != name and len(r) == len(own)]
+    models = [other for other in rates if other not in (name, without_floor(name)[0]) and not without_floor(other)[1]]
+    others = [r[..., 0] / r[..., 1] for r in map(rates.__getitem__, models) if len(r) == len(own)]
     if len(others) < 2:
         return {}
     groups = comparison.difficulties(np.mean(others, axis=0))
@@ -224,9 +259,10 @@ def _by_difficulty(name: str, rates: Mapping[str, np.ndarray]) -> dict[str, Json
 
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of models that are compared: each with the model that it was trained from, and ASTRO with Direct."""
+    """The pairs that are compared: each model with that it was trained from, ASTRO with Direct, a floor with none."""
     pairs = [(name, STAGES[name].initial_model) for name in names if name in STAGES]
-    pairs += [(name, name.replace("astro", "direct")) for name in names if name.startswith("astro-")]
+    pairs += [(name, name.replace("astro", "direct")) for name in names if name in MODELS and name.startswith("astro-")]
+    pairs += [(name, own) for name in names if (own := without_floor(name)[0]) != name]
     return [(a, b) for a, b in pairs if b is not None and b in names]
 
 

@@ -18,6 +18,7 @@ from etils import epath
 from astro_jax import config as cfg
 from astro_jax import distributed, storage
 from astro_jax.errors import AstroError
+from astro_jax.evaluate import forced_backtracks
 from astro_jax.policy import Policy
 from astro_jax.problems import record_files
 from astro_jax.problems.suites import Suite
@@ -39,6 +40,8 @@ class SampledResponse:
       text: without the end token.
       token_ids: with the end token.
       stopped: whether an end token ended the text.
+      forced: the places of the tokens in `token_ids` that were not sampled but forced (forced_backtracks).
+      forced_at: where each forced backtrack begins in `text`, in characters.
     """
 
     problem_id: str
@@ -46,6 +49,8 @@ class SampledResponse:
     text: str
     token_ids: list[int]
     stopped: bool
+    forced: list[int] = dataclasses.field(default_factory=list)
+    forced_at: list[int] = dataclasses.field(default_factory=list)
 
 
 def require_parquet() -> None:
@@ -99,13 +104,12 @@ def collect(
         for shard, path in zip(shards, paths, strict=True):
             if not path.exists():
                 requests = [policy.request(prompt_of(p, c), n, "eval", suite.name, p.id) for p in shard]
-                groups = policy.generate(requests, sampling, bar.advance)
+                groups = forced_backtracks.sample(policy, requests, sampling, c.min_backtracks, bar.advance)
                 rows = [
-                    SampledResponse(
-                        p.id, j, policy.response(p, x).text, x.token_ids.tolist(), x.stopped
-                    )
-                    for p, group in zip(shard, groups, strict=True) for j, x in enumerate(group)
-                ]  # fmt: skip
+                    SampledResponse(p.id, j, policy.tokenizer.decode(x.token_ids), *x)
+                    for p, group in zip(shard, groups, strict=True)
+                    for j, x in enumerate(group)
+                ]
                 distributed.assert_equal_across_processes(path.name)
                 write_parquet(path, [vars(row) for row in rows])
                 distributed.assert_equal_across_processes(f"{path.name}: written")

@@ -18,7 +18,7 @@ from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax import distributed, storage
-from astro_jax.evaluate import behaviour, comparison, error_classes, responses, statistics
+from astro_jax.evaluate import behaviour, comparison, error_classes, forced_backtracks, responses, statistics
 from astro_jax.evaluate.behaviour import Behaviour
 from astro_jax.evaluate.error_classes import ErrorClass
 from astro_jax.policy import Policy
@@ -51,8 +51,8 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """The length of the response, with the end token."""
-        return len(self.response.token_ids)
+        """The sampled tokens of the response, with the end token."""
+        return len(self.response.token_ids) - len(self.response.forced)
 
     @functools.cached_property
     def behaviour(self) -> Behaviour:
@@ -76,7 +76,7 @@ class Answer:
             "gold": self.problem.answer, "level": self.problem.meta.get("level"),
             "subject": self.problem.meta.get("subject"), "response": self.response.text, "tokens": self.tokens,
             "truncated": not self.response.stopped, **correct, **answers, **self.behaviour.row(),
-            "error": self.error_class(rule),
+            "forced_at": self.response.forced_at, "error": self.error_class(rule),
         }  # fmt: skip
 
 
@@ -105,14 +105,15 @@ def evaluate(
     Raises:
       AstroError: when no prompt fits, when the folder holds responses of other settings, and when pyarrow is missing.
     """
-    limit = policy.engine.config.max_positions - c.max_tokens
+    forced = forced_backtracks.most_forced_tokens(policy.tokenizer, c.min_backtracks)
+    limit = policy.engine.config.max_positions - c.max_tokens - forced
     full = [dataclasses.replace(p, prompt=responses.prompt_of(p, c)) for p in suite.problems]
     kept, counts = lengths.drop_too_long(full, policy.tokenizer, limit, "eval")
     kept_ids = {p.id for p in kept}
     problems = [p for p in suite.problems if p.id in kept_ids]
     settings = dict(settings) | {
         "suite": suite.name, "origin": suite.origin, "suite_digest": suite.digest, "n": c.num_samples,
-        "max_tokens": c.max_tokens, "temperature": c.temperature,
+        "max_tokens": c.max_tokens, "temperature": c.temperature, "min_backtracks": c.min_backtracks or None,
         "prompt": c.prompt if suite.is_mathematics else "{problem}", "problems": len(problems),
     }  # fmt: skip
     sampled = responses.collect(folder, suite, problems, c, policy, settings)
@@ -208,7 +209,7 @@ def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
       answers that are `truncated`, `unparsed` (ended, without an answer) and `failed` (no verdict), `tokens`,
       pass@1 `by_level` and `by_subject`, the `calibration` of the vote of n answers (from n = 4), the `behaviour` of
       the answers and the shares of `errors` by class. pass@1 and the shares are means over problems of means over
-      samples.
+      samples. `forced_to_go_back` is the share of answers with a forced backtrack.
     """
     answers = [a for group in groups for a in group]
     n, ks = len(groups[0]), statistics.powers_of_two(len(groups[0]))
@@ -227,6 +228,7 @@ def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
         "truncated": _share(groups, lambda a: not a.response.stopped),
         "unparsed": rules[rule]["unparsed"],
         "failed": rules[rule]["failed"],
+        "forced_to_go_back": _share(groups, lambda a: bool(a.response.forced)),
         "tokens": {
             "mean": round(float(tokens.mean()), 2), "max": int(tokens.max()), "total": int(tokens.sum()),
         },
@@ -318,8 +320,14 @@ def limit_tokens(
 
 
 def _cut(r: responses.SampledResponse, limit: int, policy: Policy) -> responses.SampledResponse:
-    token_ids = r.token_ids[:limit]
-    return dataclasses.replace(r, text=policy.tokenizer.decode(token_ids), token_ids=token_ids, stopped=False)
+    """The response up to its last sampled token within the limit."""
+    forced = set(r.forced)
+    end = [i for i in range(len(r.token_ids)) if i not in forced][limit - 1] + 1
+    text = policy.tokenizer.decode(r.token_ids[:end])
+    return dataclasses.replace(
+        r, text=text, token_ids=r.token_ids[:end], stopped=False, forced=[i for i in r.forced if i < end],
+        forced_at=[at for at in r.forced_at if at < len(text)],
+    )  # fmt: skip
 
 
 def headline(result: Mapping[str, Any]) -> dict[str, Any]:

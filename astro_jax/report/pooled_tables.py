@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from astro_jax import markdown, static_page
-from astro_jax.evaluate.pooled import NUMBERS, SECTIONS, SLOPE
+from astro_jax.evaluate.pooled import NUMBERS, SECTIONS, SLOPE, without_floor
 from astro_jax.percent import points
 from astro_jax.stages import MODELS, title
 from astro_jax.storage import Json
@@ -52,7 +52,8 @@ def _difference(pair: str, name: str, d: Json) -> list[str]:
 
 
 def _title(model: str) -> str:
-    return title(model) if model in MODELS else model
+    name, floor = without_floor(model)
+    return (title(name) if name in MODELS else name) + floor
 
 
 def markdown_tables(pooled: Json) -> str:

@@ -192,10 +192,11 @@ class Engine:
     def _error(self, r: Request, max_tokens: int) -> str | None:
         """Why a request cannot be served, or None."""
         n = len(r.prompt_token_ids)
-        if 0 < n <= self.config.max_positions - max_tokens:
+        new = max((_limit(r, j, max_tokens) for j in range(r.n)), default=max_tokens)
+        if 0 < n <= self.config.max_positions - new:
             return None
         return (
-            f"a prompt of {n} tokens ({r.request_id}) and {max_tokens} new ones do not fit the model's "
+            f"a prompt of {n} tokens ({r.request_id}) and {new} new ones do not fit the model's "
             f"{self.config.max_positions} positions; lower max_tokens"
         )
 
@@ -206,7 +207,7 @@ class Engine:
                 request=i,
                 prompt_token_ids=r.prompt_token_ids,
                 key=completion_key(self.seed, r.request_id, j),
-                max_tokens=min((sampling.max_tokens, *r.max_tokens[j : j + 1])),
+                max_tokens=_limit(r, j, sampling.max_tokens),
                 index=j,
             )
             for j in range(r.n)
@@ -356,6 +357,11 @@ class Engine:
                 return []
             num_seqs = min(num_seqs, fit)
         return batch_sizes(num_seqs, self.sharding.batch_size)
+
+
+def _limit(r: Request, j: int, max_tokens: int) -> int:
+    """The most tokens of the j-th completion of a request."""
+    return min((max_tokens, *r.max_tokens[j : j + 1]))
 
 
 def batch_sizes(num_seqs: int, unit: int) -> list[int]:

@@ -84,6 +84,8 @@ def test_a_model_is_measured_in_a_run_and_on_its_own(model, tmp_path, monkeypatc
     [
         (("quickstart", "--suite", "math500"), "quickstart is a config, and --suite measures a model"),
         (("quickstart", "--n", "4"), "--n needs --suite; for a run, set the keys of eval"),
+        (("quickstart", "--min-backtracks", "1"), "--min-backtracks needs --suite; for a run, set the keys of eval"),
+        (("countdown-base", "--suite", "countdown", "--min-backtracks", "-1"), "eval.min_backtracks"),
         (("no/such/model", "--suite", "countdown"), "no/such/model: no such folder"),
         (("countdown-base", "--suite", "math50"), "suite math50: no such file or suite"),
         (("countdown-base", "--suite", "countdown", "--max-tokens", "a"), "write numbers with commas, as in 256,1024"),

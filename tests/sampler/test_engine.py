@@ -251,8 +251,9 @@ def test_a_request_that_cannot_be_served_is_named_and_the_others_finish(prompt, 
     completions = error.value.completions
     assert completions.pop(2) == []
     assert_same(completions, expected())
-    ((completion,),) = engine().generate(PARAMS, [Request((1,) * 56, 1, ("long",))], sampling())
-    assert len(completion.token_ids)
+    fitting = Request((1,) * 56, 1, ("long",)), Request((1,) * 90, 1, ("longer",), (6,))
+    (completion,), (short,) = engine().generate(PARAMS, fitting, sampling())
+    assert len(completion.token_ids) and 0 < len(short.token_ids) <= 6
 
 
 def test_logits_that_are_not_numbers_end_their_request_and_the_others_finish():
