@@ -221,9 +221,13 @@ def _pretrain(run: RunContext) -> dict[str, int]:
 
 
 def _corpus(run: RunContext, tokenizer: Tokenizer, seed: int, n: int) -> Iterator[Example]:
-    """Tokenize n documents of the Countdown corpus. A document with a problem has the prompt of the problem."""
-    c = run.c.corpus
-    for prompt, response in islice(countdown.corpus(run.game, seed, c.solved, c.drills, c.recall), n):
+    """Tokenize n documents of the Countdown corpus. A document with a problem has the prompt of the problem.
+
+    `base_sft` learns from whole problems. After attempts at problems of fewer numbers SmolLM2 ends its attempts early.
+    """
+    c, whole = run.c.corpus, stage_inputs.learns_corpus(run.c)
+    pairs = countdown.corpus(run.game, seed, c.solved, c.drills, c.recall, whole)
+    for prompt, response in islice(pairs, n):
         if prompt:
             yield Example(tokenizer.prompt(prompt), tokenizer.encode_after(response))
         else:

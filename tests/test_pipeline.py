@@ -318,7 +318,7 @@ def test_base_sft_without_a_source_learns_the_corpus_of_the_game_as_chats(tmp_pa
     run = RunContext(micro(tmp_path / "run", **changes))
     made = pipeline.base(run, Inputs(stage="base", keys={}, contents={}, parents={}))
     assert made["keys"].batch_size == 3
-    pairs = list(itertools.islice(countdown.corpus(run.game, 0, 0, 0.5, 0.0), 40))
+    pairs = list(itertools.islice(countdown.corpus(run.game, 0, 0, 0.5, 0.0, whole=True), 40))
     assert any(not prompt for prompt, _ in pairs) and any(prompt for prompt, _ in pairs)
     for example, (prompt, response) in zip(made["trained"], pairs, strict=True):
         assert list(example.prompt) == (hf.encode(" =" + prompt) if prompt else [])

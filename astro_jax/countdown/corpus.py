@@ -10,7 +10,9 @@ from astro_jax.countdown.game import Game, Move, Numbers, after, moves, multiset
 from astro_jax.countdown.language import attempt_text, prompt, restate
 
 
-def corpus(game: Game, seed: int, solved: float, drills: float, recall: float) -> Iterator[tuple[str, str]]:
+def corpus(
+    game: Game, seed: int, solved: float, drills: float, recall: float, whole: bool = False
+) -> Iterator[tuple[str, str]]:
     """Yield endless (prompt, response) pairs that teach arithmetic and format.
 
     Problems have 2 to game.count numbers. Held-out multisets never appear.
@@ -19,11 +21,12 @@ def corpus(game: Game, seed: int, solved: float, drills: float, recall: float) -
       drills: the share of documents that are one equation, such as " 6 * 3 = 18.\\n".
       recall: the share of documents that restate a state after other lines. They teach to copy from earlier text.
       solved: the share of solutions among the other documents. The rest are random valid attempts with their verdict.
+      whole: let every attempt begin at a problem of game.count numbers. Otherwise some begin at a state after a step.
     """
     rng = random.Random(f"corpus/{seed}")
     while True:
         kind = rng.random()
-        numbers, target = _random_problem(game, rng)
+        numbers, target = _random_problem(game, rng, whole and kind >= drills + recall)
         if kind < drills:
             yield "", _equation(numbers, game, rng)
         elif kind < drills + recall:
@@ -59,12 +62,12 @@ def _recall(numbers: Numbers, target: int, game: Game, rng: random.Random) -> st
     return text
 
 
-def _random_problem(game: Game, rng: random.Random) -> tuple[Numbers, int]:
-    """Draw a problem of the training side, or a later state of such a problem."""
+def _random_problem(game: Game, rng: random.Random, whole: bool = False) -> tuple[Numbers, int]:
+    """Draw a problem of the training side, or unless `whole` a later state of such a problem."""
     numbers: Numbers = ()
     while not reachable(numbers, game):
         numbers = tuple(rng.sample(rng.choice(multisets(game, False)), game.count))
-    while len(numbers) > 2 and rng.random() < 0.3:
+    while len(numbers) > 2 and rng.random() < (0.0 if whole else 0.3):
         numbers = after(numbers, rng.choice(_finishable(numbers, game)))
     return numbers, rng.choice(sorted(reachable(numbers, game)))
 

@@ -54,6 +54,12 @@ def test_solutions_and_drills_have_the_given_shares():
     assert corpus(SMALL, 50) == corpus(SMALL, 50) != corpus(SMALL, 50, seed=1)
 
 
+def test_attempts_begin_at_whole_problems_where_asked():
+    pairs = itertools.islice(countdown.corpus(SMALL, 0, 0.3, 0.5, 0.0, whole=True), 300)
+    prompts = [prompt for prompt, _ in pairs if prompt]
+    assert len(prompts) > 100 and all(len(stated(prompt)[0]) == 3 for prompt in prompts)
+
+
 def test_recall_restates_known_states_word_for_word_and_has_one_attempt():
     held_out = set(countdown.multisets(SMALL, True))
     inner = 0
