@@ -201,7 +201,9 @@ def fake_answers(run, rng, problems, hostile=""):
                 if not correct:
                     text = text.replace("is the target", "misses the target")
                 facts = {"tokens": len(text) // 3, "backtracks": k, "valid": True, "truncated": False}
-                facts |= {"behaviour": {"rights": [False] * k + [correct]}, "error": None if correct else "planning"}
+                search = {"reflections": k, "backtracks": k, "restarts": 0, "phrase_backtracks": k, "repeats": 0}
+                search["rights"] = [False] * k + [correct]
+                facts |= {"behaviour": search, "error": None if correct else "planning"}
                 answers[mode] = {"text": text + hostile, "correct": correct, **facts}
             rows.append({"problem_id": problem["id"], "prompt": problem["prompt"] + hostile, **answers})
         dump_lines(run / "eval" / name / "answers-00000.jsonl", rows[:7])

@@ -21,6 +21,7 @@ from astro_jax.stages import MODELS, STAGES
 from astro_jax.storage import Json
 
 MOST_BACKTRACKS = 6  # at which answers are judged as if they had to end
+WITHIN = "right within so many backtracks"
 NUMBERS = ("tokens", "backtracks and restarts")  # figures that are no shares
 
 
@@ -87,12 +88,12 @@ SHARES: Mapping[str, Mapping[str, PartWhole]] = {
     "right by attempts": {
         f"{k}{'+' * (k == MOST_ATTEMPTS)}": _right_of(k) for k in range(1, MOST_ATTEMPTS + 1)
     },
-    "right within so many backtracks": {str(k): _right_within(k) for k in range(MOST_BACKTRACKS + 1)},
+    WITHIN: {str(k): _right_within(k) for k in range(MOST_BACKTRACKS + 1)},
 }  # fmt: skip
 SLOPES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "a backtrack": within_problems.of_backtracks,
-    "10 tokens": lambda s: 10 * within_problems.of_tokens(s),
     "a backtrack, at equal tokens": within_problems.of_backtracks_at_equal_tokens,
+    "10 tokens": lambda s: 10 * within_problems.of_tokens(s),
     "10 tokens, at equal backtracks": lambda s: 10 * within_problems.of_tokens_at_equal_backtracks(s),
 }
 DIFFICULTY, SLOPE, SLOPE_FINISHED = "right by difficulty", "slopes", "slopes, answers not cut off"
@@ -120,12 +121,12 @@ def find(folder: epath.Path) -> list[Evaluation]:
       AstroError: when there is none.
     """
     of_run = {name: stage_folder.resolve(folder, f"eval/{name}-suites") for name in MODELS}
-    found = [_evaluation(name, p) for name, x in of_run.items() for p in _answers(x)]
+    found = [_evaluation(name, p) for name, x in of_run.items() for p in answer_files(x)]
     if not found and (folder / model_suites.RESULTS).exists():
         model = storage.read_json(folder / model_suites.RESULTS).get("model", folder.name)
         stage = epath.Path(model).parent.name
         name = stage if stage in MODELS else model
-        found = [_evaluation(name, p) for p in _answers(folder)]
+        found = [_evaluation(name, p) for p in answer_files(folder)]
     if not found:
         raise AstroError(
             f"{folder}: no answers to a suite; name runs with eval.suites, or folders of `astro eval MODEL`"
@@ -133,7 +134,8 @@ def find(folder: epath.Path) -> list[Evaluation]:
     return found
 
 
-def _answers(folder: epath.Path) -> list[epath.Path]:
+def answer_files(folder: epath.Path) -> list[epath.Path]:
+    """Find answers.parquet of each suite in the folder of a model."""
     return sorted(folder.glob(f"*/{suites.ANSWERS}")) if folder.exists() else []
 
 
@@ -223,16 +225,23 @@ def _sums(cells: Cells, of_answer: PartWhole) -> np.ndarray:
 
 
 def _figures(cells: Cells) -> dict[str, Json]:
-    """The figures of one model, by section; those without a value are left out."""
-    figures: dict[str, Json] = {
-        section: {name: _share(name, _sums(cells, of_answer)) for name, of_answer in shares.items()}
-        for section, shares in SHARES.items()
-    }
-    finished = [[[a for a in cell if not a.truncated] for cell in seed] for seed in cells]
-    for title, some in ((SLOPE, cells), (SLOPE_FINISHED, finished)):
-        sums = np.asarray([[_slope_sums(cell) for cell in seed] for seed in some])
-        figures[title] = {name: statistics.estimate(sums, slope) for name, slope in SLOPES.items()}
-    return {section: {name: f for name, f in rows.items() if f} for section, rows in figures.items()}
+    """The figures of one model, by section."""
+    finished: Cells = [[[a for a in cell if not a.truncated] for cell in seed] for seed in cells]
+    return {section: shares(cells, section) for section in SHARES} | {
+        SLOPE: slopes(cells), SLOPE_FINISHED: slopes(finished)
+    }  # fmt: skip
+
+
+def shares(cells: Cells, section: str) -> dict[str, Json]:
+    """The figures of a section of SHARES (`statistics.estimate`), by name; those without a value are left out."""
+    rows = {name: _share(name, _sums(cells, of_answer)) for name, of_answer in SHARES[section].items()}
+    return {name: figure for name, figure in rows.items() if figure}
+
+
+def slopes(cells: Cells) -> dict[str, Json]:
+    """The SLOPES within problems (`statistics.estimate`), by name; those without a value are left out."""
+    sums = np.asarray([[_slope_sums(cell) for cell in seed] for seed in cells])
+    return {name: figure for name, slope in SLOPES.items() if (figure := statistics.estimate(sums, slope))}
 
 
 def _share(name: str, sums: np.ndarray) -> Json | None:

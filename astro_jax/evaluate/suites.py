@@ -30,8 +30,8 @@ from astro_jax.verify.answer import RULES, Rule
 
 ANSWERS, RESULT = "answers.parquet", "result.json"
 MAX_LISTED = 20  # of a list of examples in result.json
-_HEADLINE = ("prompts", "n", "rule", "truncated", "unparsed", "failed", "rules", "overlap", "by_level", "by_subject",
-             "calibration", "behaviour", "errors")  # fmt: skip
+_HEADLINE = ("prompts", "n", "rule", "truncated", "unparsed", "failed", "forced_to_go_back", "rules", "overlap",
+             "by_level", "by_subject", "calibration", "behaviour", "errors")  # fmt: skip
 _OVERLAP = 0.7  # share of common 5-grams, as problems.overlap_threshold
 
 

@@ -17,7 +17,7 @@ import jinja2
 from etils import epath
 
 from astro_jax import phrases, stage_folder, storage
-from astro_jax.report import held_out, rollout_texts, run_folder, selection, side_by_side, summary
+from astro_jax.report import held_out, rollout_texts, run_folder, search_figures, selection, side_by_side, summary
 from astro_jax.report.run_folder import RunFolder
 from astro_jax.stages import MODELS, STAGES
 from astro_jax.storage import Json
@@ -113,6 +113,7 @@ def run_data(run: RunFolder, held_out_ids: Sequence[Any] = (), runs: int = 1) ->
         "rollouts": rollout_texts.for_page(run),
         "problems": selection.problems(run, runs),
         "held_out": held_out.held_out(run, held_out_ids),
+        "search": search_figures.search_figures(run),
         "provenance": provenance(run),
     }  # fmt: skip
 

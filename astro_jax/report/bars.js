@@ -49,16 +49,16 @@ function categories(title, names, series, { xTitle, yTitle, note, diagonal, heig
 
 const signed = (x, digits = 1) => (x > 0 ? "+" : "") + num(100 * x, digits);
 
-/** Differences with their intervals about zero. rows: [{model, label, difference, low, high, n}], as fractions. */
-function forest(title, rows, note) {
+/** Differences with their intervals about zero. rows: [{model, label, difference, low, high, n}], as fractions; `what` they are. */
+function forest(title, rows, note, what = "difference, points") {
   const draw = (width) => {
     const [labels, step, top] = [Math.min(190, width * 0.46), 26, 8];
-    const right = width - (width > 520 ? 150 : 12);
+    const right = width - (width > 520 ? 166 : 12);
     const reach = Math.max(0.01, ...rows.flatMap((r) => [Math.abs(r.low), Math.abs(r.high)]));
     const x = (v) => labels + 12 + ((v + reach) / (2 * reach)) * (right - labels - 12);
     const bottom = top + rows.length * step;
     const root = svg("svg", { viewBox: `0 0 ${width} ${bottom + 22}`, width, height: bottom + 22 });
-    for (const t of ticks(-reach, reach, Math.max(3, (right - labels) / 90)).filter((t) => Math.abs(t) <= reach)) {
+    for (const t of ticks(-reach, reach, Math.max(4, (right - labels) / 90)).filter((t) => Math.abs(t) <= reach)) {
       root.append(svg("line", { class: t === 0 ? "axis" : "grid", x1: x(t), x2: x(t), y1: top, y2: bottom }),
         svg("text", { class: "tick", x: x(t), y: bottom + 15, "text-anchor": "middle", text: t === 0 ? "0" : signed(t, reach < 0.03 ? 1 : 0) }));
     }
@@ -71,7 +71,7 @@ function forest(title, rows, note) {
         svg("path", { class: "whisker", d: `M${x(r.low)} ${y}H${x(r.high)}M${x(r.low)} ${y - 4}v8M${x(r.high)} ${y - 4}v8`, style: `stroke:${stroke}` }),
         svg("circle", { cx: x(r.difference), cy: y, r: 4.5, style: `fill:${stroke}` }),
         width > 520 && svg("text", { class: "tick", x: right + 14, y: y + 4, text }));
-      root.append(tipOn(g, () => [r.label, { label: "difference, points", value: signed(r.difference) },
+      root.append(tipOn(g, () => [r.label, { label: what, value: signed(r.difference) },
         { label: "95% interval", value: `${signed(r.low)} to ${signed(r.high)}` }, { label: "problems", value: num(r.n) }]));
     });
     return root;

@@ -47,10 +47,12 @@ function suiteTables() {
     });
     const p = set.models[models[0]]["pass@1"].n;
     return [figureTable(head, rows),
-      el("p", { class: "note", text: `${plural(p, "problem")}, ${plural(n, "answer")} to each, judged by the rule ${set.models[models[0]].rule}. Small figures are 95% intervals over problems.` }),
+      el("p", { class: "note", text: `${plural(p, "problem")}, ${plural(n, "answer")} to each, judged by the rule ${set.models[models[0]].rule}.${forced(set, models)} Small figures are 95% intervals over problems.` }),
       el("div", { class: "grid" }, differencesFigure(set.key), levelFigure(set, models), calibrationFigure(set, models))];
   }, sets);
 }
+const forced = (set, models) => (models.some((m) => set.models[m].forced_to_go_back > 0)
+  ? ` Answers with too few backtracks were forced to go back: ${models.map((m) => `${nameOf(m)} ${pct(set.models[m].forced_to_go_back)}`).join(", ")}.` : "");
 function levelFigure(set, models) {
   const levels = [...new Set(models.flatMap((m) => Object.keys(set.models[m].by_level || {})))].sort();
   if (levels.length < 2) return null;
@@ -77,9 +79,35 @@ function behaviourFigures() {
         goesBack.length > 0 && changesFigure(goesBack.map((m) => ({ model: m, label: nameOf(m), values: of(m).changes }))),
         attempts.length > 1 && categories("Accuracy by the number of attempts", attempts,
           goesBack.map((m) => ({ model: m, points: attempts.map((a, at) => ({ at, score: of(m).by_attempts[a] })).filter((p) => p.score) })),
-          { xTitle: "attempts in the answer", yTitle: "right answers", note: "Answers of many attempts are often those to hard problems: this is no effect of the attempts alone." }))];
+          { xTitle: "attempts in the answer", yTitle: "right answers", note: "Answers of many attempts are often those to hard problems: this is no effect of the attempts alone." })),
+      searchFigures(DATA.search[set.key] || {}, set.key)];
   });
 }
+
+/** What backtracks give: right answers with a cap on backtracks, and slopes within problems. figures: {model: {limits, slopes}}. */
+function searchFigures(figures, key) {
+  const models = modelsOf(figures);
+  const goesBack = models.filter((m) => Object.keys(figures[m].limits).length > 1);
+  if (!goesBack.length) return null;
+  const caps = Object.keys(figures[goesBack[0]].limits); // whole numbers come first, then "any"
+  const points = (m) => caps.map((cap, at) => ({ at, score: figures[m].limits[cap] })).filter((p) => p.score);
+  const sloped = goesBack.filter((m) => Object.keys(figures[m].slopes).length);
+  const rows = (m) => Object.entries(figures[m].slopes).map(([name, s]) => ({ model: m, label: name.replace(/.*, at/, "…"), difference: s.mean, ...s }));
+  return [el("h3", { text: "What backtracks give" }),
+    el("div", { class: "grid" },
+      categories("Right answers with a cap on backtracks", caps, models.map((m) => ({ model: m, points: points(m) })),
+        { xTitle: "most backtracks", yTitle: "right answers", note: "The same answers, as if each had to end after so many backtracks. A model that never goes back has one point, at any." }),
+      el("div", { class: "stacked" }, sloped.map((m) => forest(`${nameOf(m)}: slopes within problems`, rows(m), null, "slope, points")))),
+    el("p", { class: "note", text: sloped.length ? "Slopes: points of right answers for one more backtrack, or 10 more tokens, between answers to the same problem; alone, and at an equal number " +
+      "of the other. A slope is no effect of a cause: an answer goes back because it was wrong. Whiskers are 95% intervals over problems."
+      : "Whiskers are 95% intervals over problems." + (key === "held-out" ? " Slopes within problems need several answers to a problem, which suites have (eval.suites)." : "") }),
+    el("details", {}, el("summary", { text: "These figures as tables" }),
+      scoreTable("Most backtracks", caps, models, (m, cap) => figures[m].limits[cap], (s) => pct(s.mean), range),
+      sloped.length > 0 && scoreTable("Slope, points", Object.keys(figures[sloped[0]].slopes), sloped, (m, name) => figures[m].slopes[name], (s) => signed(s.mean),
+        (s) => `${signed(s.low)} to ${signed(s.high)}`))];
+}
+const scoreTable = (corner, keys, models, of, mean, interval) => figureTable([corner, ...keys], models.map((m) => ({ model: m, label: nameOf(m),
+  cells: keys.map((key) => { const s = of(m, key); return s ? [mean(s), el("small", { text: ` ${interval(s)}` })] : "–"; }) })));
 function behaviourTable(rows) {
   const head = ["Model", "Reflections", "Backtracks", "Restarts", "Attempts", "First attempt right", "Repeats an attempt", "Repairs", "Spoils"];
   const cells = (b) => [num(b.reflections, 2), num(b.backtracks, 2), num(b.restarts, 2), num(b.attempts, 2), pct(b.first_attempt_right), pct(b.repeat), pct(b.repair_rate), pct(b.spoil_rate)];

@@ -68,7 +68,7 @@ def lit(browser, selector):
 def test_all_sections_are_drawn_and_texts_of_models_stay_texts(page):
     shown = page.run("document.body.innerText")
     for text in ("63.7%", "majority of 3", "Pearson r = 0.", "Search tree", "10 min 34 s", "Calibration of the vote",
-                 "What backtracks do", "Answers by their error", "reward −1"):  # fmt: skip
+                 "What backtracks do", "What backtracks give", "Answers by their error", "reward −1"):  # fmt: skip
         assert text in shown, text
     assert page.run("document.querySelectorAll('script').length") == 2
     assert page.run("document.querySelectorAll('img, pre b').length") == 0
