@@ -101,6 +101,7 @@ class TreeSampler:
     def split_into_steps(self, completion: Completion) -> list[Step]:
         """Cut a completion after each token that ends a step. With `lines_per_step` n, every n-th such token counts.
 
+        An end token behind the end of a line belongs to the step of this line: a step of its own would have no text.
         The rest of a completion that was cut off is its last step, even if the rest is empty. So this last step never
         equals a step that is complete.
         """
@@ -109,6 +110,8 @@ class TreeSampler:
         ends = line_ends[self.c.lines_per_step - 1 :: self.c.lines_per_step]
         if completion.stopped and ends[-1:] != line_ends[-1:]:
             ends.append(line_ends[-1])  # the last step of a solution may have fewer lines
+        if completion.stopped and ends[-2:-1] == [len(tokens) - 1]:
+            del ends[-2]
         if not completion.stopped:
             ends.append(len(tokens))
         spans = (tuple(tokens[start:end]) for start, end in zip([0, *ends], ends, strict=False))

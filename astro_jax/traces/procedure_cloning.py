@@ -55,7 +55,8 @@ def clone(
                 segments.append(Segment(at, "reflect", phrases.DOUBT + phrases.UNSURE))
             write_backtrack = _restate if tree.problem.task == "countdown" else _quote
             segments.append(Segment(node.parent, "backtrack", write_backtrack(tree, node.parent)))
-        segments.append(Segment(n, "step", node.text if node.text.endswith("\n") else node.text + "\n"))
+        # A step of an end token alone has no text, and adds no line.
+        segments.append(Segment(n, "step", node.text + "\n" * (bool(node.text) and not node.text.endswith("\n"))))
         if reflect and (i in high_value or n == sequence[-1]):
             segments.append(Segment(n, "reflect", phrases.DOUBT + phrases.CORRECT))
         at = n

@@ -55,6 +55,14 @@ def test_a_completion_is_split_into_steps_and_its_unfinished_rest():
     assert texts == [step, ""]
 
 
+def test_an_end_token_behind_a_line_belongs_to_the_step_of_the_line():
+    lines = [" 3 * 2 = 6, left 4 6.\n", " 6 + 4 = 10" + HIT]
+    steps = sampler(step_end="\n").split_into_steps(completion("".join(lines), ended=True))
+    assert [s.text for s in steps] == lines and steps[1].tokens[-1] == EOS
+    steps = sampler(step_end="\n").split_into_steps(completion("".join(lines), stopped=False))
+    assert [s.text for s in steps] == [*lines, ""]  # cut off, so not the same as the complete step
+
+
 class Log(Player):
     """A player that keeps the lengths of all completions of each call."""
 

@@ -4,6 +4,7 @@ import pytest
 from traces_fixtures import hand_tree, linearized, text_of
 
 from astro_jax.phrases import CORRECT, DOUBT, UNSURE
+from astro_jax.search.tree import Step
 from astro_jax.traces.procedure_cloning import clone
 from astro_jax.verify import verify
 
@@ -33,6 +34,12 @@ def test_golden_text():
         (2, "step"), (5, "step"), (5, "reflect"), (2, "backtrack"), (6, "step"), (6, "reflect"), (0, "backtrack"),
         (1, "step"), (3, "step"), (3, "reflect"), (1, "backtrack"), (4, "step"), (4, "reflect"),
     ]  # fmt: skip
+
+
+def test_a_step_of_an_end_token_alone_adds_no_line():
+    tree = hand_tree()
+    (end,) = tree.add_chain(4, [Step((1,), "")])
+    assert text_of(clone(tree, [1, 4, end.id], None, False)) == text_of(clone(tree, [1, 4], None, False))
 
 
 def test_golden_text_of_the_direct_control():
