@@ -42,7 +42,7 @@ _SAMPLING = (*_MODEL, "sampler", "verify")  # keys of every stage that samples a
 _DIFFICULTY = tuple(
     f"problems.{name}" for name in ("difficulty_samples", "difficulty_model", "max_difficulty_prompts", "rl_pass_rate")
 )
-_GAME = tuple(f"problems.{name}" for name in ("count", "max_number", "max_value", "ops", "held_out"))
+_GAME = tuple(f"problems.{name}" for name in ("count", "max_number", "max_value", "ops", "last_two", "held_out"))
 
 
 def _sft(kind: str, title: str, purpose: str) -> Stage:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import operator
+from collections import Counter
 from fractions import Fraction
 
 from astro_jax.countdown import Game
@@ -14,6 +15,7 @@ GAMES = [
     Game(count=4, max_number=8, max_value=30, ops="+-*/"),
 ]
 SMALL = Game(count=3, max_number=8, max_value=30, ops="+-*/")
+LAST_TWO = Game(count=5, max_number=6, max_value=18, ops="+-*/", last_two=True)
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
@@ -42,3 +44,20 @@ def values(tree, game):
 def reachable(numbers, game):
     """All results that use each number once."""
     return set().union(*(values(tree, game) for order in set(itertools.permutations(numbers)) for tree in trees(order)))
+
+
+def count_choices(numbers, game):
+    """How often each result comes of all choices of operators, where each step takes the last two numbers.
+
+    Two operators that give a step the same result are two choices. The larger operand stands first.
+    """
+    ends = Counter()
+    for choice in itertools.product(game.ops, repeat=len(numbers) - 1):
+        value = Fraction(numbers[-1])
+        for op, number in zip(choice, reversed(numbers[:-1]), strict=True):
+            value = OPERATORS[op](max(value, number), min(value, number))
+            if value.denominator > 1 or not 1 <= value <= game.max_value:
+                break
+        else:
+            ends[int(value)] += 1
+    return ends

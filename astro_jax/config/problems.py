@@ -73,7 +73,7 @@ class Problems(Source):
     """The sources of the problems, and the number of problems of each use.
 
     Set `sources` for several sources, or one of `path`, `dataset` and `gym` for a single source. Without any of them
-    the problems are Countdown games (`count`, `max_number`, `max_value`, `ops`).
+    the problems are Countdown games (`count`, `max_number`, `max_value`, `ops`, `last_two`).
     """
 
     sources: tuple[ListedSource, ...] = key(
@@ -115,6 +115,9 @@ class Problems(Source):
     max_number: int = key(25, "Countdown: largest number of a problem.")
     max_value: int = key(75, "Countdown: largest intermediate result and largest target.")
     ops: str = key("+-*", "Countdown: operators, a subset of `+-*/`.")
+    last_two: bool = key(
+        False, "Countdown: each step takes the last two numbers, so that a problem is a choice of operators in order."
+    )
     held_out: float = key(
         0.2, "Share of the problems that only evaluation sees. It may be 0 where `evaluation` names sets.", ge=0, lt=1
     )

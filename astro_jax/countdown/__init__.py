@@ -13,7 +13,19 @@ The import of the package is light: it imports neither JAX nor transformers.
 """
 
 from astro_jax.countdown.corpus import corpus
-from astro_jax.countdown.game import Game, Move, Numbers, after, apply, is_held_out, moves, multisets, reachable, remove
+from astro_jax.countdown.game import (
+    Game,
+    Move,
+    Numbers,
+    after,
+    apply,
+    is_held_out,
+    moves,
+    multisets,
+    reachable,
+    remove,
+    targets,
+)
 from astro_jax.countdown.language import HIT, MISS, attempt_text, numbers_left, prompt, restate, step_text
 from astro_jax.countdown.problem_set import make_problem, other_problems, problems
 
@@ -39,4 +51,5 @@ __all__ = [
     "remove",
     "restate",
     "step_text",
+    "targets",
 ]

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from astro_jax.countdown.game import Game, Move, Numbers, after, moves, multisets, reachable
+from astro_jax.countdown.game import Game, Move, Numbers, after, moves, multisets, reachable, targets
 from astro_jax.countdown.language import attempt_text, prompt, restate
 
 
@@ -65,11 +65,11 @@ def _recall(numbers: Numbers, target: int, game: Game, rng: random.Random) -> st
 def _random_problem(game: Game, rng: random.Random, whole: bool = False) -> tuple[Numbers, int]:
     """Draw a problem of the training side, or unless `whole` a later state of such a problem."""
     numbers: Numbers = ()
-    while not reachable(numbers, game):
+    while not targets(numbers, game):
         numbers = tuple(rng.sample(rng.choice(multisets(game, False)), game.count))
     while len(numbers) > 2 and rng.random() < (0.0 if whole else 0.3):
         numbers = after(numbers, rng.choice(_finishable(numbers, game)))
-    return numbers, rng.choice(sorted(reachable(numbers, game)))
+    return numbers, rng.choice(sorted(targets(numbers, game)))
 
 
 def _random_attempt(numbers: Numbers, game: Game, rng: random.Random) -> tuple[Move, ...]:
@@ -82,4 +82,4 @@ def _random_attempt(numbers: Numbers, game: Game, rng: random.Random) -> tuple[M
 
 def _finishable(numbers: Numbers, game: Game) -> list[Move]:
     """List the moves that lead to no dead end, such as two large numbers whose sum exceeds max_value."""
-    return [move for move in moves(numbers, game) if reachable(after(numbers, move), game)]
+    return [move for move in moves(numbers, game) if targets(after(numbers, move), game)]

@@ -22,6 +22,7 @@ class Game:
       max_value: the largest intermediate result or target that is generated. A larger result is still true arithmetic.
       ops: the operations, a subset of "+-*/".
       held_out: the share of number multisets whose problems are only for evaluation.
+      last_two: whether a step must take the last two numbers. A problem then depends on the order of its numbers.
     """
 
     count: int = 3
@@ -29,6 +30,7 @@ class Game:
     max_value: int = 60
     ops: str = "+-*"
     held_out: float = 0.2
+    last_two: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 2 or not 0 <= self.held_out < 1 or not set(self.ops) <= set("+-*/") or not self.ops:
@@ -62,27 +64,39 @@ def remove(numbers: Numbers, *used: int) -> Numbers | None:
     return tuple(left)
 
 
-@functools.lru_cache(maxsize=200_000)
+@functools.lru_cache(maxsize=100_000)
 def moves(numbers: Numbers, game: Game) -> tuple[Move, ...]:
     """List all distinct moves with results in 1..max_value. The larger operand stands first."""
     distinct = set()
-    for x, y in itertools.combinations(numbers, 2):
+    for x, y in itertools.combinations(numbers[-2:] if game.last_two else numbers, 2):
         a, b = max(x, y), min(x, y)
         for op in game.ops:
             result = apply(a, op, b)
             if result is not None and 1 <= result <= game.max_value:
                 distinct.add(Move(a, op, b, result))
-    return tuple(sorted(distinct, key=dataclasses.astuple))
+    return tuple(sorted(distinct, key=lambda move: (move.a, move.op, move.b, move.result)))
 
 
 def after(numbers: Numbers, move: Move) -> Numbers:
-    """Make a move: remove its operands and append its result."""
-    rest = remove(numbers, move.a, move.b)
+    """Make a move: remove its operands and append its result.
+
+    The last two numbers are removed if they are the operands, so that equal numbers before them keep their places.
+    """
+    last_two = sorted(numbers[-2:]) == sorted((move.a, move.b))
+    rest = numbers[:-2] if last_two else remove(numbers, move.a, move.b)
     assert rest is not None
     return (*rest, move.result)
 
 
-@functools.lru_cache(maxsize=200_000)
+@functools.lru_cache(maxsize=100_000)
+def targets(numbers: Numbers, game: Game) -> frozenset[int]:
+    """List the final numbers that moves can lead to, by brute force."""
+    if len(numbers) == 1:
+        return frozenset(numbers)
+    return frozenset().union(*(targets(after(numbers, move), game) for move in moves(numbers, game)))
+
+
+@functools.lru_cache(maxsize=20_000)
 def reachable(numbers: Numbers, game: Game) -> dict[int, tuple[tuple[Move, ...], ...]]:
     """Map each reachable final number to all sequences of moves that lead to it, by brute force."""
     if len(numbers) == 1:

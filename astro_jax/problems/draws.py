@@ -65,7 +65,7 @@ class Draws:
     @classmethod
     def of(cls, c: cfg.Problems, seed: int) -> Draws:
         """Make the draws of a config, with its rules of Countdown."""
-        return cls(c, seed, countdown.Game(c.count, c.max_number, c.max_value, c.ops, c.held_out))
+        return cls(c, seed, countdown.Game(c.count, c.max_number, c.max_value, c.ops, c.held_out, c.last_two))
 
     @functools.cached_property
     def problem_set(self) -> ProblemSet:

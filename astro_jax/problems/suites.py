@@ -202,7 +202,7 @@ def _make_countdown(arguments: Arguments) -> Suite:
     A game is played backwards from nothing: numbers are drawn, and random moves combine them to the target. So the size
     is not limited by a search for solutions.
     """
-    rules = {"count": 4, "max_number": 25, "max_value": 75, "ops": "+-*", "held_out": 0.2}
+    rules = {"count": 4, "max_number": 25, "max_value": 75, "ops": "+-*", "held_out": 0.2, "last_two": 0}
     values = _typed("countdown", arguments, rules | {"size": _COUNTDOWN_SIZE, "seed": 0})
     size, seed = values.pop("size"), values.pop("seed")
     game, rng = countdown.Game(**values), random.Random(f"suite/{seed}")
@@ -213,7 +213,7 @@ def _make_countdown(arguments: Arguments) -> Suite:
         numbers = tuple(rng.randint(1, game.max_number) for _ in range(game.count))
         target = _play(numbers, game, rng) if countdown.is_held_out(numbers, game) else None
         if target is not None and target not in numbers:
-            problem = countdown.make_problem(numbers, target)
+            problem = countdown.make_problem(numbers, target, last_two=game.last_two)
             problems.setdefault(problem.id, problem)
     if len(problems) < size:
         raise AstroError(f"suite countdown: the rules {values} give {len(problems)} games in place of {size}")
@@ -224,7 +224,7 @@ def _make_countdown(arguments: Arguments) -> Suite:
 def _play(numbers: countdown.Numbers, game: countdown.Game, rng: random.Random) -> int | None:
     """Make random moves until one number is left; None if no move is left before."""
     while len(numbers) > 1:
-        moves = countdown.moves(tuple(sorted(numbers)), game)
+        moves = countdown.moves(numbers if game.last_two else tuple(sorted(numbers)), game)
         if not moves:
             return None
         numbers = countdown.after(numbers, rng.choice(moves))

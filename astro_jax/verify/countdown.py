@@ -3,7 +3,8 @@
 The verifier replays the response line by line:
 
 - A step is valid if both operands are among the current numbers, its equation is true, and the numbers left, or the hit
-  or miss, are stated correctly.
+  or miss, are stated correctly. With the rule `last_two` the operands must be the last two numbers, and the numbers
+  left stand in their order, with the result at the end. Without the rule any order is right.
 - A backtrack is valid if it restates the target and a state that valid steps have reached.
 - A response is correct if it ends at the target, says so, and valid steps lead from the problem's numbers to its end.
   Errors in an abandoned branch do not matter for this, because the chain of steps to each state is known.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 from astro_jax import phrases
@@ -40,10 +42,11 @@ class _Replay:
     """The state of a replay.
 
     Attributes:
-      root: the numbers of the problem, sorted.
+      root: the numbers of the problem, in their order with the rule `last_two`, else sorted.
       target: the target of the problem.
-      expressions: for each reached multiset of numbers, the expressions that make the numbers.
+      expressions: for each reached state, the expressions that make its numbers.
       numbers: the current numbers. None after an invalid line, and after the end of a branch.
+      last_two: whether a step must take the last two numbers.
       valid: whether all lines so far are valid.
       hit: whether the last branch has ended at the target.
       answer: the last number of the last branch.
@@ -56,12 +59,17 @@ class _Replay:
     target: int
     expressions: dict[Numbers, tuple[str, ...]]
     numbers: Numbers | None
+    last_two: bool
     valid: bool = True
     hit: bool = False
     answer: str | None = None
     expression: str | None = None
     backtracks: int = 0
     fault: Fault | None = None
+
+    def state(self, numbers: Iterable[int]) -> Numbers:
+        """Write numbers as a state: in their order with the rule `last_two`, else sorted."""
+        return tuple(numbers) if self.last_two else tuple(sorted(numbers))
 
     def fail(self, fault: Fault) -> None:
         """Note an invalid line. Only a backtrack can follow."""
@@ -92,8 +100,9 @@ def find_fault(problem: Problem, response: str) -> Fault | None:
 
 def _replay(problem: Problem, response: str) -> _Replay:
     """Replay all lines of a response."""
-    root: Numbers = tuple(sorted(problem.meta["numbers"]))
-    replay = _Replay(root, problem.meta["target"], {root: tuple(map(str, root))}, root)
+    last_two = problem.meta.get("last_two", False)
+    root: Numbers = tuple(problem.meta["numbers"] if last_two else sorted(problem.meta["numbers"]))
+    replay = _Replay(root, problem.meta["target"], {root: tuple(map(str, root))}, root, last_two)
     for line in response.splitlines(keepends=True):
         if line in _REFLECTIONS:
             continue
@@ -106,21 +115,21 @@ def _replay(problem: Problem, response: str) -> _Replay:
     return replay
 
 
-def _sorted_numbers(text: str) -> Numbers:
-    return tuple(sorted(map(int, text.split())))
+def _numbers(text: str) -> list[int]:
+    return list(map(int, text.split()))
 
 
 def _step(r: _Replay, match: re.Match[str]) -> None:
     """Replay a step."""
     a, op, b, result = int(match[1]), match[2], int(match[3]), int(match[4])
-    rest = remove(r.numbers, a, b) if r.numbers is not None else None
+    rest = _rest(r, a, b)
     if rest is None or apply(a, op, b) != result:
         return r.fail("arithmetic" if rest is not None else "rule broken")
     assert r.numbers is not None
-    numbers = tuple(sorted((*rest, result)))
-    expressions = _combine(r.numbers, r.expressions[r.numbers], a, op, b, result)
+    numbers = r.state((*rest, result))
+    expressions = _combine(r, a, op, b, result)
     if match[5] is not None:
-        if len(numbers) < 2 or _sorted_numbers(match[5]) != numbers:
+        if len(numbers) < 2 or r.state(_numbers(match[5])) != numbers:
             return r.fail("copying")
         r.expressions.setdefault(numbers, expressions)
         r.numbers, r.hit, r.answer = numbers, False, None
@@ -132,19 +141,29 @@ def _step(r: _Replay, match: re.Match[str]) -> None:
     return None
 
 
-def _combine(numbers: Numbers, expressions: tuple[str, ...], a: int, op: str, b: int, result: int) -> tuple[str, ...]:
-    """Return the expressions of the state after the step a op b = result, in the order of its sorted numbers."""
-    pairs = list(zip(numbers, expressions, strict=True))
-    left = next(pair for pair in pairs if pair[0] == a)
-    pairs.remove(left)
-    right = next(pair for pair in pairs if pair[0] == b)
-    pairs.remove(right)
-    return tuple(expression for _, expression in sorted([*pairs, (result, f"({left[1]} {op} {right[1]})")]))
+def _rest(r: _Replay, a: int, b: int) -> Numbers | None:
+    """Return the current numbers without two operands. None if the rules do not allow the operands."""
+    if r.numbers is None or not r.last_two:
+        return remove(r.numbers, a, b) if r.numbers is not None else None
+    return r.numbers[:-2] if sorted(r.numbers[-2:]) == sorted((a, b)) else None
+
+
+def _combine(r: _Replay, a: int, op: str, b: int, result: int) -> tuple[str, ...]:
+    """Return the expressions of the state after the step a op b = result, in the order of its numbers."""
+    assert r.numbers is not None
+    pairs = list(zip(r.numbers, r.expressions[r.numbers], strict=True))
+    before, operands = (pairs[:-2], pairs[-2:]) if r.last_two else ([], pairs)
+    left = next(pair for pair in operands if pair[0] == a)
+    operands.remove(left)
+    right = next(pair for pair in operands if pair[0] == b)
+    operands.remove(right)
+    after = [*before, *operands, (result, f"({left[1]} {op} {right[1]})")]
+    return tuple(expression for _, expression in (after if r.last_two else sorted(after)))
 
 
 def _backtrack(r: _Replay, match: re.Match[str]) -> None:
     """Replay a backtrack. RESTART goes back to the root, GO_BACK to any reached state."""
-    numbers = _sorted_numbers(match[3])
+    numbers = r.state(_numbers(match[3]))
     allowed = numbers == r.root if match[1] == phrases.RESTART else numbers in r.expressions
     r.backtracks, r.fault = r.backtracks + 1, None
     if int(match[2]) != r.target or not allowed:

@@ -1,5 +1,6 @@
 """The recipes: found by name, shipped in the wheel; each ablation changes the keys of its header and no other."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import yaml
 from setuptools.dist import Distribution
 
 from astro_jax import config as cfg
+from astro_jax import countdown
+from astro_jax.countdown.tokenizer import countdown_tokenizer
 from astro_jax.errors import AstroError
+from astro_jax.stages import DEFAULT_STAGES
 from astro_jax.traces import dataset
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +76,24 @@ def test_the_config_of_the_papers_model_has_the_papers_values():
     assert (g.num_generations, g.max_completion_length, g.learning_rate) == (4, 15360, 2e-7)
     prompts = g.max_steps * g.prompts_per_step
     assert prompts >= c.problems.rl > prompts - g.prompts_per_step  # once over the prompts
+
+
+def test_the_long_recipe_trains_its_base_on_solutions_of_six_lines_that_fit_its_limits():
+    c = cfg.load("long")
+    rules, a = c.problems, c.architecture
+    assert (c.model, c.stages, rules.last_two, rules.eval >= 512) == ("scratch", DEFAULT_STAGES, True, True)
+    assert rules.count - 1 >= 6 and rules.max_value == rules.count * rules.max_number  # no sum is out of the rules
+    game = countdown.Game(rules.count, rules.max_number, rules.max_value, rules.ops, last_two=True)
+    tokenizer = countdown_tokenizer(rules.max_value)
+    for prompt, response in itertools.islice(countdown.corpus(game, 0, 0.5, 0.0, 0.0), 100):
+        lines = response.splitlines(keepends=True)
+        assert len(lines) <= 6 and len(tokenizer.encode(response)) <= c.search.max_rollout_tokens
+        assert max(len(tokenizer.encode(line)) for line in lines) <= c.search.max_step_tokens
+        assert len(tokenizer.encode(prompt)) + max(c.eval.max_tokens, c.grpo.max_completion_length) <= a.max_positions
+    assert c.grpo.max_length >= c.grpo.max_completion_length + len(tokenizer.encode(prompt))
+    dataset.check(c.traces, [])
+    text = (ROOT / "configs" / "long.yaml").read_text()
+    assert re.findall(r"^#   (\w+) ", text, re.MULTILINE) == ["paper", "command", "hardware", "expected"]
 
 
 # ---- Ablations

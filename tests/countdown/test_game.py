@@ -24,6 +24,29 @@ def test_reachable_equals_a_brute_force_over_all_expressions(game):
         assert set(countdown.reachable(numbers, game)) == brute_force.reachable(numbers, game), numbers
 
 
+@pytest.mark.parametrize("game", [*GAMES, brute_force.LAST_TWO], ids=str)
+def test_targets_are_the_keys_of_reachable(game):
+    rng = random.Random(1)
+    for _ in range(10):
+        numbers = tuple(rng.randint(1, game.max_number) for _ in range(game.count))
+        assert countdown.targets(numbers, game) == countdown.reachable(numbers, game).keys()
+
+
+def test_last_two_reaches_what_each_choice_of_operators_gives():
+    game = brute_force.LAST_TWO
+    rng = random.Random(2)
+    for _ in range(40):
+        numbers = tuple(rng.randint(1, game.max_number) for _ in range(game.count))
+        paths = countdown.reachable(numbers, game)
+        assert {target: len(paths[target]) for target in paths} == brute_force.count_choices(numbers, game), numbers
+
+
+def test_a_step_with_last_two_takes_the_last_two_and_keeps_the_order_of_the_others():
+    game = Game(count=4, max_number=9, max_value=20, ops="+-", last_two=True)
+    assert set(countdown.moves((5, 3, 9, 5), game)) == {Move(9, "+", 5, 14), Move(9, "-", 5, 4)}
+    assert countdown.after((5, 3, 9, 5), Move(9, "-", 5, 4)) == (5, 3, 4)
+
+
 def test_reachable_holds_every_sequence_of_moves_once():
     game = Game(count=3, max_number=9, max_value=20, ops="+*")
     # 2 2 3 -> 7: (2 + 2) + 3, and (2 + 3) + 2 = (3 + 2) + 2, and 2 * 2 + 3. Not 3 * 2 + 2, which is 8.

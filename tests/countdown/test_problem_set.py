@@ -1,5 +1,7 @@
 """Countdown problems drawn from one side of the split: distinct, solvable, and named by the seed."""
 
+import itertools
+
 import brute_force
 import pytest
 
@@ -15,6 +17,18 @@ def test_problems_are_distinct_solvable_and_split_by_multiset(game):
     for numbers, target in keys[::10]:
         assert target in brute_force.reachable(numbers, game) and target not in numbers
     assert not {k[0] for k in keys[:150]} & {k[0] for k in keys[150:]}
+
+
+def test_with_last_two_each_multiset_has_one_order_that_reaches_its_targets():
+    game = brute_force.LAST_TWO
+    orders = {}
+    for seed, side in itertools.product((0, 1), (False, True)):
+        for p in countdown.problems(game, 60, seed, held_out=side):
+            numbers = tuple(p.meta["numbers"])
+            assert p.meta["target"] in brute_force.count_choices(numbers, game) and p.meta["last_two"]
+            assert countdown.is_held_out(numbers, game) == side
+            assert orders.setdefault(tuple(sorted(numbers)), numbers) == numbers
+    assert any(numbers != multiset for multiset, numbers in orders.items())
 
 
 def test_problems_follow_the_seed_and_too_many_are_refused():

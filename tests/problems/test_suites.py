@@ -148,6 +148,13 @@ def test_countdown_of_any_size_is_solvable_and_held_out(count):
     assert again.digest == suite.digest != suites.load(f"countdown:count={count},max_number=9,size=12").digest
 
 
+def test_countdown_suite_with_last_two_can_be_solved_in_its_order():
+    suite = suites.load("countdown:count=5,max_number=9,max_value=40,ops=+-,last_two=1,size=12")
+    game = countdown.Game(5, 9, 40, "+-", 0.2, last_two=True)
+    for p in suite.problems:
+        assert p.meta["last_two"] and p.meta["target"] in countdown.targets(tuple(p.meta["numbers"]), game)
+
+
 def test_a_game_that_is_played_back_gives_a_right_answer():
     (p,) = suites.load("countdown:count=3,max_number=9,size=1").problems
     game = countdown.Game(3, 9, 75)

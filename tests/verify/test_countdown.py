@@ -10,6 +10,7 @@ from astro_jax import countdown
 from astro_jax.countdown import HIT, MISS, Game
 from astro_jax.phrases import CORRECT, DOUBT, GO_BACK, RESTART, UNSURE
 from astro_jax.verify import verify
+from astro_jax.verify.countdown import find_fault
 
 # Make 10 from 2 3 4: 2 * 3 + 4, or 3 * 4 - 2, or ...
 PROBLEM = countdown.make_problem((2, 3, 4), 10)
@@ -100,6 +101,38 @@ def test_equal_numbers_may_be_used_once_each():
     assert judge(" 5 + 5 = 10, left 5 3 10.\n", problem) == NOTHING
     problem = countdown.make_problem((5, 6, 3), 16)
     assert judge(" 5 + 5 = 10, left 6 10.\n 10 + 6 = 16" + HIT, problem) == NOTHING
+
+
+# Make 6 from 5 3 9 5 with the rule last_two: 9 - 5, then 4 + 3 = 7, then 7 - 5 = 2, or 4 - 3 = 1, then 5 + 1 = 6.
+LAST_TWO = countdown.make_problem((5, 3, 9, 5), 6, last_two=True)
+FIRST, SECOND, END = " 9 - 5 = 4, left 5 3 4.\n", " 4 - 3 = 1, left 5 1.\n", " 5 + 1 = 6" + HIT
+MISSED = " 4 + 3 = 7, left 5 7.\n 7 - 5 = 2" + MISS
+
+
+@pytest.mark.parametrize(
+    "response, expected, fault",
+    [
+        (FIRST + SECOND + END, (True, True, "6"), None),
+        (FIRST + MISSED + BACK + " make 6 from 5 3 4.\n" + SECOND + END, (True, True, "6"), None),
+        (FIRST + MISSED + BACK + " make 6 from 3 5 4.\n" + SECOND + END, NOTHING, "copying"),
+        (FIRST + MISSED + RESTART + " make 6 from 5 3 9 5.\n" + FIRST + SECOND + END, (True, True, "6"), None),
+        (FIRST + MISSED + RESTART + " make 6 from 5 5 9 3.\n" + FIRST + SECOND + END, NOTHING, "copying"),
+        (" 9 - 5 = 4, left 3 5 4.\n", NOTHING, "copying"),
+        (" 9 - 3 = 6, left 5 5 6.\n", NOTHING, "rule broken"),
+        (" 5 - 3 = 2, left 9 5 2.\n", NOTHING, "rule broken"),
+        (FIRST + " 4 + 4 = 8, left 5 8.\n", NOTHING, "rule broken"),
+        (" 9 - 5 = 5, left 5 3 5.\n", NOTHING, "arithmetic"),
+    ],
+)
+def test_with_last_two_the_order_of_the_numbers_counts(response, expected, fault):
+    assert judge(response, LAST_TWO) == expected
+    assert find_fault(LAST_TWO, response) == fault
+
+
+def test_the_expression_with_last_two_uses_equal_numbers_at_their_places():
+    problem = countdown.make_problem((5, 3, 5, 5), 12, last_two=True)
+    response = " 5 + 5 = 10, left 5 3 10.\n 10 - 3 = 7, left 5 7.\n 7 + 5 = 12" + HIT
+    assert verify(problem, response, True).expression == "(((5 + 5) - 3) + 5)"
 
 
 def test_backtracks_and_expression():
