@@ -26,7 +26,7 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
     (("search",), lambda c: c.search.method == "best-of-n", ("search.num_samples",)),
     (("search",), lambda c: c.search.method == "rounds", ("search.rounds", "search.focus")),
     (("search",), lambda c: c.search.method != "best-of-n", (
-        "search.num_proposals", "search.num_rollouts", "search.num_simulations", "search.c_puct", "search.prior",
+        "search.num_proposals", "search.num_rollouts", "search.num_simulations", "search.c_puct", "search.max_depth",
         "search.num_parallel_leaves", "search.max_step_tokens")),
     (("traces",), lambda c: dataset.needs_model(c.traces), (
         "sampler", "verify", "prompts", "traces.clone_retries", "traces.clone_tokens", "traces.clone_temperature")),

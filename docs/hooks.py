@@ -27,7 +27,7 @@ A file may begin with `base: RECIPE` or `base: PATH` (relative to the file), and
 
     base: quickstart
     out: runs/mine
-    search: {num_simulations: 24}
+    search: {num_samples: 24}
 
 Sections merge key by key. All other values, lists too, replace the value of the base. An unknown key is an error that
 names the keys of the section. A key of an older version is an error that names the new key.

@@ -18,7 +18,7 @@ class Gym(Section):
 
     task: str = key(..., "Name of the task, for example `chain_sum`.", "required")
     size: int = key(2048, "Problems that the task generates, before the split.", ge=1)
-    params: dict[str, Any] = key({}, "Arguments of the task, for example `{max_terms: 4}`.", "reasoning-gym")
+    params: dict[str, Any] = key({}, "Arguments of the task, for example `{max_terms: 4}`.")
 
 
 class Source(Section):

@@ -200,7 +200,7 @@ class Search(Section):
             method, ("keep_rollouts", "rollout_rounds", "early_stop", "max_tree_tokens", "max_total_tokens")
         )
         if names := [name for name in unused if info.data.get(name)]:
-            raise ValueError(f"{', '.join(names)}: only for mcts; leave out")
+            raise ValueError(f"{', '.join(names)}: not with search.method={method}; leave out")
         return method
 
     @pydantic.model_validator(mode="after")

@@ -17,9 +17,9 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
 
     Search by mcts: each simulation of each tree expands `num_parallel_leaves` nodes. Each node gets `num_proposals`
     steps, and each step `num_rollouts` rollouts. Search by rounds: each tree samples the rollouts of all rounds, though
-    most trees end before. SFT of ASTRO: an example is a prompt and one rollout for each branch; of Direct: a prompt and
-    one rollout. RL: one response for each sample, and two for each held-out prompt in each measurement. All steps,
-    rollouts and responses have their maximum length.
+    most trees end before. Search by best-of-n: `num_samples` rollouts. SFT of ASTRO: an example is a prompt and one
+    rollout for each branch; of Direct: a prompt and one rollout. RL: one response for each sample, and two for each
+    held-out prompt in each measurement. All steps, rollouts and responses have their maximum length.
 
     Traces that a model writes: each branch of each example of ASTRO is written once, and each example ends at a
     solution of its own that the model judges. Direct's samples count too. Difficulty: `problems.rl` prompts, or
@@ -58,7 +58,7 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
             costs[f"{name}, no prefix shared"] = cost(tokens, row["unshared_tokens_per_s"])
         if kind == "search":
             s = c.search
-            share = s.rounds[0] / sum(s.rounds) if s.method == "rounds" else 1 / s.num_simulations
+            share = {"mcts": 1 / s.num_simulations, "rounds": s.rounds[0] / sum(s.rounds), "best-of-n": 1}[s.method]
             costs[f"{name}, one iteration a tree"] = cost(tokens * share, row["tokens_per_s"])
     hours = sum(entry["hours"] for entry in costs.values() if isinstance(entry, dict) and "of" in entry)
     return costs | {"total_hours": round(hours, 1), "total_chip_hours": round(hours * chips, 1)}

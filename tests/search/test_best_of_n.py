@@ -81,5 +81,5 @@ def test_the_unfinished_last_step_of_a_solution_is_an_incorrect_terminal():
     "option", [{"keep_rollouts": True}, {"early_stop": {}}, {"max_tree_tokens": 5}, {"max_total_tokens": 5}]
 )
 def test_best_of_n_refuses_the_options_of_mcts(option):
-    with pytest.raises(AstroError, match=rf"search\.method: .*{next(iter(option))}.*only for mcts"):
+    with pytest.raises(AstroError, match=rf"search\.method: .*{next(iter(option))}.*not with search.method=best-of-n"):
         cfg.parse({"search": {"method": "best-of-n"} | option})

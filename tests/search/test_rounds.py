@@ -151,8 +151,8 @@ def test_a_step_may_have_several_lines():
 @pytest.mark.parametrize(
     "search, message",
     [
-        ({"method": "rounds", "keep_rollouts": True}, "keep_rollouts: only for mcts"),
-        ({"method": "rounds", "rollout_rounds": [1, 2]}, "rollout_rounds: only for mcts"),
+        ({"method": "rounds", "keep_rollouts": True}, "keep_rollouts: not with search.method=rounds"),
+        ({"method": "rounds", "rollout_rounds": [1, 2]}, "rollout_rounds: not with search.method=rounds"),
         ({"lines_per_step": 2}, "lines_per_step: mcts proposes one line at a time"),
         ({"method": "rounds", "rounds": []}, "rounds"),
         ({"method": "rounds", "rounds": [0]}, "rounds"),

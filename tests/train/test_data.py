@@ -253,7 +253,8 @@ def test_best_fit_decreasing_leaves_at_most_3_percent_of_padding(median, spread,
     assert padding < 0.03
 
 
-# Documents of astro-sft of the quickstart (scale 0.5, seed 0) by tokens: traces, and then documents of the corpus.
+# Documents of astro-sft of the quickstart when its trees grew by MCTS (scale 0.5, seed 0), by tokens: traces, and then
+# documents of the corpus.
 QUICKSTART = {
     26: 687, 41: 84, 51: 379, 56: 4, 66: 215, 76: 257, 81: 64, 91: 272, 96: 5, 101: 99, 106: 121, 116: 152, 121: 34,
     126: 23, 131: 116, 136: 7, 141: 43, 146: 37, 151: 3, 156: 35, 161: 17, 166: 3, 171: 35, 176: 5, 181: 10, 186: 24,
