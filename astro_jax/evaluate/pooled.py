@@ -276,10 +276,15 @@ def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _difference(a: Cells, b: Cells) -> Json:
-    """The paired differences a - b; {} where the two have different numbers of seeds."""
+    """The paired differences a - b; {} where the two have different numbers of seeds.
+
+    First attempts with and without a floor are the same answers, so they are not compared.
+    """
     if len(a) != len(b):
         return {}
-    sums = {name: [_sums(cells, SHARES["answers"][name]) for cells in (a, b)] for name in _COMPARED}
+    has_floor = any(answer.forced is not None for seed in a for cell in seed for answer in cell)
+    names = _COMPARED[:1] if has_floor else _COMPARED
+    sums = {name: [_sums(cells, SHARES["answers"][name]) for cells in (a, b)] for name in names}
     return {name: statistics.estimate(np.concatenate(pair, -1), _minus) for name, pair in sums.items()}
 
 
