@@ -3,7 +3,11 @@
 When an answer ends with fewer backtracks, its end token is dropped, the words of a restart are written in the model's
 place, and the model samples on from there. Example with at least 1 backtrack, the forced words in brackets:
 
-    7 - 4 = 3, which is the target!\\n [ Let's restart our solution from the beginning, and] make 3 from 4 7.\\n 7 - ...
+    7 * 4 = 28, which misses the target!
+    [But wait, are we solving the problem correctly so far? Hmm...
+    I'm not sure if we're solving the problem correctly so far.
+    Let's restart our solution from the beginning, and] make 3 from 4 7.
+    7 - 4 = 3, which is the target!
 
 Which answers are forced depends on their number of backtracks alone, never on a verdict.
 """
@@ -20,9 +24,9 @@ from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.policy import Policy
 from astro_jax.sampler import Completion, Request, SamplingParams
 
-# The beginning of a restart, which the model completes. It is true wherever an answer stands: each problem has a
-# beginning. "Let's go back to where we" would need an earlier step, which an answer of one step lacks.
-WORDS = phrases.RESTART
+# The words before a restart in a trace, doubts included, up to where the model writes what it restarts with. They hold
+# for every problem: each has a beginning. "Let's go back to where we" needs an earlier step, which an answer may lack.
+WORDS = phrases.DOUBT + phrases.UNSURE + phrases.RESTART
 
 
 class SampledText(NamedTuple):

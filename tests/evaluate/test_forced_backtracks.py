@@ -149,7 +149,7 @@ def test_limits_of_tokens_count_sampled_tokens_alone(evaluated):
     answers = responses.read_parquet(folder / "responses-00000.parquet")
     kept = {limit: suites._cut(responses.SampledResponse(**answers[1]), limit, scripted.policy()) for limit in (6, 9)}
     assert (kept[6].text, kept[6].forced, kept[6].forced_at) == (MISS, [], [])
-    assert kept[9].text == MISS + WORDS + AGAIN[: AGAIN.index(" from") + 5] and kept[9].forced == [6]
+    assert kept[9].text == MISS + WORDS + AGAIN[: AGAIN.index(" from") + 5] and kept[9].forced == [6, 7, 8]
 
 
 def test_answers_with_and_without_a_floor_do_not_mix(evaluated):
