@@ -54,6 +54,7 @@ from astro_jax.progress import log
 from astro_jax.run_context import RunContext
 from astro_jax.run_plan import StagePlan
 from astro_jax.search import run as searching
+from astro_jax.search.store import shards
 from astro_jax.stage_folder import Inputs
 from astro_jax.stages import STAGES
 from astro_jax.storage import Shards
@@ -245,7 +246,7 @@ def search(run: RunContext, inputs: Inputs) -> dict[str, Any]:
 def traces(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     """Turn the trees into training examples, with a data card. Load a model only when it judges or writes."""
     c, folder = run.c, run.folder / "traces"
-    trees = Shards(stage_folder.follow(storage.absolute(c.trees)) if c.trees else run.folder_of("search"), "trees")
+    trees = shards(stage_folder.follow(storage.absolute(c.trees)) if c.trees else run.folder_of("search"))
     writer = TraceWriter(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
     tokenizer = tokenizers.load(str(run.folder_of("base") / "model"), c.chat)
     counts = dataset.run(folder, trees, c.traces, c.seed, writer, tokenizer)
@@ -260,15 +261,14 @@ def fine_tune(run: RunContext, inputs: Inputs) -> dict[str, int]:
     name = inputs.stage
     kind = name.removesuffix("-sft")
     config, params, tokenizer = run.load("base", run.train_sharding)
-    records = list(storage.read_jsonl(run.folder_of("traces") / f"{kind}.jsonl"))
-    if not records:
+    records = storage.read_jsonl(run.folder_of("traces") / f"{kind}.jsonl")
+    documents = [_trace_example(record, tokenizer, run.c.sft.loss_on) for record in records]
+    if not documents:
         raise AstroError(
             f"{run.folder}: no trace was made: traces/counts.json has what each filter left; raise problems.search"
         )
     # Both kinds get the same documents of the base's corpus.
-    replay = _corpus(run, tokenizer, run.c.seed + 1, round(run.c.traces.replay * len(records)))
-    documents = [_trace_example(record, tokenizer, run.c.sft.loss_on) for record in records]
-    documents += replay
+    documents += _corpus(run, tokenizer, run.c.seed + 1, round(run.c.traces.replay * len(documents)))
     return train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 

@@ -6,6 +6,7 @@ In a run of several processes (astro_jax.distributed) the main process writes th
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -15,8 +16,9 @@ import shutil
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from etils import epath
@@ -25,6 +27,7 @@ from astro_jax import distributed
 from astro_jax.errors import AstroError, TransientError, is_transient
 
 Json = dict[str, Any]
+_GZIP_LEVEL = 3  # a higher level takes twice the time for a tenth of the bytes of search trees
 
 # gcsfs keeps listings, and would not see the files that another process has written since.
 fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
@@ -51,11 +54,28 @@ def write_text(path: epath.Path, text: str, is_work: bool = True) -> None:
 
 def write_bytes(path: epath.Path, data: bytes, is_work: bool = True) -> None:
     """Write a file atomically, as `write_text`."""
+    with writer(path, is_work) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writer(path: epath.Path, is_work: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file to write into. It appears at `path` when the block ends without an exception, as with `write_text`.
+
+    In the other processes of a run, what is written goes nowhere.
+    """
     if not distributed.is_main_process():
+        with open(os.devnull, "wb") as nowhere:
+            yield nowhere
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f"{path.name}.part"
-    partial.write_bytes(data)
+    try:
+        with partial.open("wb") as file:
+            yield file
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)
     if is_work:
         mark_write()
@@ -247,41 +267,77 @@ def read_json(path: epath.Path) -> Json:
 
 
 def write_jsonl(path: epath.Path, records: Iterable[Json]) -> None:
-    """Write a JSONL file atomically, one record a line."""
-    write_text(path, to_lines(records))
+    """Write a JSONL file atomically, one record a line: `write_lines`. One record is in memory at a time."""
+    write_lines(path, map(to_line, records))
+
+
+def write_lines(path: epath.Path, lines: Iterable[str | bytes]) -> None:
+    """Write lines, each with its line break, atomically. A name that ends with `.gz` asks for gzip.
+
+    Equal lines give equal bytes: the file holds neither its name nor a time.
+    """
+    with writer(path) as file, contextlib.ExitStack() as stack:
+        if path.name.endswith(".gz"):
+            file = stack.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0))
+        for line in lines:
+            file.write(line.encode() if isinstance(line, str) else line)
+
+
+def to_line(record: Json) -> str:
+    """Format a record as a line of a JSONL file."""
+    return json.dumps(record) + "\n"
 
 
 def to_lines(records: Iterable[Json]) -> str:
     """Format records as the lines of a JSONL file."""
-    return "".join(json.dumps(r) + "\n" for r in records)
+    return "".join(map(to_line, records))
 
 
 def read_jsonl(path: epath.Path, allow_truncated: bool = False) -> Iterator[Json]:
-    """Yield the objects of a JSONL file.
+    """Yield the objects of a JSONL file. One line is in memory at a time.
 
     Args:
-      path: one JSON object a line.
-      allow_truncated: skip a last line without a line break. A process that is killed while it appends leaves such a
-        line.
+      path: one JSON object a line. A name that ends with `.gz` stands for gzip.
+      allow_truncated: skip a last line that may be incomplete. A process that is killed while it appends leaves a line
+        without a line break. Of a gzip file without its end, the last line that can be read is skipped.
 
     Raises:
-      AstroError: when the file is missing, or for a line that is not valid JSON or holds no object. The message gives
-        the line's number.
+      AstroError: when the file is missing or cut short, or for a line that is not valid JSON or holds no object. The
+        message gives the line's number.
     """
-    try:
-        lines = path.read_text().splitlines(keepends=True)
-    except OSError as e:
-        raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
-    for number, line in enumerate(lines, 1):
-        if allow_truncated and not line.endswith("\n"):
-            return
+    for number, line in enumerate(read_lines(path, allow_truncated), 1):
         try:
             yield _object(line)
         except ValueError as e:
             raise AstroError(f"{path}, line {number}: not valid JSON ({e}); write the file again") from e
 
 
-def _object(text: str) -> Json:
+def read_lines(path: epath.Path, allow_truncated: bool = False) -> Iterator[bytes]:
+    """Yield the lines of a file, each with its line break. The arguments are those of `read_jsonl`.
+
+    Raises:
+      AstroError: when the file is missing or cut short.
+    """
+    previous = b""  # one line behind: the last line may have to be left out
+    try:
+        with path.open("rb") as file, contextlib.ExitStack() as stack:
+            if path.name.endswith(".gz"):
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))
+            for line in file:
+                if previous:
+                    yield previous
+                previous = line
+    except (EOFError, zlib.error) as e:
+        if not allow_truncated:
+            raise AstroError(f"{path}: cut short or damaged ({e}); write the file again") from e
+        return
+    except OSError as e:
+        raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
+    if previous and (previous.endswith(b"\n") or not allow_truncated):
+        yield previous
+
+
+def _object(text: str | bytes) -> Json:
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f"expected an object, got {type(value).__name__}")
@@ -323,31 +379,49 @@ class Shards:
     Args:
       folder: holds the files.
       name: of the store. Shard 3 of `Shards(folder, "trees")` is `trees-00003.jsonl`.
+      compressed: write by gzip: `trees-00003.jsonl.gz`. A shard that stands there uncompressed is read, and stays so.
     """
 
-    def __init__(self, folder: epath.Path, name: str):
-        self.folder, self.name = folder, name
+    def __init__(self, folder: epath.Path, name: str, compressed: bool = False):
+        self.folder, self.name, self.compressed = folder, name, compressed
 
     def path(self, index: int) -> epath.Path:
         """Return the path of a shard, which need not exist."""
-        return self.folder / f"{self.name}-{index:05d}.jsonl"
+        path = self.folder / f"{self.name}-{index:05d}.jsonl"
+        return path.parent / f"{path.name}.gz" if self.compressed and not path.exists() else path
 
     def has(self, index: int) -> bool:
         """Return whether a shard has been written."""
         return self.path(index).exists()
 
     def write(self, index: int, records: Iterable[Json]) -> None:
+        """Write a shard of records (`write_lines`)."""
+        self.write_lines(index, map(to_line, records))
+
+    def write_lines(self, index: int, lines: Iterable[str | bytes]) -> None:
         """Write a shard. All processes wait for each other before and after the write."""
         point = f"{self.name}-{index}"
         distributed.assert_equal_across_processes(point)
-        write_jsonl(self.path(index), records)
+        write_lines(self.path(index), lines)
         distributed.assert_equal_across_processes(f"{point}: written")
+
+    def paths(self) -> list[epath.Path]:
+        """Return the files of all shards, in the order of the shards' numbers."""
+        paths = self.folder.glob(f"{self.name}-*.jsonl*") if self.folder.exists() else []
+        return sorted(
+            (path for path in paths if path.name.endswith((".jsonl", ".jsonl.gz"))),
+            key=lambda path: (len(path.name.removesuffix(".gz")), path.name),
+        )
 
     def read(self) -> Iterator[Json]:
         """Yield the records of all shards, in the order of the shards' numbers."""
-        paths = self.folder.glob(f"{self.name}-*.jsonl") if self.folder.exists() else []
-        for path in sorted(paths, key=lambda path: (len(path.name), path.name)):
+        for path in self.paths():
             yield from read_jsonl(path)
+
+    def read_lines(self) -> Iterator[bytes]:
+        """Yield the lines of all shards, in the order of `read`."""
+        for path in self.paths():
+            yield from read_lines(path)
 
 
 def versions() -> dict[str, str]:

@@ -3,12 +3,14 @@
 Other processes can import this module: `search_problems` is a whole search with such a sampler.
 """
 
+import contextlib
 import hashlib
 import math
 import os
 import random
 import signal
 import time
+import unittest.mock
 
 import numpy as np
 from etils import epath
@@ -93,8 +95,9 @@ def problems(n, count=3):
 
 
 def search_problems(
-    folder, problems_or_count, changes=None, shard=(0, 1), digest="mine", engine=None, save_seconds=0.0
-):
+    folder, problems_or_count, changes=None, shard=(0, 1), digest="mine", engine=None, save_seconds=0.0,
+    save_share=math.inf,
+):  # fmt: skip
     """Search some problems, or the first so many, into a folder. Active trees are saved after each step.
 
     Returns:
@@ -102,11 +105,8 @@ def search_problems(
     """
     c = cfg.Search(**SMALL_SEARCH | (changes or {}))
     chosen = problems(problems_or_count) if isinstance(problems_or_count, int) else problems_or_count
-    before, searching.SAVE_SECONDS = searching.SAVE_SECONDS, save_seconds
-    try:
+    with unittest.mock.patch.multiple(searching, SAVE_SECONDS=save_seconds, SAVE_SHARE=save_share):
         return searching.run(epath.Path(folder), chosen, c, policy(engine), Verifier(), digest, shard)
-    finally:
-        searching.SAVE_SECONDS = before
 
 
 def search_until_killed(folder, n, changes, write, late):
@@ -115,19 +115,23 @@ def search_until_killed(folder, n, changes, write, late):
     Args:
       late: whether the kill comes when the whole file is written. Otherwise half of the file is written.
     """
-    write_whole = storage.write_text
+    open_whole = storage.writer
 
-    def write_text(path, text, is_work=True):
+    @contextlib.contextmanager
+    def writer(path, is_work=True):
         nonlocal write
         write -= 1
-        if not write:
-            write_whole(path, text, is_work) if late else (path.parent / f"{path.name}.part").write_text(
-                text[: len(text) // 2]
-            )
+        due = not write
+        with open_whole(path, is_work) as file:
+            yield file
+            if due and not late:
+                size = file.tell()
+                file.truncate(size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+        if due:
             os.kill(os.getpid(), signal.SIGKILL)
-        write_whole(path, text, is_work)
 
-    storage.write_text = write_text
+    storage.writer = writer
     search_problems(folder, n, changes)
 
 

@@ -213,7 +213,8 @@ def test_resume_after_a_failed_write_is_bitwise_equal(finished, tmp_path, monkey
 
         return call
 
-    monkeypatch.setattr(storage, "write_text", breakable(storage.write_text, "file"))
+    for name in ("write_text", "write_lines"):
+        monkeypatch.setattr(storage, name, breakable(getattr(storage, name), "file"))
     monkeypatch.setattr(checkpoint, "save", breakable(checkpoint.save, "model"))
     monkeypatch.setattr(Checkpoints, "save", breakable(Checkpoints.save, "checkpoint"))
     stops = 0

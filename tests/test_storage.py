@@ -1,5 +1,8 @@
 """Atomic writes, JSON and JSONL files, shards and manifests, on a disk and in a bucket."""
 
+import gzip
+import json
+import random
 import threading
 
 import fsspec
@@ -101,6 +104,59 @@ def test_read_jsonl_skips_a_truncated_last_line_only_when_allowed(folder):
     path.write_text('{"x": 1}\n{"x": \n{')
     with pytest.raises(AstroError, match="line 2"):
         list(storage.read_jsonl(path, allow_truncated=True))
+
+
+def test_a_gzip_file_of_records_is_read_back_and_its_bytes_depend_on_the_records_alone(folder):
+    records = [{"i": i, "text": "é\u2028" * 100} for i in range(200)]
+    for name in ("a.jsonl.gz", "b.jsonl.gz", "a.jsonl"):
+        storage.write_jsonl(folder / name, iter(records))
+        assert list(storage.read_jsonl(folder / name)) == records
+    a, b, plain = ((folder / name).read_bytes() for name in ("a.jsonl.gz", "b.jsonl.gz", "a.jsonl"))
+    assert a == b and gzip.decompress(a) == plain and len(a) < len(plain) / 10
+
+
+@pytest.mark.parametrize("kept", [0.6, 0.95, -1])
+def test_a_gzip_file_cut_short_gives_the_records_before_the_cut_only_when_allowed(folder, kept):
+    path, draw = folder / "a.jsonl.gz", random.Random(0)
+    records = [{"x": draw.random()} for _ in range(2000)]
+    storage.write_jsonl(path, records)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if kept > 0 else kept])
+    read = list(storage.read_jsonl(path, allow_truncated=True))
+    assert read == records[: len(read)] and 0.5 * len(records) < len(read) < len(records)
+    with pytest.raises(AstroError, match=r"a\.jsonl\.gz: cut short or damaged"):
+        list(storage.read_jsonl(path))
+
+
+def test_records_are_written_and_read_one_at_a_time(folder):
+    """A file of search trees does not fit into memory."""
+    made, read = 0, 0
+
+    def records():
+        nonlocal made
+        for i in range(3):
+            made += 1
+            yield {"i": i}
+
+    with pytest.raises(ZeroDivisionError):
+        storage.write_jsonl(folder / "a.jsonl.gz", ({"i": 1 / (2 - i)} for i in range(3)))
+    assert names(folder) == []  # neither the file nor a part of it
+    storage.write_jsonl(folder / "a.jsonl.gz", records())
+    for record in storage.read_jsonl(folder / "a.jsonl.gz"):
+        read += 1
+        if record["i"] == 1:
+            break
+    assert (made, read) == (3, 2)
+
+
+def test_compressed_shards_stand_beside_those_of_an_older_version(folder):
+    Shards(folder, "trees").write(1, [{"old": 1}])
+    shards = Shards(folder, "trees", compressed=True)
+    shards.write(0, [{"new": 1}])
+    assert names(folder) == ["trees-00000.jsonl.gz", "trees-00001.jsonl"] and shards.has(1) and not shards.has(2)
+    assert list(shards.read()) == [{"new": 1}, {"old": 1}] == [json.loads(line) for line in shards.read_lines()]
+    shards.write(1, [{"newer": 1}])  # it replaces the old file, and is no second one
+    assert list(shards.read()) == [{"new": 1}, {"newer": 1}]
 
 
 def test_shards_are_read_by_number_in_any_order_of_writing(folder):

@@ -76,7 +76,7 @@ def measure(world: World, c: cfg.Search, trees: int) -> Json:
     """
     start = time.monotonic()
     policy = world.policy()
-    rows = [_figures(tree, policy, world) for tree in _search(world.problems(trees), c, policy)]
+    rows = [_figures(tree, policy, world) for tree in in_parts(world.problems(trees), c, policy)]
     usable = sum(row.usable for row in rows)
     solvable = [row for row in rows if row.solvable]
     tokens = sum(row.tokens for row in rows)
@@ -96,7 +96,7 @@ def measure(world: World, c: cfg.Search, trees: int) -> Json:
     }
 
 
-def _search(problems: Sequence[Problem], c: cfg.Search, policy: Policy) -> Iterator[Tree]:
+def in_parts(problems: Sequence[Problem], c: cfg.Search, policy: Policy) -> Iterator[Tree]:
     """Search a few problems at a time, so that few trees are in memory. A tree does not depend on the others."""
     for i in range(0, len(problems), _TREES_PER_CALL):
         yield from search(problems[i : i + _TREES_PER_CALL], c, policy, SyntheticVerifier())

@@ -30,6 +30,7 @@ from astro_jax.problems.draws import Draws
 from astro_jax.problems.suites import Suite
 from astro_jax.search import cost
 from astro_jax.search import run as searching
+from astro_jax.search.store import shards
 from astro_jax.storage import Json, Shards
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
@@ -230,7 +231,7 @@ def search(
     searched = {"search": c.model_dump(mode="json", exclude=set(unrelated))}
     responses.claim(folder, dict(settings) | searched)
     searching.run(folder, problems, c, policy, verifier, stage_folder.content_hash(searched))
-    solved_at = {tree["problem"]["id"]: tree["solved_at"] for tree in Shards(folder, "trees").read()}
+    solved_at = {tree["problem"]["id"]: tree["solved_at"] for tree in shards(folder).read()}
     sums = cost.add_up(storage.read_json(path) for path in folder.glob("cost-*.json"))
     tokens = max(sums["tokens"], 1)
     rates = {f"{verb}_per_token": sums[verb] / tokens for verb in ("verdicts", "prefilled")}

@@ -305,6 +305,26 @@ def bench_search(args: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def bench_trees(args: argparse.Namespace, command: str) -> int:
+    """Measure what follows a search: the store of synthetic trees, traces, data card and report; print the figures."""
+    import tempfile
+
+    from etils import epath
+
+    from astro_jax import storage
+    from astro_jax.bench import trees
+    from astro_jax.llama import tokenizer
+
+    work = trees.Workload(args.trees, args.nodes, args.lines, args.characters, args.paper, args.seed)
+    with tempfile.TemporaryDirectory() if args.out is None else contextlib.nullcontext(args.out) as name:
+        if args.out is not None:
+            storage.require_absent(epath.Path(name))
+        figures = trees.measure(storage.absolute(name), work, tokenizer.load(args.model))
+    steps = figures if args.json else {k: v for k, v in figures.items() if k != "steps"} | figures["steps"]
+    _print_figures(steps, args.json)
+    return 0
+
+
 def bench_sft(args: argparse.Namespace, command: str) -> int:
     """Measure a step of SFT, and print the figures."""
     from astro_jax.bench import sft

@@ -268,6 +268,22 @@ def _bench_search(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def _bench_trees(parser: Parser) -> None:
+    parser.add_argument("--trees", type=int, default=20_700, metavar="N", help="trees (default %(default)s)")
+    parser.add_argument("--nodes", type=int, default=1000, metavar="N",
+                        help="nodes of a tree, on average (default %(default)s)")  # fmt: skip
+    parser.add_argument("--lines", type=int, default=12, metavar="N", help="lines of a solution (default %(default)s)")
+    parser.add_argument("--characters", type=int, default=60, metavar="N",
+                        help="characters of a line (default %(default)s)")  # fmt: skip
+    parser.add_argument("--paper", action="store_true",
+                        help="trees of the paper's budget with kept rollouts, whatever --nodes says")  # fmt: skip
+    parser.add_argument("--model", default="countdown-base", metavar="CKPT",
+                        help="its tokenizer counts the tokens of the data card (default %(default)s)")  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="keep the files in this new folder (default: they are removed)")
+    parser.add_argument("--seed", type=int, default=0, help="of the trees and traces (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _bench_sampler(parser: Parser) -> None:
     parser.add_argument("--model", required=True, metavar="CKPT", help="as for `astro sample`")
     parser.add_argument("--groups", type=int, default=4, metavar="G", help="prompts (default 4)")
@@ -356,4 +372,6 @@ COMMANDS: tuple[Command, ...] = (
             commands.bench_grpo),
     Command("bench search", "Machines", "measure a search on a synthetic policy: usable trees, tokens", _bench_search,
             commands.bench_search),
+    Command("bench trees", "Machines", "measure what follows a search: files, traces, data card, report", _bench_trees,
+            commands.bench_trees),
 )  # fmt: skip

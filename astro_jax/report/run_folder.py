@@ -16,8 +16,9 @@ from pydantic import Field
 
 from astro_jax import stage_folder, storage
 from astro_jax.errors import AstroError
+from astro_jax.search.store import shards
 from astro_jax.stages import DEFAULT_STAGES, EVALUATIONS, MODELS, STAGES, models_of
-from astro_jax.storage import Json, Shards
+from astro_jax.storage import Json
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
@@ -193,8 +194,8 @@ def missing(run: RunFolder) -> list[str]:
     models = models_of(stages)
     lacks = [] if run.config else ["the configuration (config.json)"]
     lacks += [f"the provenance of {', '.join(run.old_stages)} (made by an older version)"] if run.old_stages else []
-    if "search" in stages and not Shards(run.folder("search"), "trees").has(0):
-        lacks.append("search (search/trees-*.jsonl)")
+    if "search" in stages and not shards(run.folder("search")).has(0):
+        lacks.append("search (search/trees-*.jsonl.gz)")
     if "traces" in stages and not (run.folder("traces") / "astro.jsonl").exists():
         lacks.append("traces (traces/astro.jsonl)")
     lacks += [f"{s} ({s}/metrics.jsonl)" for s, rows in run.metrics.items() if not rows and s in models]

@@ -7,11 +7,13 @@ import gzip
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from astro_jax.report.run_folder import RunFolder, read_lines
-from astro_jax.storage import Json, Shards
+from astro_jax.search.store import shards
+from astro_jax.search.tree import node_columns, node_rows
+from astro_jax.storage import Json
 
 MAX_PROBLEMS = 200  # with a trace; the page shows one more that search did not solve
 MAX_BYTES = 13_000_000  # of all packed trees of a page; the trees that come later are left out
@@ -48,12 +50,14 @@ def problems(run: RunFolder, runs: int = 1) -> list[Json]:
       for each tree `id`, `label`, `traces` (how many), `solved` and `packed`: the rest (`_problem`, its nodes as
       columns) as JSON, compressed by gzip, in base64. The page unpacks a tree when a reader chooses it.
     """
-    traces: dict[Any, list[Json]] = {}
-    for kind in ("astro", "direct"):
-        for trace in read_lines(run.folder("traces") / f"{kind}.jsonl"):
-            if trace.get("problem_id") is not None:
-                traces.setdefault(trace["problem_id"], []).append(trace)
-    selected = _select(traces)
+    ranks: dict[Any, int] = {}  # of each problem, the lowest of its traces
+    for i, trace in _read_traces(run):
+        ranks[i] = min(ranks.get(i, 3), _rank(trace))
+    selected = _select(ranks)
+    traces: dict[Any, list[Json]] = {i: [] for i in selected}
+    for i, trace in _read_traces(run):
+        if i in traces:
+            traces[i].append(trace)
     trees = _read_trees(run, selected)
     order = [i for i in selected if i in trees] + [i for i in trees if i not in selected]
     packed: list[Json] = []
@@ -89,11 +93,19 @@ def finite(value: Any) -> Any:
     return value
 
 
-def _select(traces: dict[Any, list[Json]]) -> list[Any]:
+def _read_traces(run: RunFolder) -> Iterator[tuple[Any, Json]]:
+    """The traces of both sets with their problem ids, one at a time."""
+    for kind in ("astro", "direct"):
+        for trace in read_lines(run.folder("traces") / f"{kind}.jsonl"):
+            if trace.get("problem_id") is not None:
+                yield trace["problem_id"], trace
+
+
+def _select(ranks: dict[Any, int]) -> list[Any]:
     """Problem ids, of different ranks: three of rank 0, two of rank 1, one of rank 2, then the rest."""
     ranked: list[list[Any]] = [[], [], [], []]
-    for i in shuffled(traces):
-        ranked[min((_rank(trace) for trace in traces[i]), default=3)].append(i)
+    for i in shuffled(ranks):
+        ranked[ranks[i]].append(i)
     quotas = [3, 2, 1, 0]
     first = [i for ids, quota in zip(ranked, quotas, strict=True) for i in ids[:quota]]
     rest = [i for ids, quota in zip(ranked, quotas, strict=True) for i in ids[quota:]]
@@ -116,12 +128,12 @@ def _read_trees(run: RunFolder, selected: list[Any]) -> dict[Any, Json]:
     """
     trees: dict[Any, Json] = {}
     unsolved: dict[Any, Json] = {}
-    for tree in Shards(run.folder("search"), "trees").read():
-        i, nodes = tree.get("problem", {}).get("id"), tree.get("nodes", [])
-        solved = any(node.get("terminal") and node.get("correct") for node in nodes)
+    for tree in shards(run.folder("search")).read():
+        i, columns = tree.get("problem", {}).get("id"), node_columns(tree)
+        solved = any(columns.get("correct", ()))
         if i in selected or (not selected and solved and len(trees) < MAX_PROBLEMS):
             trees.setdefault(i, tree)
-        elif not unsolved and not solved and len(nodes) > 1:
+        elif not unsolved and not solved and len(columns["id"]) > 1:
             unsolved[i] = tree
         if unsolved and len(trees) == (len(selected) or MAX_PROBLEMS):
             break
@@ -134,14 +146,14 @@ def _problem(tree: Json, traces: list[Json]) -> Json:
     direct = [t for t in traces if t.get("kind") == "direct"]
     search.sort(key=lambda t: (_rank(t), -len(t.get("segments", []))))
     traces = search[: MAX_TRACES - 1] + direct[:1]
-    problem = tree["problem"]
+    problem, nodes = tree["problem"], node_rows(tree)
     return {
         "id": problem["id"],
         "prompt": shorten(problem.get("prompt"), PROMPT_CHARS),
         "label": label(problem),
         "answer": shorten(problem.get("answer"), 120) if problem.get("answer") is not None else None,
-        "size": len(tree["nodes"]),
-        "nodes": prune(tree["nodes"], {s.get("node") for t in traces for s in t.get("segments", [])}),
+        "size": len(nodes),
+        "nodes": prune(nodes, {s.get("node") for t in traces for s in t.get("segments", [])}),
         "traces": [_trace(trace) for trace in traces],
     }
 

@@ -10,7 +10,7 @@ async function unpack(packed) {
 
 function treeExplorer() {
   const problems = DATA.problems;
-  if (!problems.length) return absent("No search trees are in this folder yet (search/trees-*.jsonl is missing).");
+  if (!problems.length) return absent("No search trees are in this folder yet (search/trees-*.jsonl.gz is missing).");
   const body = el("div");
   const options = (holds) => problems.map((p, i) => [i, p.label]).filter(([i]) => holds(problems[i]));
   const groups = [["With traces", options((p) => p.traces)], ["Solved, without a trace", options((p) => !p.traces && p.solved)],

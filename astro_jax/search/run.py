@@ -22,13 +22,14 @@ from astro_jax.search.best_of_n import BestOfN
 from astro_jax.search.cost import CostMeter
 from astro_jax.search.mcts import MCTS
 from astro_jax.search.rounds import RolloutRounds
-from astro_jax.search.store import Shard, TreeStore
-from astro_jax.search.tree import Tree
+from astro_jax.search.store import Shard, TreeStore, shards
+from astro_jax.search.tree import Tree, node_columns
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
 Searcher = MCTS | BestOfN | RolloutRounds
-SAVE_SECONDS = 15.0  # between two saves of the active trees. A kill costs at most the work since the last save.
+SAVE_SECONDS = 15.0  # at least, between two saves of the active trees. A kill costs the work since the last save.
+SAVE_SHARE = 0.05  # of the time, at most, goes into saves: large trees are saved less often
 
 
 def make_search(c: cfg.Search, policy: Policy, verifier: Verifier, num_problems: int) -> Searcher:
@@ -67,7 +68,7 @@ def run(
       shard: (i, n), the i-th of n processes that share the search.
 
     Returns:
-      the counts of all trees in the folder (`_counts`).
+      the counts of all trees in the folder (`count`).
 
     Raises:
       AstroError: when no problem fits the context, and as `TreeStore`.
@@ -86,7 +87,7 @@ def run(
     meter = CostMeter(folder / f"cost-{shard[0]}-of-{shard[1]}.json", searcher.sampler, store.torn)
     _search_all(store, meter, searcher)
     store.close()
-    return _counts(folder, store, skipped)
+    return count(folder, skipped)
 
 
 def _search_all(store: TreeStore, meter: CostMeter, searcher: Searcher) -> None:
@@ -95,7 +96,7 @@ def _search_all(store: TreeStore, meter: CostMeter, searcher: Searcher) -> None:
     active, queue = store.active, collections.deque(store.waiting)
     ended = valid = 0
     simulations_before = sum(tree.simulations for tree in active)
-    saved = time.monotonic()
+    saved, pause = time.monotonic(), SAVE_SECONDS
     with ProgressBar("search", store.total, "problems", store.total - store.remaining) as bar:
         while active or queue:
             free = min(c.max_concurrent_trees - len(active), len(queue))
@@ -109,10 +110,12 @@ def _search_all(store: TreeStore, meter: CostMeter, searcher: Searcher) -> None:
                 store.add(tree)
             ended, valid = ended + len(finished), valid + sum(bool(tree.terminals(True)) for tree in finished)
             is_stopped = termination.is_due()
-            if is_stopped or time.monotonic() - saved >= SAVE_SECONDS:
+            start = time.monotonic()
+            if is_stopped or start - saved >= pause:
                 store.save(active)
                 meter.save()
                 saved = time.monotonic()
+                pause = max(SAVE_SECONDS, (saved - start) / SAVE_SHARE)
             if is_stopped:
                 termination.end("search")
             simulations = sum(tree.simulations for tree in active) - simulations_before
@@ -124,8 +127,12 @@ def _search_all(store: TreeStore, meter: CostMeter, searcher: Searcher) -> None:
         meter.save()
 
 
-def _counts(folder: epath.Path, store: TreeStore, skipped: Sequence[str]) -> dict[str, Any]:
-    """Count the trees of the folder, and add up their cost over all processes.
+def count(folder: epath.Path, skipped: Sequence[str] = ()) -> dict[str, Any]:
+    """Count the trees of a store, and add up their cost over all processes.
+
+    Args:
+      folder: of the store.
+      skipped: the problems that were skipped.
 
     Returns:
       trees, nodes, valid_trees (those with a correct terminal), and the share of valid trees, the yield; no_data, the
@@ -136,11 +143,12 @@ def _counts(folder: epath.Path, store: TreeStore, skipped: Sequence[str]) -> dic
     trees = nodes = valid = tokens = unfinished = 0
     end_reasons: collections.Counter[str] = collections.Counter()
     no_data: collections.Counter[str] = collections.Counter()
-    for tree in store.read():
-        trees, nodes, valid = trees + 1, nodes + len(tree.nodes), valid + bool(tree.terminals(True))
-        tokens, unfinished = tokens + tree.sampled_tokens, unfinished + tree.unfinished
-        end_reasons[tree.end_reason] += 1
-        no_data[tree.end_reason] += not tree.terminals(True)
+    for record in shards(folder).read():
+        correct = node_columns(record)["correct"]
+        trees, nodes, valid = trees + 1, nodes + len(correct), valid + any(correct)
+        tokens, unfinished = tokens + record["sampled_tokens"], unfinished + record["unfinished"]
+        end_reasons[record["end_reason"]] += 1
+        no_data[record["end_reason"]] += not any(correct)
     sums = cost.add_up(storage.read_json(path) for path in folder.glob("cost-*.json"))
     return {
         "trees": trees, "nodes": nodes, "valid_trees": valid, "yield": round(valid / max(trees, 1), 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from etils import epath
@@ -10,16 +11,21 @@ from astro_jax import distributed, storage
 from astro_jax.errors import AstroError
 from astro_jax.progress import log
 from astro_jax.search.tree import Tree
-from astro_jax.storage import Json, Shards
+from astro_jax.storage import Shards
 from astro_jax.types import Problem
 
 Shard = tuple[int, int]  # (i, n): the i-th of n processes, counted from 0
 
 
+def shards(folder: epath.Path) -> Shards:
+    """The files of finished trees in a folder."""
+    return Shards(folder, "trees", compressed=True)
+
+
 class TreeStore:
     """The trees of a list of problems, in a folder.
 
-    The problems are cut, in order, into blocks of `size`. Block b is the file trees-0000b.jsonl, one tree a line. A
+    The problems are cut, in order, into blocks of `size`. Block b is the file trees-0000b.jsonl.gz, one tree a line. A
     block is written whole when its last tree has ended, and its bytes do not depend on the process that writes it.
     Process i of n owns the blocks b with b mod n = i, so no two processes write the same file. Example: 11 problems and
     size 3 make 4 blocks; with n = 3, process 0 owns blocks 0 and 3.
@@ -50,17 +56,17 @@ class TreeStore:
         self.folder, self.digest, self.torn = folder, digest, 0
         self.total = sum(map(len, blocks[shard[0] :: shard[1]]))
         self._alone = shard[1] == 1
-        self._shards = Shards(folder, "trees")
+        self._shards = shards(folder)
         self._active_path = folder / f"active-{shard[0]}-of-{shard[1]}.jsonl"
         self._missing: dict[int, Sequence[Problem]] = {}  # blocks without a file
-        self._ended: dict[str, Tree] = {}  # trees whose block is not complete yet, by problem
+        self._ended: dict[str, str] = {}  # trees whose block is not complete yet, by problem, as lines of their file
         for b in range(shard[0], len(blocks), shard[1]):
             self._check_block(b, blocks[b])
         self._block_of = {p.id: b for b, block in self._missing.items() for p in block}
         self.active: list[Tree] = []
         for tree in self._read_active():
             if tree.end_reason:
-                self._ended[tree.problem.id] = tree
+                self._ended[tree.problem.id] = self._line(tree)
             else:
                 self.active.append(tree)
         started = self._ended.keys() | {tree.problem.id for tree in self.active}
@@ -76,13 +82,13 @@ class TreeStore:
 
     def add(self, tree: Tree) -> None:
         """Add a tree that has ended. Its block is written if it was the last tree of the block."""
-        self._ended[tree.problem.id] = tree
+        self._ended[tree.problem.id] = self._line(tree)
         self._write_if_complete(self._block_of[tree.problem.id])
 
     def save(self, active: Iterable[Tree]) -> None:
         """Write the active trees, so that a restart goes on from here."""
-        trees = (*active, *self._ended.values())
-        storage.write_jsonl(self._active_path, (self._with_digest(tree.record(resumable=True)) for tree in trees))
+        lines = (self._line(tree, resumable=True) for tree in active)
+        storage.write_lines(self._active_path, itertools.chain(lines, self._ended.values()))
 
     def close(self) -> None:
         """Remove the files of active trees: all trees of this process are in their blocks."""
@@ -90,18 +96,14 @@ class TreeStore:
             if distributed.is_main_process() and (self._alone or path == self._active_path):
                 path.unlink()
 
-    def read(self) -> Iterator[Tree]:
-        """Read the finished trees of all blocks."""
-        return map(Tree.from_record, self._shards.read())
-
-    def _with_digest(self, record: Json) -> Json:
-        return {"config": self.digest, **record}
+    def _line(self, tree: Tree, resumable: bool = False) -> str:
+        return storage.to_line({"config": self.digest, **tree.record(resumable)})
 
     def _write_if_complete(self, b: int) -> None:
         if all(p.id in self._ended for p in self._missing[b]):
-            trees = [self._ended.pop(p.id) for p in self._missing.pop(b)]
+            lines = [self._ended.pop(p.id) for p in self._missing.pop(b)]
             self._block_of = {problem: block for problem, block in self._block_of.items() if block != b}
-            self._shards.write(b, (self._with_digest(tree.record()) for tree in trees))
+            self._shards.write_lines(b, lines)
 
     def _check_block(self, b: int, block: Sequence[Problem]) -> None:
         """Check the file of a block. A block whose file is missing or cut short is added to the missing ones."""
@@ -109,16 +111,16 @@ class TreeStore:
         if not path.exists():
             self._missing[b] = block
             return
-        trees = self._read_trees(path)
-        if [tree.problem.id for tree in trees] != [p.id for p in block[: len(trees)]]:
+        ids = [tree.problem.id for tree in self._read_trees(path)]
+        if ids != [p.id for p in block[: len(ids)]]:
             raise AstroError(
                 f"{path}: holds trees of other problems; nothing was changed, remove it or choose another out"
             )
-        if lost := len(block) - len(trees):
+        if lost := len(block) - len(ids):
             log(f"{path}: cut short, {lost} of its {len(block)} trees are searched again")
             self.torn += lost
             self._missing[b] = block
-            self._ended |= {tree.problem.id: tree for tree in trees}
+            self._ended |= {tree.problem.id: self._line(tree) for tree in self._read_trees(path)}
 
     def _read_active(self) -> Iterator[Tree]:
         """Read the active trees of this process, each tree once. A process that works alone takes over the active trees
@@ -133,18 +135,17 @@ class TreeStore:
                     seen.add(tree.problem.id)
                     yield tree
 
-    def _read_trees(self, path: epath.Path) -> list[Tree]:
-        """Read the complete records of a file whose last line may be cut short."""
-        records = list(storage.read_jsonl(path, allow_truncated=True))
-        for record in records:
+    def _read_trees(self, path: epath.Path) -> Iterator[Tree]:
+        """Read the complete records of a file whose last line may be cut short. One tree is in memory at a time."""
+        for record in storage.read_jsonl(path, allow_truncated=True):
             if (digest := record.get("config")) != self.digest:
                 raise AstroError(
                     f"{path}: holds trees of another config ({digest} there, {self.digest} here); nothing was changed, "
                     "remove it or choose another out"
                 )
-        try:
-            return [Tree.from_record(record) for record in records]
-        except (KeyError, TypeError, ValueError, IndexError) as e:
-            raise AstroError(
-                f"{path}: holds a record that is no tree ({e!r}); remove it to search its problems again"
-            ) from e
+            try:
+                yield Tree.from_record(record)
+            except (KeyError, TypeError, ValueError, IndexError) as e:
+                raise AstroError(
+                    f"{path}: holds a record that is no tree ({e!r}); remove it to search its problems again"
+                ) from e

@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -36,15 +36,18 @@ def write(
       origin: the origin of the sets: seed, model and config hash.
       problems: how many problems each filter before the search left. None where problems were not filtered.
     """
-    examples = {name: list(storage.read_jsonl(folder / f"{name}.jsonl")) for name in SETS}
-    draw = random.Random(f"{origin['seed']}/card")
+    files = {name: folder / f"{name}.jsonl" for name in SETS}
+    sets = {name: _describe(storage.read_jsonl(path), tokenizer) for name, path in files.items()}
+    n = sets["astro"]["examples"]
+    drawn = random.Random(f"{origin['seed']}/card").sample(range(n), min(_SAMPLES, n))
+    samples = {i: e for i, e in enumerate(storage.read_jsonl(files["astro"])) if i in drawn}
     data = {
         "origin": origin | {"trees_sha256": _digest(trees)},
         "versions": storage.versions(),
         "problems": problems,
         "counts": counts,
-        "sets": {name: _describe(records, tokenizer) for name, records in examples.items()},
-        "samples": draw.sample(examples["astro"], min(_SAMPLES, len(examples["astro"]))),
+        "sets": sets,
+        "samples": [samples[i] for i in drawn],
     }
     storage.write_json(folder / JSON_FILE, data)
     storage.write_text(folder / MARKDOWN_FILE, text(data, "jsonl"))
@@ -75,15 +78,18 @@ def text(data: Json, suffix: str) -> str:
 
 
 def _digest(trees: Shards) -> str:
-    digests = sorted(hashlib.sha256(json.dumps(r, sort_keys=True).encode()).hexdigest() for r in trees.read())
+    digests = sorted(hashlib.sha256(line).hexdigest() for line in trees.read_lines())
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _describe(examples: Sequence[Json], tokenizer: Tokenizer) -> Json:
-    tokens = [length(e, tokenizer) for e in examples]
+def _describe(examples: Iterable[Json], tokenizer: Tokenizer) -> Json:
+    tokens, ks = [], Counter[int]()
+    for example in examples:
+        tokens.append(length(example, tokenizer))
+        ks[example["k"]] += 1
     return {
-        "examples": len(examples),
-        "by_k": {str(k): n for k, n in sorted(Counter(e["k"] for e in examples).items())},
+        "examples": len(tokens),
+        "by_k": {str(k): n for k, n in sorted(ks.items())},
         "tokens": sum(tokens),
         "longest": max(tokens, default=0),
         "lengths": _histogram(tokens),

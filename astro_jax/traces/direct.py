@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import TypeVar
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.sampler import SamplingParams
-from astro_jax.storage import Json
+from astro_jax.traces.pool import PooledExample
 from astro_jax.traces.writer import TraceWriter
 from astro_jax.types import Problem
+
+T = TypeVar("T")
 
 
 def sample_solutions(problems: Sequence[Problem], c: cfg.Traces, writer: TraceWriter) -> list[list[str]]:
@@ -29,36 +31,29 @@ def sample_solutions(problems: Sequence[Problem], c: cfg.Traces, writer: TraceWr
     return [list(dict.fromkeys(r.text for r in group if next(verdicts).correct)) for group in responses]
 
 
-def interleave(examples_by_problem: Sequence[Sequence[Json]]) -> list[Json]:
+def interleave(examples_by_problem: Sequence[Sequence[T]]) -> list[T]:
     """Join the examples of many problems: the first of each problem, then the second of each, and so on."""
     turns = itertools.zip_longest(*examples_by_problem)
     return [example for turn in turns for example in turn if example is not None]
 
 
-def match_size(
-    pool: Sequence[Json], astro: Sequence[Json], by: Literal["examples", "tokens"], length: Callable[[Json], int]
-) -> list[Json]:
+def match_size(pool: Sequence[PooledExample], size: int) -> list[PooledExample]:
     """Take as much from a pool of examples as ASTRO has. A pool that is too small is taken again from its beginning.
 
     Args:
-      by: "examples": the same number of examples. "tokens": the same number of tokens, to within half of the last
-        example.
-      length: gives the number of tokens of an example.
+      size: of ASTRO's set. In examples the sets become equal, in tokens to within half of the last example.
 
     Raises:
       AstroError: when the pool is empty.
     """
-    if not astro:
+    if not size:
         return []
     if not pool:
         raise AstroError(
             "traces.direct: no sample is right, so there is no Direct control; raise traces.direct_samples"
         )
-    endless = itertools.cycle(pool)
-    if by == "examples":
-        return list(itertools.islice(endless, len(astro)))
-    remaining, taken = sum(map(length, astro)), []
-    while 2 * remaining >= length(example := next(endless)):
+    endless, taken = itertools.cycle(pool), []
+    while 2 * size >= (example := next(endless)).size:
         taken.append(example)
-        remaining -= length(example)
+        size -= example.size
     return taken

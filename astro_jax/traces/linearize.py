@@ -10,6 +10,7 @@ correct terminal 4 and k = 2:
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Collection, Sequence
 from typing import Literal
@@ -21,9 +22,38 @@ LeaveAt = Literal["terminal", "inside"]
 MergeAt = Literal["ancestor", "root", "random"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Terminals:
+    """The terminals of a finished tree, in depth-first order. A large tree is searched for them once.
+
+    Attributes:
+      correct: Psi of the paper, the correct terminals.
+      wrong: the incorrect terminals.
+      wrong_answers: Lambda of the paper, the incorrect terminals by answer. A terminal without an answer is left out.
+        Answers of equal value are one answer, under the text that comes first.
+    """
+
+    correct: list[Node]
+    wrong: list[Node]
+    wrong_answers: dict[str, list[Node]]
+
+    @classmethod
+    def of(cls, tree: Tree) -> Terminals:
+        """Find the terminals of a tree."""
+        terminals = tree.all_terminals()
+        wrong = [node for node in terminals if not node.correct]
+        by_answer: dict[str, list[Node]] = {}
+        names: dict[str, str] = {}  # value -> the first answer with this value
+        for node in wrong:
+            if node.answer is not None:
+                name = names.setdefault(value_key(node.answer), node.answer)
+                by_answer.setdefault(name, []).append(node)
+        return cls([node for node in terminals if node.correct], wrong, by_answer)
+
+
 def linearize(
     tree: Tree, k: int, rng: random.Random, leave_at: LeaveAt = "terminal", merge_at: MergeAt = "ancestor",
-    passed: Collection[int] | None = None,
+    passed: Collection[int] | None = None, terminals: Terminals | None = None,
 ) -> list[int] | None:  # fmt: skip
     """Algorithm 1: draw one correct terminal and k incorrect ones with different answers, and merge their paths.
 
@@ -33,26 +63,28 @@ def linearize(
       merge_at: where the next path is entered (`merge_paths`).
       passed: Psi', the correct terminals that self-evaluation let pass. None: all correct terminals (Psi). A verifier
         that is exact leaves nothing to filter.
+      terminals: of the tree. None: find them.
 
     Returns:
       node ids. None when the tree has no such correct terminal, or fewer than k different wrong answers. With
       `leave_at="inside"` the sequence has at most k wrong branches, and None stands for a tree whose wrong branches
       cannot be left before their terminals.
     """
-    correct = [n for n in tree.terminals(correct=True) if passed is None or n.id in passed]
-    wrong = wrong_answers(tree)
+    terminals = terminals or Terminals.of(tree)
+    correct = [n for n in terminals.correct if passed is None or n.id in passed]
+    wrong = terminals.wrong_answers
     if not correct or len(wrong) < k:
         return None
     last = rng.choice(correct)
     if leave_at == "inside":
         ends = _draw_inside(tree, wrong, k, last, rng)
     else:
-        terminals = (rng.choice(wrong[answer]).id for answer in rng.sample(sorted(wrong), k))
-        ends = {terminal: terminal for terminal in terminals}
+        drawn = (rng.choice(wrong[answer]).id for answer in rng.sample(sorted(wrong), k))
+        ends = {terminal: terminal for terminal in drawn}
     if k and not ends:
         return None
     # In depth-first order, so that a branch is finished before the next one starts (ours: the paper gives no order).
-    branches = [tree.nodes[ends[n.id]] for n in tree.terminals(correct=False) if n.id in ends]
+    branches = [tree.nodes[ends[n.id]] for n in terminals.wrong if n.id in ends]
     return merge_paths(tree, [*branches, last], merge_at, rng)
 
 
@@ -81,20 +113,6 @@ def merge_paths(
         sequence += path[start:]
         seen.update(path)
     return sequence
-
-
-def wrong_answers(tree: Tree) -> dict[str, list[Node]]:
-    """Lambda of the paper: the incorrect terminals, by answer. A terminal without an answer is left out.
-
-    Answers of equal value are one answer, under the text that comes first.
-    """
-    terminals: dict[str, list[Node]] = {}
-    names: dict[str, str] = {}  # value -> the first answer with this value
-    for node in tree.terminals(correct=False):
-        if node.answer is not None:
-            name = names.setdefault(value_key(node.answer), node.answer)
-            terminals.setdefault(name, []).append(node)
-    return terminals
 
 
 def count_backtracks(tree: Tree, sequence: Sequence[int]) -> int:

@@ -13,6 +13,8 @@ from astro_jax.budgets import measure
 from astro_jax.budgets.measure import HELD_OUT
 from astro_jax.errors import AstroError
 from astro_jax.problems.suites import Suite
+from astro_jax.search.store import shards
+from astro_jax.search.tree import node_rows
 from astro_jax.storage import Shards
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
@@ -70,19 +72,19 @@ def test_a_model_with_long_answers_has_one_block_and_no_trees(tmp_path):
 
 
 def children(tree, node):
-    return [other for other in tree["nodes"] if other["parent"] == node["id"]]
+    return [other for other in node_rows(tree) if other["parent"] == node["id"]]
 
 
 def test_a_tree_ends_with_a_solution_or_when_its_tokens_are_spent(measured):
     folder, m = measured
-    trees = list(Shards(epath.Path(folder / "search"), "trees").read())
+    trees = list(shards(epath.Path(folder / "search")).read())
     assert m.max_tokens == 150 and len(trees) == 5
     for tree in trees:
-        solved = any(node["correct"] for node in tree["nodes"])
+        solved = any(node["correct"] for node in node_rows(tree))
         assert solved == (tree["end_reason"] == "enough") and m.solved_at[tree["problem"]["id"]] == tree["solved_at"]
         assert solved == (0 < tree["solved_at"] <= tree["sampled_tokens"])
         if tree["end_reason"] == "iterations":  # every leaf is terminal, so a simulation samples nothing
-            assert all(node["terminal"] or children(tree, node) for node in tree["nodes"] if node["prior"])
+            assert all(node["terminal"] or children(tree, node) for node in node_rows(tree) if node["prior"])
         else:
             assert solved or tree["sampled_tokens"] >= 150
     assert len({tree["end_reason"] for tree in trees}) > 1

@@ -112,7 +112,7 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch):
         "problems",
         "verify",
     }
-    others |= {"bench sampler", "bench search", "bench sft", "bench grpo", "budgets", "compare", "judge"}
+    others |= {"bench sampler", "bench search", "bench trees", "bench sft", "bench grpo", "budgets", "compare", "judge"}
     assert {c.name for c in COMMANDS} == {*expected, *others}
     assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES)
     assert {*STAGES, *EVALUATIONS} - {"eval"} == set(pipeline.FUNCTIONS)
@@ -153,7 +153,7 @@ def test_shards_of_a_search_need_the_base_and_a_run_without_shard_finishes_the_s
     folder = tmp_path / "runs/it/search"
     for i in (1, 0):
         assert cli.main(["search", recipe, "--shard", f"{i}/2", *four]) == 0
-        assert (folder / f"trees-0000{i}.jsonl").exists() and not (folder / "manifest.json").exists()
+        assert (folder / f"trees-0000{i}.jsonl.gz").exists() and not (folder / "manifest.json").exists()
     assert "search 0/2 done" in capsys.readouterr().err
     before = {f.name: f.read_bytes() for f in folder.glob("trees-*")}
     assert cli.main(["search", recipe, *four]) == 0

@@ -109,7 +109,7 @@ def test_missing_stages_are_named(tmp_path):
     shutil.rmtree(run / "search")
     page = Page(report.build([run]))
     assert "This run has not been evaluated yet" in page.text
-    missing = "search (search/trees-*.jsonl); astro-rl (astro-rl/metrics.jsonl); evaluation (results.json)."
+    missing = "search (search/trees-*.jsonl.gz); astro-rl (astro-rl/metrics.jsonl); evaluation (results.json)."
     assert f"Not in this folder yet: {missing}" in page.text
     assert page.run["problems"] == []
 

@@ -4,13 +4,14 @@ import base64
 import gzip
 import json
 import shutil
+import weakref
 
 import pytest
 from fake_run import fake_run
 
 from astro_jax import countdown
 from astro_jax.report import run_folder, selection
-from astro_jax.search.tree import Tree
+from astro_jax.search.tree import Tree, node_rows
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,29 @@ def test_large_trees_are_pruned_to_traces_and_most_visited_nodes():
     assert all(len(node["text"]) < selection.NODE_CHARS + 50 for node in kept)
 
 
+class IdentityRecord(dict):
+    """A record that a set of weak references can hold."""
+
+    __hash__ = object.__hash__
+
+
+def test_only_the_traces_of_shown_problems_are_in_memory(run, monkeypatch):
+    alive, most, read_lines = weakref.WeakSet(), 0, selection.read_lines
+
+    def watch(path):
+        nonlocal most
+        for row in read_lines(path):
+            alive.add(row := IdentityRecord(row))
+            most = max(most, len(alive))
+            yield row
+
+    expected = selection.problems(run_folder.read(run))[:2]
+    monkeypatch.setattr(selection, "read_lines", watch)
+    monkeypatch.setattr(selection, "MAX_PROBLEMS", 2)
+    first = selection.problems(run_folder.read(run))
+    assert first[:2] == expected and most <= 2 * 4 + 2  # 4 traces a problem, of 33 problems
+
+
 def test_long_text_loses_its_middle():
     assert selection.shorten("a" * 50 + "b" * 50, 30) == "a" * 20 + "\n[… 70 characters …]\n" + "b" * 10
 
@@ -64,6 +88,6 @@ def test_long_text_loses_its_middle():
 def test_record_of_search_is_read_back():
     tree = Tree(countdown.make_problem((2, 3, 4), 10))
     tree.add_child(0, (1,), " 4 - 3 = 1, left 2 1.\n", 1.0)
-    nodes = selection.prune(tree.record()["nodes"], set())
+    nodes = selection.prune(node_rows(tree.record()), set())
     assert selection.label(tree.record()["problem"]) == "10 from 2 3 4"
     assert [n["answer"] for n in nodes] == [None, None] and nodes[1]["text"] == " 4 - 3 = 1, left 2 1.\n"

@@ -1,5 +1,6 @@
 """MCTS: its functions by hand and as properties, and whole trees with a scripted engine in the model's place."""
 
+import copy
 import json
 import random
 
@@ -17,7 +18,7 @@ from astro_jax.policy import Policy
 from astro_jax.search import kept_rollouts
 from astro_jax.search.mcts import backup, select, undo_virtual_loss
 from astro_jax.search.run import search
-from astro_jax.search.tree import Step, Tree
+from astro_jax.search.tree import Step, Tree, node_rows
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
 
@@ -103,14 +104,14 @@ def test_selection_descends_to_a_node_without_children():
 
 def test_virtual_loss_spreads_selections_over_leaves_and_can_be_undone():
     tree = make_tree((0, 0.4, 0.5), (0, 0.3, 0.5), (0, 0.3, 0.5))
-    before = [vars(n).copy() for n in tree.nodes]
+    before = copy.deepcopy(tree.nodes)
     # First: the largest prior. Then node 1 counts as N = 2, Q = 0.25: nodes 2 and 3 follow, in order.
     selected = [select(tree, 1.0) for _ in range(3)]
     assert [leaf.id for leaf in selected] == [1, 2, 3]
     assert [n.virtual_visits for n in tree.nodes] == [3, 1, 1, 1]
     for leaf in selected:
         undo_virtual_loss(tree, leaf)
-    assert [vars(n) for n in tree.nodes] == before
+    assert tree.nodes == before
 
 
 # ---- Any sequence of simulations
@@ -358,7 +359,7 @@ def test_trees_of_one_batch_with_different_ends_equal_the_golden_trees():
         assert record["problem"]["id"] == golden_tree["problem"]
         for key in ("end_reason", "simulations", "sampled_tokens"):
             assert record[key] == golden_tree[key], (golden_tree["problem"], key)
-        for node, golden_node in zip(record["nodes"], golden_tree["nodes"], strict=True):
+        for node, golden_node in zip(node_rows(record), golden_tree["nodes"], strict=True):
             values = {k: pytest.approx(v, abs=2e-6) if isinstance(v, float) else v for k, v in golden_node.items()}
             assert {k: node[k] for k in golden_node} == values, (golden_tree["problem"], node["id"])
 

@@ -1,15 +1,16 @@
 """The search stage: many problems with a limited number of active trees, problems that do not fit, and the figures."""
 
-import json
 import pathlib
 
 import pytest
+from etils import epath
 from player import SMALL_SEARCH, TOKENIZER, Player, completion, policy, problems, search_problems
 
 from astro_jax import config as cfg
 from astro_jax import progress
 from astro_jax.errors import AstroError
 from astro_jax.search.run import search
+from astro_jax.search.store import shards
 from astro_jax.verify import Verifier
 
 EARLY = {"early_stop": {"correct": 1, "wrong": 1}}  # trees that end at different times
@@ -21,8 +22,7 @@ def search_first(n, **changes):
 
 def records(folder):
     """The records of the store, without the digest of the run's configuration."""
-    lines = [line for f in sorted(folder.glob("trees-*.jsonl")) for line in f.read_text().splitlines()]
-    return [{k: v for k, v in json.loads(line).items() if k != "config"} for line in lines]
+    return [{k: v for k, v in record.items() if k != "config"} for record in shards(epath.Path(folder)).read()]
 
 
 # ---- Active trees

@@ -1,6 +1,7 @@
 """The tree store: interrupted, cut short, shared by processes, or of another run; and its readers."""
 
 import contextlib
+import gzip
 import json
 import multiprocessing
 import os
@@ -8,8 +9,10 @@ import random
 import shutil
 import signal
 import sys
+import time
 
 import pytest
+from etils import epath
 from helpers import one_device, tiny_config, tiny_params
 from player import (
     SMALL_SEARCH,
@@ -23,12 +26,13 @@ from player import (
 )  # fmt: skip
 
 from astro_jax import config as cfg
+from astro_jax import storage
 from astro_jax.errors import AstroError
 from astro_jax.policy import Policy
 from astro_jax.sampler import Engine
 from astro_jax.search.run import search
-from astro_jax.search.store import TreeStore
-from astro_jax.search.tree import Tree
+from astro_jax.search.store import TreeStore, shards
+from astro_jax.search.tree import Tree, node_rows
 from astro_jax.verify import Verifier
 
 EARLY = {"early_stop": {"correct": 1, "wrong": 1}}  # trees that end at different times
@@ -44,7 +48,7 @@ THREE = EARLY | sizes(3)
 
 def tree_files(folder):
     """The bytes of all finished trees."""
-    return {f.name: f.read_bytes() for f in sorted(folder.glob("trees-*.jsonl"))}
+    return {f.name: f.read_bytes() for f in sorted(folder.glob("trees-*"))}
 
 
 class Interrupted(Exception):
@@ -113,6 +117,22 @@ def test_after_an_interruption_only_the_last_simulation_is_repeated(tmp_path):
     assert resumed.problem_ids == undisturbed.problem_ids[-len(resumed.problem_ids) :]
 
 
+def test_a_save_that_takes_long_is_not_made_after_each_simulation(tmp_path, monkeypatch):
+    """With SAVE_SHARE = 0.05 a save of 50 ms is followed by a second without a save."""
+    saves, save = [], TreeStore.save
+
+    def slow_save(store, active):
+        saves.append(len(active))
+        time.sleep(0.05)
+        save(store, active)
+
+    monkeypatch.setattr(TreeStore, "save", slow_save)
+    search_problems(tmp_path / "all", 4, sizes(4))
+    always, saves[:] = len(saves), []
+    search_problems(tmp_path / "few", 4, sizes(4), save_share=0.05)
+    assert len(saves) == 1 < 6 < always and tree_files(tmp_path / "all") == tree_files(tmp_path / "few")
+
+
 def test_active_trees_can_be_read(tmp_path):
     search_interrupted(tmp_path, problems(5, count=4), sizes(3), 8)
     lines = (tmp_path / "active-0-of-1.jsonl").read_text().splitlines()
@@ -133,7 +153,7 @@ def test_the_cost_is_summed_over_restarts(tmp_path):
 
 
 def test_a_store_that_lost_a_file_is_completed_with_the_same_bytes(whole, copy):
-    (copy / "trees-00001.jsonl").unlink()
+    (copy / "trees-00001.jsonl.gz").unlink()
     engine = Player()
     assert stable(search_problems(copy, 11, THREE, engine=engine)) == stable(whole[1])
     assert tree_files(copy) == tree_files(whole[0])
@@ -174,6 +194,20 @@ def test_sigkill_at_six_writes_and_four_processes_give_the_same_bytes(tmp_path, 
     assert engine.problem_ids == [] and tree_files(shared) == tree_files(plain)
 
 
+def test_a_store_of_version_0_2_0_is_read_and_not_searched_again(whole, tmp_path):
+    """It held uncompressed files, with one object a node."""
+    for i, path in enumerate(shards(epath.Path(whole[0])).paths()):
+        records = [record | {"nodes": node_rows(record)} for record in storage.read_jsonl(path)]
+        assert records[0]["nodes"][0]["id"] == 0
+        storage.write_jsonl(epath.Path(tmp_path) / f"trees-0000{i}.jsonl", records)
+    (tmp_path / "trees-00002.jsonl").unlink()
+    engine = Player()
+    assert stable(search_problems(tmp_path, 11, THREE, engine=engine)) == stable(whole[1])
+    assert set(engine.problem_ids) == {p.id for p in problems(11)[6:9]}
+    again, trees = ([Tree.from_record(r).record() for r in shards(epath.Path(f)).read()] for f in (tmp_path, whole[0]))
+    assert again == trees
+
+
 # ---- Shared by processes
 
 
@@ -184,7 +218,7 @@ def test_each_process_writes_its_own_blocks(whole, tmp_path):
         search_problems(folder, 11, THREE, shard=(i, 3))
         names += [(i, name) for name in tree_files(folder)]
         assert tree_files(folder).items() <= tree_files(whole[0]).items()
-    assert sorted(names) == [(b % 3, f"trees-0000{b}.jsonl") for b in (0, 3, 1, 2)]
+    assert sorted(names) == [(b % 3, f"trees-0000{b}.jsonl.gz") for b in (0, 3, 1, 2)]
 
 
 def test_a_search_without_a_shard_takes_over_the_active_trees_of_an_interrupted_process(whole, tmp_path):
@@ -210,14 +244,14 @@ def test_more_processes_than_blocks_are_refused(tmp_path):
 # ---- Cut short, or of another run
 
 
-@pytest.mark.parametrize("kept, lost", [(0.5, 2), (0.999, 1), (0.0, 3)])
+@pytest.mark.parametrize("kept, lost", [(0.85, 2), (0.999, 1), (0.0, 3)])
 def test_a_file_cut_short_is_named_and_counted_and_its_lost_trees_are_searched_again(whole, copy, capsys, kept, lost):
-    path = copy / "trees-00002.jsonl"
+    path = copy / "trees-00002.jsonl.gz"
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
     engine = Player()
     counts = search_problems(copy, 11, THREE, engine=engine)
-    assert f"trees-00002.jsonl: cut short, {lost} of its 3 trees are searched again" in capsys.readouterr().err
+    assert f"trees-00002.jsonl.gz: cut short, {lost} of its 3 trees are searched again" in capsys.readouterr().err
     assert counts["torn"] == lost and tree_files(copy) == tree_files(whole[0])
     assert len(set(engine.problem_ids)) == lost
 
@@ -237,13 +271,13 @@ def test_a_store_of_another_config_is_refused_and_left_unchanged(copy, tmp_path,
         folder = tmp_path / "interrupted"
         search_interrupted(folder, 11, sizes(11), 6)
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
-    with pytest.raises(AstroError, match=r"jsonl: holds trees of another config \(mine there, yours here\)"):
+    with pytest.raises(AstroError, match=r"jsonl(\.gz)?: holds trees of another config \(mine there, yours here\)"):
         search_problems(folder, 11, sizes(11), digest="yours")
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
 
 def test_a_store_of_other_problems_is_refused(copy):
-    with pytest.raises(AstroError, match=r"trees-00000\.jsonl: holds trees of other problems"):
+    with pytest.raises(AstroError, match=r"trees-00000\.jsonl\.gz: holds trees of other problems"):
         search_problems(copy, problems(11)[2:], THREE)
 
 
@@ -251,8 +285,8 @@ def test_a_store_of_other_problems_is_refused(copy):
     "damage", [b"{}\n", b'{"config": "mine"}\n', b"nonsense\n", b'{"config": "mine", "problem": 3}\n']
 )
 def test_a_file_without_trees_is_refused_in_one_line(copy, damage):
-    (copy / "trees-00001.jsonl").write_bytes(damage)
-    with pytest.raises(AstroError, match=r"trees-00001\.jsonl"):
+    (copy / "trees-00001.jsonl.gz").write_bytes(gzip.compress(damage))
+    with pytest.raises(AstroError, match=r"trees-00001\.jsonl\.gz"):
         search_problems(copy, 11, THREE)
 
 
@@ -267,13 +301,13 @@ def test_datasets_reads_the_store(tmp_path, monkeypatch):
     for i, p in enumerate(chosen):
         p.meta["kind"] = [None, "algebra", 3, {"level": 5}, [1, "a"]][i % 5]
     counts = search_problems(tmp_path, chosen, sizes(1) | {"num_simulations": 2})
-    paths = sorted(map(str, tmp_path.glob("trees-*.jsonl")))
+    paths = sorted(map(str, tmp_path.glob("trees-*.jsonl.gz")))
     rows = datasets.load_dataset("json", data_files=paths, cache_dir=str(tmp_path / "cache"))["train"]
-    assert len(rows) == 8 and sum(len(row["nodes"]) for row in rows) == counts["nodes"]
+    assert len(rows) == 8 and sum(len(row["nodes"]["id"]) for row in rows) == counts["nodes"]
     assert [json.loads(row["problem"]["meta"]) for row in rows] == [p.meta for p in chosen]
-    answers = [{n["answer"] for n in row["nodes"]} for row in rows]
+    answers = [set(row["nodes"]["answer"]) for row in rows]
     assert any(len(a) > 1 for a in answers) and answers[0] == {""}
-    assert rows[0]["nodes"][1]["visits"] == Tree.from_record(rows[0]).nodes[1].visits == 1
+    assert rows[0]["nodes"]["visits"][1] == Tree.from_record(rows[0]).nodes[1].visits == 1
 
 
 def test_the_store_reads_back_the_trees_of_the_search(tmp_path):
@@ -281,7 +315,7 @@ def test_the_store_reads_back_the_trees_of_the_search(tmp_path):
     trees = search(problems(5), cfg.Search(**SMALL_SEARCH), policy(), Verifier())
     store = TreeStore(tmp_path, problems(5), 2, "mine")
     assert store.remaining == 0 and store.total == 5
-    for stored, tree in zip(store.read(), trees, strict=True):
+    for stored, tree in zip(map(Tree.from_record, shards(tmp_path).read()), trees, strict=True):
         assert stored.record() == tree.record() and stored.problem == tree.problem
 
 

@@ -6,27 +6,33 @@ from traces_fixtures import TOKENIZER, make_records, pets_tree, write_dataset
 from astro_jax.errors import AstroError
 from astro_jax.traces import dataset
 from astro_jax.traces.direct import interleave, match_size
+from astro_jax.traces.pool import PooledExample
+
+PLACES = {"a1": 0, "a2": 100, "b1": 200}  # of examples in the file of the pool
 
 
-def example(name, tokens):
-    return {"name": name, "tokens": tokens}
+def pool(**tokens):
+    """The examples a1 and a2 of a problem, none of another, and b1 of a third."""
+    size = dict.fromkeys(PLACES, 1) | tokens
+    return [
+        [PooledExample(PLACES[name], size[name], 0, 0, b"") for name in names] for names in (("a1", "a2"), (), ("b1",))
+    ]
 
 
-POOL = [[example("a1", 10), example("a2", 10)], [], [example("b1", 30)]]
+def names(taken):
+    return [next(name for name, place in PLACES.items() if place == example.offset) for example in taken]
 
 
 def test_a_pool_is_taken_in_turns_and_again_from_its_beginning():
-    taken = match_size(interleave(POOL), [example("", 99)] * 5, "examples", None)
-    assert [e["name"] for e in taken] == ["a1", "b1", "a2", "a1", "b1"]
+    assert names(match_size(interleave(pool()), 5)) == ["a1", "b1", "a2", "a1", "b1"]
 
 
 @pytest.mark.parametrize(
-    "astro_tokens, names",
-    [([5], ["a1"]), ([4], []), ([24], ["a1"]), ([25], ["a1", "b1"]), ([50, 10], ["a1", "b1", "a2", "a1"]), ([], [])],
+    "astro_tokens, expected",
+    [(5, ["a1"]), (4, []), (24, ["a1"]), (25, ["a1", "b1"]), (60, ["a1", "b1", "a2", "a1"]), (0, [])],
 )
-def test_the_tokens_match_to_within_half_an_example(astro_tokens, names):
-    astro = [example("", n) for n in astro_tokens]
-    assert [e["name"] for e in match_size(interleave(POOL), astro, "tokens", lambda e: e["tokens"])] == names
+def test_the_tokens_match_to_within_half_an_example(astro_tokens, expected):
+    assert names(match_size(interleave(pool(a1=10, a2=10, b1=30)), astro_tokens)) == expected
 
 
 def test_the_same_number_of_tokens_needs_more_examples(tmp_path, monkeypatch):
@@ -40,7 +46,7 @@ def test_the_same_number_of_tokens_needs_more_examples(tmp_path, monkeypatch):
 
 def test_a_pool_without_solutions_is_refused_in_one_line():
     with pytest.raises(AstroError, match=r"no sample is right.*raise traces\.direct_samples"):
-        match_size([], [example("", 5)], "examples", None)
+        match_size([], 5)
 
 
 # ---- Best of N

@@ -7,7 +7,7 @@ import pytest
 from traces_fixtures import hand_tree, linearized, path_ids
 
 from astro_jax.search.tree import Step, Tree
-from astro_jax.traces.linearize import linearize, merge_paths, wrong_answers
+from astro_jax.traces.linearize import Terminals, linearize, merge_paths
 from astro_jax.types import Problem
 
 MERGE_AT = ("ancestor", "root", "random")
@@ -30,7 +30,7 @@ def test_merging_by_hand(terminals, sequence):
 
 
 def test_wrong_answers_by_hand():
-    answers = {answer: [n.id for n in nodes] for answer, nodes in wrong_answers(hand_tree()).items()}
+    answers = {answer: [n.id for n in nodes] for answer, nodes in Terminals.of(hand_tree()).wrong_answers.items()}
     assert answers == {"2": [3], "9": [5, 8], "5": [6]}
 
 
@@ -134,6 +134,6 @@ def test_wrong_answers_of_one_value_are_one_answer():
     tree = Tree(Problem("p", "Solve.\n", "1"))
     for i, answer in enumerate((r"2\sqrt{2}", r"\sqrt{8}", "3", None)):
         tree.add_chain(0, [Step((i,), "")])[0].end(False, answer)
-    assert {answer: [n.id for n in nodes] for answer, nodes in wrong_answers(tree).items()} == {
+    assert {answer: [n.id for n in nodes] for answer, nodes in Terminals.of(tree).wrong_answers.items()} == {
         r"2\sqrt{2}": [1, 2], "3": [3],
     }  # fmt: skip
