@@ -18,7 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import fsspec
 from etils import epath
@@ -278,7 +278,7 @@ def write_lines(path: epath.Path, lines: Iterable[str | bytes]) -> None:
     """
     with writer(path) as file, contextlib.ExitStack() as stack:
         if path.name.endswith(".gz"):
-            file = stack.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0))
+            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)))
         for line in lines:
             file.write(line.encode() if isinstance(line, str) else line)
 
