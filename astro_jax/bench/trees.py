@@ -79,7 +79,7 @@ def measure(folder: epath.Path, work: Workload, tokenizer: Tokenizer) -> dict[st
         raise AstroError("bench trees: --trees, --nodes, --lines and --characters are at least 1")
     trees = _search(work)
     rollouts = sum(trees[i % len(trees)].rollouts for i in range(work.trees))
-    start_mib, steps = _peak_mib(), _Steps(folder)
+    start_mib, steps = _memory_mib("VmRSS"), _Steps(folder)
     store, traces = shards(folder / "search"), folder / "traces"
     with steps.measure("store"):
         _store(folder / "search", work, trees)
@@ -172,7 +172,7 @@ class _Steps:
         yield
         seconds, cpu_seconds = time.monotonic() - start, time.process_time() - cpu_start
         self.figures[name] = {
-            "seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2), "peak_mib": _peak_mib(),
+            "seconds": round(seconds, 2), "cpu_seconds": round(cpu_seconds, 2), "peak_mib": _memory_mib("VmHWM"),
             "bytes": self._bytes() - bytes_before,
         }  # fmt: skip
 
@@ -180,8 +180,8 @@ class _Steps:
         return sum(file.stat().length for file in storage.files(self.folder)) if self.folder.exists() else 0
 
 
-def _peak_mib() -> int:
-    """The largest memory of this process so far, or since its peak was cleared."""
-    peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert peak is not None
-    return round(int(peak[1]) / 1024)
+def _memory_mib(field: str) -> int:
+    """The memory of this process: VmRSS, now; VmHWM, the largest since it was cleared."""
+    line = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert line is not None
+    return round(int(line[1]) / 1024)
