@@ -149,7 +149,7 @@ def test_every_key_of_the_config_is_read(finished):
               "difficulty_model"]  # fmt: skip
     elsewhere = {"Config": ["examples"], "Chat": ["system"], "Traces": writer, "Problems": source,
                  "Verify": ["max_failed_share"],
-                 "Eval": ["num_samples", "limit", "temperature", "prompt", "token_limits", "min_backtracks"],
+                 "Eval": ["num_samples", "limit", "temperature", "prompt", "token_limits"],
                  "Grpo": ["reward_timeout_seconds", "kl_cov_coef"]}  # fmt: skip
     assert len(sections) == 13
     assert keys - read == {(section, name) for section, names in elsewhere.items() for name in names}
