@@ -62,6 +62,15 @@ class Tokenizer:
             return token_ids[len(prefix) :]
         return self.hf.encode(text, add_special_tokens=False)
 
+    def count_after(self, texts: Sequence[str]) -> list[int]:
+        """The number of tokens of `encode_after` of each text. Many texts at once are encoded on all cores."""
+        prefix = self._prefix_ids
+        encoded = self.hf([_PREFIX + text for text in texts], add_special_tokens=False)["input_ids"] if texts else []
+        return [
+            len(ids) - len(prefix) if ids[: len(prefix)] == prefix else len(self.encode_after(text))
+            for ids, text in zip(encoded, texts, strict=True)
+        ]
+
     def starts_after(self, text: str) -> list[int]:
         """The place in `text` at which each token of `encode_after(text)` starts, in characters."""
         for prefix in (_PREFIX, ""):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -16,10 +17,10 @@ from huggingface_hub import DatasetCardData
 from astro_jax import markdown, storage
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.storage import Json, Shards
-from astro_jax.traces.dataset import length
 
 SETS = {"astro": "ASTRO: solutions that reflect and go back", "direct": "Direct: the control, solutions without search"}
 MARKDOWN_FILE, JSON_FILE = "README.md", "card.json"  # the two files of a card
+_BATCH = 256  # examples that are tokenized at once
 _SAMPLES = 10  # examples that a card shows
 _BINS, _BAR_WIDTH = 12, 40  # of the histogram of lengths
 
@@ -83,10 +84,14 @@ def _digest(trees: Shards) -> str:
 
 
 def _describe(examples: Iterable[Json], tokenizer: Tokenizer) -> Json:
-    tokens, ks = [], Counter[int]()
-    for example in examples:
-        tokens.append(length(example, tokenizer))
-        ks[example["k"]] += 1
+    tokens: list[int] = []
+    ks: Counter[int] = Counter()
+    stream = iter(examples)
+    while batch := list(itertools.islice(stream, _BATCH)):
+        responses = tokenizer.count_after([example["response"] for example in batch])
+        prompts = [len(tokenizer.prompt(example["prompt"])) for example in batch]
+        tokens += [prompt + response + 1 for prompt, response in zip(prompts, responses, strict=True)]  # 1: the end
+        ks.update(example["k"] for example in batch)
     return {
         "examples": len(tokens),
         "by_k": {str(k): n for k, n in sorted(ks.items())},

@@ -53,6 +53,12 @@ def test_text_encoded_line_by_line_survives_byte_for_byte(tokenizer):
     assert "".join(tokenizer.decode(tokenizer.encode_after(line)) for line in lines) == TEXT
 
 
+def test_tokens_of_many_texts_are_counted_as_those_of_each(tokenizer):
+    texts = [*TEXT.splitlines(keepends=True), " 3", "", "\n"]
+    assert tokenizer.count_after(texts) == [len(tokenizer.encode_after(text)) for text in texts]
+    assert tokenizer.count_after([]) == []
+
+
 def test_each_token_of_a_text_starts_where_its_characters_do(tokenizer):
     text = "One line.\nTwo lines, 12.\n"
     starts, token_ids = tokenizer.starts_after(text), tokenizer.encode_after(text)
