@@ -38,7 +38,7 @@ def files(folder):
 
 def products(folder):
     """What must not depend on how often a run was stopped: the bytes of all data, and the results without times."""
-    paths = {n: p for n, p in files(folder).items() if p.suffix == ".jsonl"}
+    paths = {n: p for n, p in files(folder).items() if p.suffix in (".jsonl", ".gz")}
     data = {n: p.read_bytes() for n, p in paths.items() if p.name != "timings.jsonl"}
     results = json.loads((folder / "results.json").read_text())
     return data | {"results": {k: v for k, v in results.items() if k != "wall_s"}}

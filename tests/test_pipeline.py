@@ -23,6 +23,7 @@ from astro_jax.policy import Policy
 from astro_jax.run_context import RunContext
 from astro_jax.sampler import SamplingParams
 from astro_jax.search import run as searching
+from astro_jax.search.store import shards
 from astro_jax.stage_folder import Inputs
 from astro_jax.stages import DEFAULT_STAGES, STAGES, evaluations, models_of
 from astro_jax.train.checkpoints import Checkpoints
@@ -128,7 +129,7 @@ def test_each_stage_changes_its_parents_weights(finished):
 
 def test_evaluation_and_search_problems_share_no_numbers(finished):
     folder, _ = finished
-    trees = [json.loads(line) for p in folder.glob("search/*.jsonl") for line in p.read_text().splitlines()]
+    trees = list(shards(epath.Path(folder) / "search").read())
     asked = [json.loads(line) for line in (folder / "eval" / "base" / "answers-00000.jsonl").read_text().splitlines()]
     numbers = {tuple(sorted(json.loads(t["problem"]["meta"])["numbers"])) for t in trees}
     held_out = {tuple(sorted(map(int, r["prompt"].removesuffix(".\n").split(" from ")[1].split()))) for r in asked}

@@ -110,7 +110,7 @@ class TreeSampler:
         ends = line_ends[self.c.lines_per_step - 1 :: self.c.lines_per_step]
         if completion.stopped and ends[-1:] != line_ends[-1:]:
             ends.append(line_ends[-1])  # the last step of a solution may have fewer lines
-        if completion.stopped and ends[-2:-1] == [len(tokens) - 1]:
+        if completion.stopped and len(ends) > 1 and not self.policy.tokenizer.decode(tokens[ends[-2] :]):
             del ends[-2]
         if not completion.stopped:
             ends.append(len(tokens))

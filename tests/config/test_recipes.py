@@ -10,8 +10,9 @@ from setuptools.dist import Distribution
 
 from astro_jax import config as cfg
 from astro_jax import countdown
-from astro_jax.countdown.tokenizer import countdown_tokenizer
 from astro_jax.errors import AstroError
+from astro_jax.llama import checkpoint, paths
+from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.stages import DEFAULT_STAGES
 from astro_jax.traces import dataset
 
@@ -80,16 +81,16 @@ def test_the_config_of_the_papers_model_has_the_papers_values():
 
 def test_the_long_recipe_trains_its_base_on_solutions_of_six_lines_that_fit_its_limits():
     c = cfg.load("long")
-    rules, a = c.problems, c.architecture
-    assert (c.model, c.stages, rules.last_two, rules.eval >= 512) == ("scratch", DEFAULT_STAGES, True, True)
+    rules, folder = c.problems, paths.resolve(c.model)
+    assert (c.model, c.stages, rules.last_two, rules.eval >= 512) == ("countdown-base", DEFAULT_STAGES, True, True)
     assert rules.count - 1 >= 6 and rules.max_value == rules.count * rules.max_number  # no sum is out of the rules
     game = countdown.Game(rules.count, rules.max_number, rules.max_value, rules.ops, last_two=True)
-    tokenizer = countdown_tokenizer(rules.max_value)
+    tokenizer, max_positions = tokenizers.load(str(folder), c.chat), checkpoint.read_config(folder).max_positions
     for prompt, response in itertools.islice(countdown.corpus(game, 0, 0.5, 0.0, 0.0), 100):
         lines = response.splitlines(keepends=True)
         assert len(lines) <= 6 and len(tokenizer.encode(response)) <= c.search.max_rollout_tokens
         assert max(len(tokenizer.encode(line)) for line in lines) <= c.search.max_step_tokens
-        assert len(tokenizer.encode(prompt)) + max(c.eval.max_tokens, c.grpo.max_completion_length) <= a.max_positions
+        assert len(tokenizer.encode(prompt)) + max(c.eval.max_tokens, c.grpo.max_completion_length) <= max_positions
     assert c.grpo.max_length >= c.grpo.max_completion_length + len(tokenizer.encode(prompt))
     dataset.check(c.traces, [])
     text = (ROOT / "configs" / "long.yaml").read_text()
