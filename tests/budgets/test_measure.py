@@ -98,7 +98,7 @@ def test_a_stopped_measurement_goes_on_and_ends_the_same(measured, tmp_path, cal
         run(tmp_path / "m", Interrupted(calls), 50.0)
     again = run(tmp_path / "m", None, 50.0)
     assert (again.answers, again.solved_at) == (whole.answers, whole.solved_at)
-    names = {p.name for p in folder.rglob("*.jsonl")}
+    names = {p.name for p in folder.rglob("*.jsonl*")}
     for name in names:
         assert next((tmp_path / "m").rglob(name)).read_bytes() == next(folder.rglob(name)).read_bytes()
 
