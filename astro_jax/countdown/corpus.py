@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Iterator
@@ -33,9 +34,12 @@ def corpus(
             yield "", _recall(numbers, target, game, rng)
         elif rng.random() < solved:
             path = rng.choice(reachable(numbers, game)[target])
-            yield prompt(numbers, target), attempt_text(numbers, path, target)
+            yield prompt(numbers, target), attempt_text(numbers, path, target, game.last_two)
         else:
-            yield prompt(numbers, target), attempt_text(numbers, _random_attempt(numbers, game, rng), target)
+            yield (
+                prompt(numbers, target),
+                attempt_text(numbers, _random_attempt(numbers, game, rng), target, game.last_two),
+            )
 
 
 def _equation(numbers: Numbers, game: Game, rng: random.Random) -> str:
@@ -54,8 +58,9 @@ def _recall(numbers: Numbers, target: int, game: Game, rng: random.Random) -> st
     for _ in range(rng.randint(1, 3)):
         if not states and rng.random() < 0.6:
             path = _random_attempt(numbers, game, rng)
-            text += attempt_text(numbers, path, target)
-            states = list(itertools.accumulate(path[:-1], after, initial=numbers))
+            text += attempt_text(numbers, path, target, game.last_two)
+            make_move = functools.partial(after, last_two=game.last_two)
+            states = list(itertools.accumulate(path[:-1], make_move, initial=numbers))
         else:
             text += "".join(_equation(_random_problem(game, rng)[0], game, rng) for _ in range(rng.randrange(4)))
         text += restate(rng.choice(states or [numbers]), target)
@@ -68,7 +73,7 @@ def _random_problem(game: Game, rng: random.Random, whole: bool = False) -> tupl
     while not targets(numbers, game):
         numbers = tuple(rng.sample(rng.choice(multisets(game, False)), game.count))
     while len(numbers) > 2 and rng.random() < (0.0 if whole else 0.3):
-        numbers = after(numbers, rng.choice(_finishable(numbers, game)))
+        numbers = after(numbers, rng.choice(_finishable(numbers, game)), game.last_two)
     return numbers, rng.choice(sorted(targets(numbers, game)))
 
 
@@ -76,10 +81,10 @@ def _random_attempt(numbers: Numbers, game: Game, rng: random.Random) -> tuple[M
     path: tuple[Move, ...] = ()
     while len(numbers) > 1:
         move = rng.choice(_finishable(numbers, game))
-        path, numbers = (*path, move), after(numbers, move)
+        path, numbers = (*path, move), after(numbers, move, game.last_two)
     return path
 
 
 def _finishable(numbers: Numbers, game: Game) -> list[Move]:
     """List the moves that lead to no dead end, such as two large numbers whose sum exceeds max_value."""
-    return [move for move in moves(numbers, game) if targets(after(numbers, move), game)]
+    return [move for move in moves(numbers, game) if targets(after(numbers, move, game.last_two), game)]

@@ -77,12 +77,11 @@ def moves(numbers: Numbers, game: Game) -> tuple[Move, ...]:
     return tuple(sorted(distinct, key=lambda move: (move.a, move.op, move.b, move.result)))
 
 
-def after(numbers: Numbers, move: Move) -> Numbers:
+def after(numbers: Numbers, move: Move, last_two: bool = False) -> Numbers:
     """Make a move: remove its operands and append its result.
 
-    The last two numbers are removed if they are the operands, so that equal numbers before them keep their places.
+    Of equal numbers the first one is removed; with `Game.last_two` the last two numbers are.
     """
-    last_two = sorted(numbers[-2:]) == sorted((move.a, move.b))
     rest = numbers[:-2] if last_two else remove(numbers, move.a, move.b)
     assert rest is not None
     return (*rest, move.result)
@@ -93,7 +92,7 @@ def targets(numbers: Numbers, game: Game) -> frozenset[int]:
     """List the final numbers that moves can lead to, by brute force."""
     if len(numbers) == 1:
         return frozenset(numbers)
-    return frozenset().union(*(targets(after(numbers, move), game) for move in moves(numbers, game)))
+    return frozenset().union(*(targets(after(numbers, move, game.last_two), game) for move in moves(numbers, game)))
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -103,7 +102,7 @@ def reachable(numbers: Numbers, game: Game) -> dict[int, tuple[tuple[Move, ...],
         return {numbers[0]: ((),)}
     paths: dict[int, list[tuple[Move, ...]]] = {}
     for move in moves(numbers, game):
-        for target, tails in reachable(after(numbers, move), game).items():
+        for target, tails in reachable(after(numbers, move, game.last_two), game).items():
             paths.setdefault(target, []).extend((move, *tail) for tail in tails)
     return {target: tuple(sequences) for target, sequences in paths.items()}
 

@@ -25,9 +25,9 @@ def prompt(numbers: Numbers, target: int) -> str:
     return "Let us" + restate(numbers, target)
 
 
-def step_text(numbers: Numbers, move: Move, target: int) -> str:
+def step_text(numbers: Numbers, move: Move, target: int, last_two: bool = False) -> str:
     """Write one step: the equation, and the numbers left. The last step says whether its result is the target."""
-    left = after(numbers, move)
+    left = after(numbers, move, last_two)
     text = f" {move.a} {move.op} {move.b} = {move.result}"
     if len(left) > 1:
         return f"{text}, left {' '.join(map(str, left))}.\n"
@@ -40,10 +40,10 @@ def numbers_left(step: str) -> Numbers:
     return tuple(map(int, match[1].split())) if match else ()
 
 
-def attempt_text(numbers: Numbers, path: tuple[Move, ...], target: int) -> str:
+def attempt_text(numbers: Numbers, path: tuple[Move, ...], target: int, last_two: bool = False) -> str:
     """Write the steps of a whole attempt."""
     text = ""
     for move in path:
-        text += step_text(numbers, move, target)
-        numbers = after(numbers, move)
+        text += step_text(numbers, move, target, last_two)
+        numbers = after(numbers, move, last_two)
     return text

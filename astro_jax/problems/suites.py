@@ -227,7 +227,7 @@ def _play(numbers: countdown.Numbers, game: countdown.Game, rng: random.Random) 
         moves = countdown.moves(numbers if game.last_two else tuple(sorted(numbers)), game)
         if not moves:
             return None
-        numbers = countdown.after(numbers, rng.choice(moves))
+        numbers = countdown.after(numbers, rng.choice(moves), game.last_two)
     return numbers[0]
 
 

@@ -44,7 +44,12 @@ def test_last_two_reaches_what_each_choice_of_operators_gives():
 def test_a_step_with_last_two_takes_the_last_two_and_keeps_the_order_of_the_others():
     game = Game(count=4, max_number=9, max_value=20, ops="+-", last_two=True)
     assert set(countdown.moves((5, 3, 9, 5), game)) == {Move(9, "+", 5, 14), Move(9, "-", 5, 4)}
-    assert countdown.after((5, 3, 9, 5), Move(9, "-", 5, 4)) == (5, 3, 4)
+    assert countdown.after((5, 3, 9, 5), Move(9, "-", 5, 4), last_two=True) == (5, 3, 4)
+    assert countdown.after((5, 3, 9, 5), Move(9, "-", 5, 4)) == (
+        3,
+        5,
+        4,
+    )  # without the rule, the first of equal numbers
 
 
 def test_reachable_holds_every_sequence_of_moves_once():
