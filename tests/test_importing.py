@@ -339,6 +339,7 @@ def test_checkpoint_and_missing_source_are_errors(tiny, capsys):
     assert "no such folder or .gguf file" in error_of(capsys, "nowhere.gguf", "new")
 
 
+@pytest.mark.slow
 def test_import_after_sigkill_writes_the_whole_model(scaled, tmp_path):
     call = [sys.executable, "-m", "astro_jax", "import", scaled, "new"]
     process = subprocess.Popen(call, env=ENVIRONMENT)

@@ -1,5 +1,6 @@
 """The whole pipeline on a game that a model of a few thousand parameters learns in seconds."""
 
+import copy
 import functools
 import itertools
 import json
@@ -66,6 +67,7 @@ def finished(tmp_path_factory):
 # ---- A run
 
 
+@pytest.mark.slow
 def test_results_have_the_documented_shape(finished):
     folder, _ = finished
     results = json.loads((folder / "results.json").read_text())
@@ -85,11 +87,13 @@ def test_results_have_the_documented_shape(finished):
         assert m["mean_tokens"] > 1 and 0 <= m["valid_rate"] <= 1 and 0 <= m["truncated_rate"] <= 1
 
 
+@pytest.mark.slow
 def test_the_search_gives_both_kinds_of_traces(finished):
     counts = json.loads((finished[0] / "traces" / "counts.json").read_text())
     assert counts["ASTRO"]["search solutions"] > 0 and counts["Direct"]["direct solutions"] > 0
 
 
+@pytest.mark.slow
 def test_each_stage_writes_a_manifest_with_its_parents(finished):
     folder, _ = finished
     config = json.loads((folder / "config.json").read_text())
@@ -109,6 +113,7 @@ def test_each_stage_writes_a_manifest_with_its_parents(finished):
     assert (folder / "report.html").read_text().startswith("<!")
 
 
+@pytest.mark.slow
 def test_every_stage_logs_every_step(finished):
     folder, _ = finished
     for stage in MODELS:
@@ -117,6 +122,7 @@ def test_every_stage_logs_every_step(finished):
     assert len((folder / "astro-rl" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_each_stage_changes_its_parents_weights(finished):
     folder, _ = finished
     params = {m: checkpoint.load(folder / m / "model")[1] for m in MODELS}
@@ -127,6 +133,7 @@ def test_each_stage_changes_its_parents_weights(finished):
     assert not np.array_equal(params["astro-sft"].embed, params["direct-sft"].embed)
 
 
+@pytest.mark.slow
 def test_evaluation_and_search_problems_share_no_numbers(finished):
     folder, _ = finished
     trees = list(shards(epath.Path(folder) / "search").read())
@@ -136,6 +143,7 @@ def test_evaluation_and_search_problems_share_no_numbers(finished):
     assert numbers and held_out and not numbers & held_out
 
 
+@pytest.mark.slow
 def test_every_key_of_the_config_is_read(finished):
     """No key is without effect: the keys of each section, recorded while a run reads them."""
     read = set().union(*finished[1].values())
@@ -156,6 +164,7 @@ def test_every_key_of_the_config_is_read(finished):
     assert keys - read == {(section, name) for section, names in elsewhere.items() for name in names}
 
 
+@pytest.mark.slow
 def test_a_stage_reads_only_keys_that_the_registry_names(finished):
     """A key that a stage reads and the registry does not name would keep results that it changes."""
     folder, read = finished
@@ -176,6 +185,7 @@ def test_a_stage_reads_only_keys_that_the_registry_names(finished):
         assert (read[stage] & fields) - declared - containers - elsewhere - own == set(), stage
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_written_again(finished):
     folder, _ = finished
     before = {name: p.stat().st_mtime_ns for name, p in files(folder).items()}
@@ -289,6 +299,7 @@ def test_sft_without_traces_is_refused(tmp_path):
 # ---- What a setting changes
 
 
+@pytest.mark.slow
 def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_path, monkeypatch):
     folder, _ = finished
     documents = {}
@@ -314,7 +325,7 @@ def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_pa
 def test_base_sft_without_a_source_learns_the_corpus_of_the_game_as_chats(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "train_sft", lambda folder, c, *args: {"trained": list(args[3]), "keys": c})
     monkeypatch.setattr(checkpoint, "load", lambda *_: (None, None))
-    hf = countdown_tokenizer(9).hf
+    hf = copy.deepcopy(countdown_tokenizer(9).hf)  # other tests share the tokenizer
     hf.chat_template = "{% for m in messages %} ={{ m['content'] }}{% endfor %}"
     monkeypatch.setattr(tokenizers, "load", lambda path, chat: Tokenizer(hf, chat=chat))
     corpus = dict(documents=40, solved=0, drills=0.5)

@@ -34,6 +34,7 @@ def test_generate_text(tmp_path, monkeypatch, capsys):
     assert len(re.findall(r"^(?:stop|length) -\d", printed, re.MULTILINE)) == 4 and "left" in printed
 
 
+@pytest.mark.slow
 def test_search_one_problem(tmp_path, monkeypatch, capsys):
     printed, variables = run("Search one problem", tmp_path, monkeypatch, capsys)
     lines, tree = printed.splitlines(), variables["tree"]
@@ -45,6 +46,7 @@ def test_search_one_problem(tmp_path, monkeypatch, capsys):
     assert lines[-1] == f"{len(tree.terminals(correct=True))} correct terminals"
 
 
+@pytest.mark.slow
 def test_fine_tune_on_your_own_data(tmp_path, monkeypatch, capsys):
     printed, _ = run("Fine-tune on your own data", tmp_path, monkeypatch, capsys)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "my-model" / "metrics.jsonl").read_text().splitlines()]

@@ -53,6 +53,7 @@ def notes(c):
     return {name: p.note for name, p in plans.items()}
 
 
+@pytest.mark.slow
 def test_a_changed_key_of_rl_runs_rl_its_evaluation_and_the_report_alone(copy, capfd):
     before = times(copy)
     pipeline.execute(small(copy, grpo=dict(epsilon=0.1)))
@@ -64,6 +65,7 @@ def test_a_changed_key_of_rl_runs_rl_its_evaluation_and_the_report_alone(copy, c
     assert notes(small(copy, grpo=dict(epsilon=0.1))) == dict.fromkeys(stage_inputs.planned(small(copy)), "kept")
 
 
+@pytest.mark.slow
 def test_results_of_an_old_value_come_back_with_it(copy):
     original = products(copy)
     pipeline.execute(small(copy, grpo=dict(epsilon=0.1)))
@@ -72,6 +74,7 @@ def test_results_of_an_old_value_come_back_with_it(copy):
     assert current_products(copy) == original
 
 
+@pytest.mark.slow
 def test_a_stopped_stage_goes_on_after_another_value_was_tried(copy):
     original = products(copy)
     (copy / "astro-rl" / "manifest.json").unlink()  # as if it had been killed before its end
@@ -81,6 +84,7 @@ def test_a_stopped_stage_goes_on_after_another_value_was_tried(copy):
     assert current_products(copy) == original
 
 
+@pytest.mark.slow
 def test_the_note_names_what_changed(copy):
     changed = notes(small(copy, grpo=dict(epsilon=0.1, max_steps=3), eval=dict(max_tokens=12)))
     assert changed["astro-rl"] == "runs again, grpo.max_steps was 2, grpo.epsilon was 0.2"
@@ -92,6 +96,7 @@ def test_the_note_names_what_changed(copy):
     assert kept["astro-sft"] == "kept"
 
 
+@pytest.mark.slow
 def test_stages_of_another_run_are_kept_by_reference(copy, tmp_path, capsys):
     c = small(tmp_path / "b", **{"from": str(copy)}, grpo=dict(epsilon=0.1))
     assert notes(c)["search"] == f"kept from {copy}" and notes(c)["astro-rl"] == "runs"
@@ -115,6 +120,7 @@ def test_stages_of_another_run_are_kept_by_reference(copy, tmp_path, capsys):
     assert origin["search"] == "../run" and origin["astro-rl"] is None
 
 
+@pytest.mark.slow
 def test_a_reference_survives_a_changed_run_and_names_a_deleted_one(copy, tmp_path):
     pipeline.execute(small(tmp_path / "b", **{"from": str(copy)}))
     pipeline.execute(small(copy, problems=dict(search=6)), only=("search",))  # puts the old trees aside
@@ -137,6 +143,7 @@ def _interrupt(run, inputs):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_begun_stage_keeps_its_shard_size(copy, monkeypatch):
     before = (copy / "eval" / "base" / "answers-00000.jsonl").read_bytes()
     for name in ("manifest.json", "answers-00001.jsonl"):
@@ -150,6 +157,7 @@ def test_a_begun_stage_keeps_its_shard_size(copy, monkeypatch):
     assert rows == [4, 1]
 
 
+@pytest.mark.slow
 def test_stages_that_follow_a_changed_parent_are_refused_alone(copy):
     with pytest.raises(AstroError, match=r"astro-rl needs astro-sft, which has changed.*sft\.learning_rate was 0\.003"):
         pipeline.execute(small(copy, sft=dict(learning_rate=0.001)), only=("astro-rl",))
@@ -163,12 +171,14 @@ def test_a_run_of_an_older_version_is_refused_and_unchanged(tmp_path):
     assert [p.name for p in (tmp_path / "old").iterdir()] == ["config.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, message", [("nowhere", "no run is there"), ("run", "is the folder of this run")])
 def test_a_run_to_keep_from_must_be_another_run(copy, tmp_path, name, message):
     with pytest.raises(AstroError, match=message):
         notes(small(copy, **{"from": str(tmp_path / name)}))
 
 
+@pytest.mark.slow
 def test_show_marks_a_stage_whose_parent_ran_again(copy):
     pipeline.execute(small(copy, traces=dict(max_backtracks=1)), only=("traces",))
     stages = {s["stage"]: s for s in lineage.describe(copy)["stages"]}

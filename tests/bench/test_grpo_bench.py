@@ -29,6 +29,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(bench, name, lambda rate=rate: rate)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_rate_and_the_share_of_the_limit(machine, capsys):
     assert main(["bench", "grpo", "--model", "countdown-base", *SIZE, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

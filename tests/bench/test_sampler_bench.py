@@ -77,6 +77,7 @@ def test_a_comparison_of_int8_weights_with_transformers_is_refused(capsys):
     assert "leave out --quantization" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_compares_with_transformers(capsys):
     pytest.importorskip("torch")
     args = ["--groups", "2", "--samples", "2", "--prompt", "4", "--new", "3", "--json", "--compare", "torch"]

@@ -141,6 +141,7 @@ def test_unknown_options_are_refused(recipe, capsys):
     assert "unrecognized arguments" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shards_of_a_search_need_the_base_and_a_run_without_shard_finishes_the_stage(recipe, tmp_path, capsys):
     four = (
         "problems.search=4", "search.max_concurrent_trees=2", "search.shard_size=2", "search.num_simulations=2",
@@ -207,6 +208,7 @@ def test_an_unknown_command_is_refused():
     assert stop.value.code == 2
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_models_own_continuation(model, capsys):
     prompt = " 1 + 2 ="
 
@@ -358,6 +360,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_programs_on_a_cpu_do_not_get_new_pages_for_their_temporaries_at_each_call():
     def faults(keep):

@@ -44,6 +44,7 @@ assert jax.device_count() == 2
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_in_a_run_and_on_its_own(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings = ("eval.max_tokens=8", "sampler.max_num_seqs=8")

@@ -31,6 +31,7 @@ def error(capsys, *argv):
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_sft_on_a_file_needs_no_config(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     record = {"prompt": "Let us make 3 from 1 2.\n", "response": "1 + 2 = 3.\n"}

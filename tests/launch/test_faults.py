@@ -29,6 +29,7 @@ def together(tmp_path, cases):
         return [(case, *run.result()) for case, run in zip(cases, runs, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", COMMANDS)
 def test_one_fault_is_overcome_or_said_in_one_line(tmp_path, mode):
     for case, cloud, done in together(tmp_path, [(part, mode, 1) for part in COMMANDS[mode]]):

@@ -77,6 +77,7 @@ def test_splash_attention_and_its_gradients_equal_xla(heads, kv_heads, block, me
 CONFIG = tiny_config(n_layers=1, head_dim=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_loss_and_gradient_with_splash_attention_equal_xla(stage, interpreted):
     rng = np.random.default_rng(0)

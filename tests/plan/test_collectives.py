@@ -55,6 +55,7 @@ def test_training_step_gathers_parameters_once_a_pass_and_activations_over_tp_on
     assert stats["all-gather"].bytes == 4 * (2 * layers + others + activations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied, sizes", [(False, {"fsdp": 4, "tp": 2}), (True, {"data": 2, "tp": 4})])
 def test_loss_and_gradient_do_not_depend_on_the_mesh(loops, tied, sizes):
     config = dataclasses.replace(CONFIG, n_layers=1, tie_embeddings=tied)

@@ -35,6 +35,7 @@ def record_text(function, texts, name):
     return make
 
 
+@pytest.mark.slow
 def test_planned_training_programs_equal_those_of_a_run(tmp_path, monkeypatch):
     raw = {
         "model": "countdown-base", "out": str(tmp_path / "run"), "mesh": {"data": 2, "tp": 2},
@@ -61,6 +62,7 @@ def test_planned_training_programs_equal_those_of_a_run(tmp_path, monkeypatch):
     assert texts["reshard"] == plan.reshard().as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", [None, "int8"])
 def test_planned_decode_equals_that_of_the_sampler(monkeypatch, rounding):
     texts = {}

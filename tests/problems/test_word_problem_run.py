@@ -98,6 +98,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_run_goes_from_a_file_of_problems_to_a_report(run):
     results = json.loads((run.folder / "results.json").read_text())
     assert set(results["models"]) == {"base", "astro-sft", "astro-rl"}
@@ -110,6 +111,7 @@ def test_run_goes_from_a_file_of_problems_to_a_report(run):
     assert any(b"back to where we wrote: " in gzip.decompress(base64.b64decode(text)) for text in packed)
 
 
+@pytest.mark.slow
 def test_evaluation_uses_the_chat_template_and_held_out_problems(run):
     tokenizer = run.load("base", run.decode_sharding)[2]
     assert tokenizer.decode(tokenizer.prompt("1 2?")) == "<system>Read.<user>1 2?<assistant>"  # <end> is an end token
@@ -119,6 +121,7 @@ def test_evaluation_uses_the_chat_template_and_held_out_problems(run):
     assert not held_out & {p.id for use in ("search", "rl") for p in run.problems(use)}
 
 
+@pytest.mark.slow
 def test_rl_prompts_are_disjoint_measured_on_the_sft_model_and_not_too_long(run):
     rates = rows(run.folder / "difficulty" / "astro-sft-00000.jsonl")
     prompts = {p.id: p.prompt for p in run.draws.rl_candidates().problems}
@@ -136,6 +139,7 @@ def test_rl_prompts_are_disjoint_measured_on_the_sft_model_and_not_too_long(run)
     assert rl["measured"] == sum(r["n"] == 2 for r in rates)
 
 
+@pytest.mark.slow
 def test_data_card_counts_the_problems_of_each_source(run):
     counts = json.loads((run.folder / "traces" / "card.json").read_text())["problems"]
     names = [f"{i}: {e.path}" for i, e in enumerate(run.c.problems.sources, 1)]
@@ -144,6 +148,7 @@ def test_data_card_counts_the_problems_of_each_source(run):
     assert f"| problems: drawn: search: {names[1]} | 5 |" in (run.folder / "traces" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_sample_command_uses_the_chat_template(run, capsys):
     model = str(run.folder / "base" / "model")
     assert main(["sample", model, "--prompt", "3 4?", "--greedy", "--chat", "--system", "Read."]) == 0
@@ -154,6 +159,7 @@ def test_sample_command_uses_the_chat_template(run, capsys):
     assert "add --chat" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_problems_in_the_file_run_the_stages_that_read_them_again(run):
     path = epath.Path(run.c.problems.sources[0].path)
     text = path.read_text()

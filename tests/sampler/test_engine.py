@@ -109,12 +109,14 @@ def test_frequencies_at_temperature_one_match_the_softmax():
 # ---- A completion does not depend on its batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_num_seqs, steps, block_size", [(3, 16, 4), (16, 8, 32), (1, 40, 16)])
 def test_other_batch_sizes_steps_and_blocks_give_the_same_completions(max_num_seqs, steps, block_size):
     other = engine(max_num_seqs, num_scheduler_steps=steps, block_size=block_size)
     assert_same(other.generate(PARAMS, REQUESTS, sampling()), expected())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "columns, max_num_seqs, block_size, mesh", [(4, 4, 8, (1, 1, 1)), (8, 16, 32, (1, 1, 1)), (4, 4, 8, (2, 1, 2))]
 )
@@ -131,6 +133,7 @@ def test_a_write_buffer_as_on_a_tpu_gives_the_same_completions(
     assert_same(buffered.generate(params, REQUESTS, sampling()), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group_size", [2, 4, 16])
 def test_shared_prefixes_or_not_give_the_same_completions(monkeypatch, group_size):
     requests = make_requests(9, 30, 17, n=18)
@@ -185,6 +188,7 @@ def of_one_device():
     return engine(16, config=WIDE, num_scheduler_steps=8).generate(WIDE_PARAMS, UNEVEN, sampling())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data, fsdp, tp", [(2, 1, 4), (8, 1, 1), (2, 2, 2)])
 def test_a_mesh_gives_the_completions_of_one_device(data, fsdp, tp):
     sharding = decode_sharding(make_mesh(data, fsdp, tp))

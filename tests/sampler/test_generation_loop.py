@@ -115,6 +115,7 @@ def test_a_prompt_is_computed_once_for_all_its_completions():
     assert counted.stats.prefix_reuse == pytest.approx(5 / 6)
 
 
+@pytest.mark.slow
 def test_a_prefix_cache_gives_the_same_completions_and_computes_less():
     parents = make_requests(20, 33, n=3)
     cached, plain = engine(prefix_cache_gib=1e-3), engine()

@@ -106,6 +106,7 @@ def trees(draw):
     return tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge_at, leave_at", list(itertools.product(MERGE_AT, LEAVE_AT)))
 @settings(max_examples=150, deadline=None)
 @given(tree=trees(), k=st.integers(0, 3), seed=st.integers(0, 99), min_value=st.sampled_from([None, 0.5]))

@@ -148,6 +148,7 @@ def test_rule_that_cannot_work_is_refused(rule, message):
 # ---- In a run
 
 
+@pytest.mark.slow
 def test_skipped_update_leaves_the_state_as_it_was(tmp_path):
     for rule in ({"metric": "grad_norm", "above": 1e-9}, {"metric": "truncated_rate", "above": -1.0}):
         guard = make_guard(tmp_path, rule | {"action": "skip"})
@@ -201,6 +202,7 @@ def test_rollback_goes_on_from_the_good_checkpoint_with_a_lower_rate(uninterrupt
 
 
 # Before the rollback, between its two writes, after it without a new checkpoint, and after a new checkpoint.
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [(3, 0), "before the record", "after the record", (3, 1), (6, 1)])
 def test_resume_after_a_rollback_is_bitwise_equal(kill, uninterrupted, tmp_path):
     folder, expected = uninterrupted

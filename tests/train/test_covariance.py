@@ -46,6 +46,7 @@ def test_tokens_of_an_update_are_chosen_over_all_its_completions():
     assert choose(cfg.Grpo(), logprobs, advantages, np.random.default_rng(0)) == [None] * 3
 
 
+@pytest.mark.slow
 def test_clip_cov_in_a_step_leaves_out_its_tokens_and_repeats_bitwise():
     """With bounds that all tokens meet and a share of all of them, nothing is left to learn."""
     all_tokens = make(clip_cov_ratio=0.999999, clip_cov_bounds=(-1e9, 1e9))

@@ -1,5 +1,6 @@
 """The examples of the user: messages, or prompts and responses, from JSONL and Parquet."""
 
+import copy
 import json
 
 import pyarrow
@@ -10,7 +11,7 @@ from helpers import countdown_tokenizer
 from astro_jax.errors import AstroError
 from astro_jax.train import examples
 
-TOKENIZER = countdown_tokenizer(9)
+TOKENIZER = copy.deepcopy(countdown_tokenizer(9))  # other tests share the original
 TOKENIZER.hf.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
 PROMPT, RESPONSE = "Let us make 3 from 1 2.\n", "1 + 2 = 3.\n"
 IDS = (TOKENIZER.encode(PROMPT), TOKENIZER.encode_after(RESPONSE))

@@ -46,6 +46,7 @@ from astro_jax.verify import Verifier
 # ---- The loss
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_equal_plain_grpo_without_packing():
     params, (rollouts, advantages) = tiny_params(CONFIG), random_rollouts()
     micro_batches = trainer()._pack(rollouts, advantages).micro_batches
@@ -277,6 +278,7 @@ def test_row_that_cannot_hold_a_completion_is_refused():
         make(max_length=14)
 
 
+@pytest.mark.slow
 def test_longer_prompt_in_a_later_step_compiles_nothing():
     """The caches of the sampler grew with the longest prompt so far, and its programs compiled again."""
     problems = [*PROBLEMS[:5], Problem("long", "bcdefghijkbcdefghijk", "")]

@@ -60,6 +60,7 @@ def logprobs_at(params, rollouts, temperature):
     return [logprobs[row, np.nonzero(m)[0] - 1, tokens[row, m]] for row, m in enumerate(mask)]
 
 
+@pytest.mark.slow
 def test_ratio_has_the_temperature_of_the_sampler():
     params = tiny_params(CONFIG)
     rollouts = [r for group in optioned().generate_rollouts(params, 0) for r in group]

@@ -166,6 +166,7 @@ def test_last_two_checkpoints_are_kept(uninterrupted):
     assert saved_steps(folder) == [6, STEPS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings, steps",
     [
@@ -195,6 +196,7 @@ def test_best_checkpoint_by_metric_is_kept_beside_the_last_ones(uninterrupted, t
     assert saved_steps(tmp_path / "broken") == [2, 6, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [None, 2, 5, 6])
 def test_best_model_is_returned_also_after_a_kill(kill_at, tmp_path, capsys):
     expected, _, _ = run(tmp_path / "four", max_steps=4)

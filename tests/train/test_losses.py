@@ -159,6 +159,7 @@ def test_bfloat16_changes_computation_but_gradients_stay_float32():
     assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes, chunk", [({}, 4096), ({"data": 2, "tp": 2}, 256)], ids=["one device", "mesh, chunks"])
 def test_gradient_in_bfloat16_is_near_the_one_in_float32(sizes, chunk, monkeypatch):
     """Half of the tokens are equal. Their rows of the embedding's gradient, summed in bfloat16, were off by 31%."""

@@ -53,6 +53,7 @@ def without_times(metrics):
     return {name: value for name, value in metrics.items() if not name.startswith("seconds_")}
 
 
+@pytest.mark.slow
 def test_step_is_bitwise_equal_with_and_without_overlap(verifier, tmp_path, monkeypatch):
     trainer = make_shared(MATH)
     trainer.rewarder = Rewarder(verifier, None, epath.Path(tmp_path / "rl"))

@@ -37,6 +37,7 @@ def solve_rate(state, temperature):
     return np.mean([v.correct for v in HASH_VERIFIER.judge(responses)])
 
 
+@pytest.mark.slow
 def test_solve_rate_of_the_new_state_is_logged_every_eval_steps_and_at_the_end(tmp_path):
     held_out = HeldOut(C, "rl", OTHERS, Rewarder(HASH_VERIFIER, None, epath.Path(tmp_path)))
     measured, found = make_shared(held_out=held_out), {}

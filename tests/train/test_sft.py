@@ -57,6 +57,7 @@ def test_wrapped_packing_takes_examples_of_any_length(tmp_path):
     assert counts == {"examples": 1, "dropped": 0, "truncated": 0, "steps": 1}
 
 
+@pytest.mark.slow
 def test_resumed_run_holds_no_more_arrays_than_a_fresh_one(tmp_path, monkeypatch):
     """The initial parameters stayed beside the restored ones: 4.0 instead of 3.0 times the parameters."""
     live = []

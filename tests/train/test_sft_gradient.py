@@ -44,6 +44,7 @@ def expected():
     return jax.device_get(jax.jit(jax.value_and_grad(loss))(PARAMS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes, micro_batch_size, chunks",
     [

@@ -49,6 +49,7 @@ class FlakyVerifier(FunctionVerifier):
         return verdicts
 
 
+@pytest.mark.slow
 def test_completions_without_a_verdict_have_no_weight():
     flaky = make_shared(verifier=FlakyVerifier())
     rollouts = [

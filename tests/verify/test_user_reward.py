@@ -114,6 +114,7 @@ def test_a_call_that_hangs_once_runs_again(folder):
     assert (folder / "calls.txt").read_text() == "xxx"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line, seconds, message",
     [
