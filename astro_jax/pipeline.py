@@ -184,11 +184,11 @@ def base(run: RunContext, inputs: Inputs) -> dict[str, int]:
     tokenizer = tokenizers.load(str(path), run.c.chat)
     if run.c.base_sft is not None:
         config, params = checkpoint.load(path, run.train_sharding)
-        documents: Iterable[Example]
-        if stage_inputs.learns_corpus(run.c):
-            documents = _corpus(run, tokenizer, run.c.seed, run.c.corpus.documents)
-        else:
-            documents = _worked_solutions(run, tokenizer)
+        documents: Iterable[Example] = (
+            _corpus(run, tokenizer, run.c.seed, run.c.corpus.documents)
+            if stage_inputs.learns_corpus(run.c)
+            else _worked_solutions(run, tokenizer)
+        )
         folder = run.folder / "base"
         return train_sft(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
     # Split as in training: over tp alone, as in sampling, each device would hold 1 / tp of the float32 parameters.

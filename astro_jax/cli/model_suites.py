@@ -109,8 +109,8 @@ def print_results(results: dict[str, Any]) -> None:
     console.print(_table(results))
     for name, result in results["suites"].items():
         if floor := result["settings"]["min_backtracks"]:
-            forced = 100 * result["forced_to_go_back"]
-            console.print(f"{name}, backtracks at least {floor}: {forced:.1f}% of answers forced", soft_wrap=True)
+            forced = percent.points(result["forced_to_go_back"])
+            console.print(f"{name}, backtracks at least {floor}: {forced}% of answers forced", soft_wrap=True)
         for d in result["differences"]:
             alone = ", ".join(f"{n} {key}" for key, n in d.items() if key.startswith("right by"))
             console.print(f"{name}, {' and '.join(d['rules'])} on the same answers: {alone}", soft_wrap=True)

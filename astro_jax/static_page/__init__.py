@@ -1,4 +1,4 @@
-"""A page without scripts about a figure and its tables: one head, which lets nothing load, one style, one table."""
+"""A page without scripts about a figure and its tables: all have one head, which lets nothing load, and one style."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def render(template: str, title: str, command: str, **values: Any) -> str:
 
     Args:
       template: the path of a template in the package, which extends static_page/page.html and fills in its blocks
-        `style` and `body`. Its tables are those of static_page/table.html.
+        `style` and `body`. Its tables are those of static_page/table.html, the axes of its pictures those of
+        static_page/axes.html.
       title: of the page.
       command: that made the page.
       **values: what the template reads.

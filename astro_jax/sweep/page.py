@@ -93,7 +93,7 @@ def _tokens_plot(rows: Sequence[Row]) -> dict[str, Any]:
     step = next(t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 1.0) if (top - bottom) / t <= 6)
     levels = [i * step for i in range(math.ceil(bottom / step), math.floor(top / step) + 1)]
     return {
-        "width": left + width + 170, "height": height + 58, "left": left, "right": left + width,
+        "width": left + width + 170, "height": height + 68, "left": left, "right": left + width,
         "bottom": height + 2 * margin,
         "x_ticks": [{"x": x(t), "label": f"{t:,}"} for t in static_page.log_ticks(min(tokens), max(tokens))],
         "y_ticks": [{"y": y(v), "label": points(v)} for v in levels],

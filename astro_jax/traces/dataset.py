@@ -96,9 +96,8 @@ def _at_most(examples: list[PooledExample], limit: int | None, seed: int) -> lis
     """Choose examples at random, in their order: of ASTRO and of Direct, with as many, those of the same problems."""
     if limit is None or len(examples) <= limit:
         return examples
-    return [
-        examples[i] for i in sorted(random.Random(f"{seed}/traces/max_examples").sample(range(len(examples)), limit))
-    ]
+    chosen = random.Random(f"{seed}/traces/max_examples").sample(range(len(examples)), limit)
+    return [examples[i] for i in sorted(chosen)]
 
 
 def length(example: Json, tokenizer: Tokenizer | None) -> int:

@@ -33,7 +33,7 @@ class _LatestPeriodic(ocp.training.preservation_policies.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Return for each checkpoint whether it must be kept."""
         periodic = [c.step for c in checkpoints if c.step % self.every == 0]
-        kept = periodic[len(periodic) - self.n :] if self.n < len(periodic) else periodic
+        kept = periodic[max(0, len(periodic) - self.n) :]
         return [c.step in kept for c in checkpoints]
 
 

@@ -141,7 +141,7 @@ class CollapseGuard:
         # The state before the first of these steps wrote their responses: the checkpoint must be older.
         older = [saved for saved in checkpoints if saved < broken[0]["step"] - 1]
         # A rule is broken again at a step that the last rollback undid: the policy had drifted before its checkpoint.
-        if self.rollbacks and broken and broken[0]["step"] <= self.rollbacks[-1]["step"]:
+        if self.rollbacks and broken[0]["step"] <= self.rollbacks[-1]["step"]:
             older = [saved for saved in older if saved < self.rollbacks[-1]["to"]] or older[:1]
         good = max(older, default=None)
         is_spent = len(self.rollbacks) >= self.c.max_rollbacks
