@@ -33,7 +33,6 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
     (("traces",), lambda c: c.traces.self_evaluation > 0, (
         "traces.self_evaluation_pass", "traces.self_evaluation_tokens")),
     (("traces",), lambda c: c.traces.direct == "best-of-n", ("traces.direct_samples", "traces.direct_tokens")),
-    (("traces",), lambda c: c.traces.max_examples is not None, ("traces.max_examples",)),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
     (tuple(stages.EVALUATIONS), lambda c: c.eval.min_backtracks > 0, ("eval.min_backtracks",)),
     (tuple(stages.EVALUATIONS), lambda c: c.problems.needs_judge, ("verify.judge",)),  # the rules judge there
@@ -41,8 +40,9 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
         "problems.rl_pass_rate", "problems.max_difficulty_prompts", "problems.difficulty_model", "eval.max_tokens")),
 )  # fmt: skip
 # Keys of int8 sampling. Where they round nothing they are no part of the digest, so that results of versions without
-# these keys are kept.
+# these keys are kept. The same holds for a later key without a value: its stage reads it, so it is a setting.
 _INT8 = ("sampler.quantization", "sampler.kv_cache_dtype", "grpo.quantized_rollouts")
+_LATER = ("traces.max_examples",)
 
 
 def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,7 +64,7 @@ def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[
     for key, value in values.items():
         if not _within(key, reads) or _within(key, unused):
             continue
-        has_no_effect = key in contents or (key in _INT8 and not (rounds and value))
+        has_no_effect = key in contents or (key in _INT8 and not (rounds and value)) or (key in _LATER and not value)
         (settings if has_no_effect or cfg.effect(key) != "results" else results)[key] = value
     if problem_uses(c, stage):
         settings |= {key: value for key, value in cfg.flatten(c.problems, "problems.").items() if key not in results}
