@@ -212,6 +212,7 @@ def random_edit(rng):
     return changes
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_what_is_reused_equals_a_fresh_run(copy, tmp_path):
     """Random edits of one run, each compared with a fresh run of its config. ASTRO_TEST_EDITS sets their number."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.typing import DTypeLike
 
 from astro_jax.errors import AstroError
 from astro_jax.llama import hf, params
@@ -152,15 +153,21 @@ def limit(
     }  # fmt: skip
 
 
-def flops_per_s(n: int = 4096) -> float:
-    """Measure the rate of a float32 product of two n x n matrices, the best of five."""
-    x = jnp.ones((n, n), jnp.float32)
+def flops_per_s(dtype: DTypeLike = jnp.float32) -> float:
+    """Measure the rate of a product of two large random matrices, the best of five.
+
+    An accelerator takes larger ones, so that the start of a program does not count; and it multiplies float32 in its
+    fast mode (TF32 on a GPU, bfloat16 on a TPU), as the model does.
+    """
+    n = 4096 if jax.default_backend() == "cpu" else 8192
+    x = jax.random.normal(jax.random.key(0), (n, n), dtype)
     product = jax.jit(lambda a, b: a @ b)
     return 2 * n**3 / min(timed(lambda: product(x, x)) for _ in range(6))
 
 
-def bytes_per_s(size: int = 1 << 28) -> float:
-    """Measure the rate at which an array of `size` bytes is read, the best of five."""
+def bytes_per_s() -> float:
+    """Measure the rate at which a large array is read, the best of five."""
+    size = 1 << (28 if jax.default_backend() == "cpu" else 32)
     x = jnp.ones((size // 4,), jnp.float32)
     total = jax.jit(jnp.sum)
     return size / min(timed(lambda: total(x)) for _ in range(6))
@@ -192,13 +199,20 @@ def static(policy: Policy, work: Workload) -> Json:
 
 
 def torch_model(config: LlamaConfig, weights: Params, tokenizer: Tokenizer) -> Any:
-    """Return a model of transformers in float32 with the same weights."""
+    """Return a model of transformers in float32 with the same weights, on a card if JAX computes on one.
+
+    There torch multiplies float32 in TF32, as JAX does by default.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    on_card = jax.default_backend() == "gpu"
+    if on_card:
+        torch.set_float32_matmul_precision("high")
     with tempfile.TemporaryDirectory() as folder:
         hf.write(epath.Path(folder) / "model", config, weights, tokenizer)
-        return AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32)
+    return model.to("cuda" if on_card else "cpu")
 
 
 def transformers(policy: Policy, work: Workload) -> Json:
@@ -210,12 +224,16 @@ def transformers(policy: Policy, work: Workload) -> Json:
     import torch
 
     model = torch_model(policy.engine.config, policy.params, policy.tokenizer).eval()
-    prompts = torch.from_numpy(work.prompts(policy.engine.config.vocab_size))
-    longest = int(work.lengths().max())
-    start = time.perf_counter()
-    with torch.no_grad():
-        model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, eos_token_id=None,
-            max_new_tokens=longest, num_return_sequences=work.samples, pad_token_id=0,
-        )  # fmt: skip
-    return rate(work, time.perf_counter() - start)
+    prompts = torch.from_numpy(work.prompts(policy.engine.config.vocab_size)).to(model.device)
+
+    def run(new: int) -> float:
+        start = time.perf_counter()
+        with torch.no_grad():
+            model.generate(
+                prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, eos_token_id=None,
+                max_new_tokens=new, num_return_sequences=work.samples, pad_token_id=0,
+            ).cpu()  # fmt: skip
+        return time.perf_counter() - start
+
+    run(2)  # loads the kernels
+    return rate(work, run(int(work.lengths().max())))

@@ -78,7 +78,7 @@ def measure(
     run = training(config, weights, work, dtype)
     first, loss = _timed_loss(run)
     result = {"workload": dataclasses.asdict(work), "dtype": dtype, "loss": loss} | rate(work, run)
-    limits = limit(config, work, flops_per_s(), bytes_per_s())
+    limits = limit(config, work, flops_per_s(dtype), bytes_per_s())
     lowest = min(limits["by_flops"], limits["by_bandwidth"])
     result |= {
         "limits": limits, "share_of_limit": round(result["tokens_per_s"] / lowest, 3), "first_s": round(first, 1),
@@ -171,10 +171,10 @@ def transformers(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=c.learning_rate, betas=c.betas, weight_decay=c.weight_decay, fused=True
     )
-    tokens = torch.from_numpy(work.tokens(config.vocab_size).astype(np.int64))
+    tokens = torch.from_numpy(work.tokens(config.vocab_size).astype(np.int64)).to(model.device)
 
     def run() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm)

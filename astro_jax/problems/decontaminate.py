@@ -13,6 +13,7 @@ An n-gram is a sequence of words and signs. A text of fewer than n words has one
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,7 @@ def remove_overlapping(
     exact, removed = {tuple(_words(text)) for text in texts}, Counter({"exact": 0, "near": 0, "contained": 0})
     text_ngrams = [ngrams(text) for text in dict.fromkeys(texts)]
     problem_ngrams = [ngrams(p.prompt) for p in problems]
-    minhash_index = MinHashLSH(threshold=threshold / 2, num_perm=PERMUTATIONS) if threshold < 1 else None
+    minhash_index = MinHashLSH(num_perm=PERMUTATIONS, params=_bands(threshold / 2)) if threshold < 1 else None
     ngram_index: Mapping[str, Sequence[int]] = {}
     hashes: Sequence[MinHash | None] = [None] * len(problems)
     if minhash_index is not None:
@@ -63,6 +64,13 @@ def remove_overlapping(
         else:
             kept.append(p)
     return kept, removed
+
+
+@functools.cache
+def _bands(threshold: float) -> tuple[int, int]:
+    """The bands and the rows of a band. datasketch finds them by integrals, which take longer than a small set."""
+    index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+    return index.b, index.r
 
 
 def ngrams(text: str) -> frozenset[str]:

@@ -101,7 +101,7 @@ PROGRAMS = {  # each with the marks of its compilation
     reshard: (),
     pack: (),
     decode_chunk: (),
-    prefill: pytest.mark.slow,
+    prefill: (pytest.mark.slow, pytest.mark.nightly),
     sft_step: (pytest.mark.slow, pytest.mark.nightly),
     grpo_gradient: (pytest.mark.slow, pytest.mark.nightly),
 }
@@ -162,7 +162,12 @@ def test_sft_of_llama_70b_compiles_for_a_v5p_slice(record_property):
 
 @pytest.mark.parametrize(
     "name, length, head_dim",
-    [("v5e:4x4", 8192, 128), ("v6e:2x4", 8192, 128), ("v5p:2x2x2", 8192, 128), ("v5e:4x4", 384, 64)],
+    [
+        ("v5e:4x4", 8192, 128),
+        pytest.param("v6e:2x4", 8192, 128, marks=pytest.mark.nightly),
+        pytest.param("v5p:2x2x2", 8192, 128, marks=pytest.mark.nightly),
+        ("v5e:4x4", 384, 64),
+    ],
 )
 def test_splash_attention_and_its_gradient_compile(name, length, head_dim):
     mesh = make_mesh(data=2, tp=4, devices=topology.get(name).devices)

@@ -189,7 +189,10 @@ def of_one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data, fsdp, tp", [(2, 1, 4), (8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "data, fsdp, tp",
+    [(2, 1, 4), pytest.param(8, 1, 1, marks=pytest.mark.nightly), pytest.param(2, 2, 2, marks=pytest.mark.nightly)],
+)
 def test_a_mesh_gives_the_completions_of_one_device(data, fsdp, tp):
     sharding = decode_sharding(make_mesh(data, fsdp, tp))
     params = jax.device_put(WIDE_PARAMS, llama.params.shardings(WIDE, sharding))

@@ -162,6 +162,7 @@ def test_a_store_that_lost_a_file_is_completed_with_the_same_bytes(whole, copy):
     assert stable(search_problems(copy, 11, THREE, engine=engine)) == stable(whole[1]) and engine.problem_ids == []
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_sigkill_at_six_writes_and_four_processes_give_the_same_bytes(tmp_path, monkeypatch):
     """Six times SIGKILL, in the middle of a write or just after; the same search undisturbed; and four processes."""
