@@ -23,6 +23,7 @@ from typing import IO, Any, cast
 import fsspec
 from etils import epath
 
+import astro_jax
 from astro_jax import distributed
 from astro_jax.errors import AstroError, TransientError, is_transient
 
@@ -426,7 +427,6 @@ class Shards:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that results depend on, by package name."""
-    names = (
-        "astro_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "math-verify",
-    )  # fmt: skip
-    return {name: importlib.metadata.version(name) for name in names}
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "math-verify")
+    # This package may run from a clone that is not installed, which has no metadata.
+    return {"astro_jax": astro_jax.__version__} | {name: importlib.metadata.version(name) for name in names}

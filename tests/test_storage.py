@@ -1,6 +1,7 @@
 """Atomic writes, JSON and JSONL files, shards and manifests, on a disk and in a bucket."""
 
 import gzip
+import importlib.metadata
 import json
 import random
 import threading
@@ -10,6 +11,7 @@ import pytest
 from etils import epath
 from helpers import Bucket, bucket
 
+import astro_jax
 from astro_jax import storage
 from astro_jax.errors import AstroError, TransientError
 from astro_jax.storage import Shards
@@ -255,3 +257,16 @@ def test_a_renewal_that_fails_does_not_end_the_renewals():
 
     with storage.renewing(0.01, renew):
         assert again.wait(10)
+
+
+def test_versions_of_a_clone_that_is_not_installed(monkeypatch):
+    """A run from such a clone ended with a traceback at the end of its first stage."""
+    version = importlib.metadata.version
+
+    def of_others(name):
+        if name == "astro_jax":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", of_others)
+    assert storage.versions()["astro_jax"] == astro_jax.__version__
