@@ -211,7 +211,7 @@ def torch_model(config: LlamaConfig, weights: Params, tokenizer: Tokenizer) -> A
         torch.set_float32_matmul_precision("high")
     with tempfile.TemporaryDirectory() as folder:
         hf.write(epath.Path(folder) / "model", config, weights, tokenizer)
-        model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype=torch.float32)
     return model.to("cuda" if on_card else "cpu")
 
 
