@@ -55,9 +55,9 @@ def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[
       values: of all keys, `cfg.flatten(c)`. Several stages share them.
     """
     reads, contents = stages.get(stage).reads, contents_of(c, stage)
-    unused = [
+    unused = tuple(
         prefix for names, holds, prefixes in _CONDITIONS if stage in names and not holds(c) for prefix in prefixes
-    ]
+    )
     rounds = stages.get(stage).command != "grpo" or c.grpo.quantized_rollouts
     results: dict[str, Any] = {}
     settings: dict[str, Any] = {}
@@ -80,7 +80,7 @@ def without_effect(c: cfg.Config, names: Sequence[str]) -> list[str]:
     read = {key for stage in stages.STAGES for part in keys_of(c, stage, values) for key in part}
 
     def is_unread(name: str) -> bool:
-        keys = [key for key in declared if _within(key, [name])]
+        keys = [key for key in declared if _within(key, (name,))]
         return bool(keys) and read.isdisjoint(keys)
 
     return [name for name in names if is_unread(name)]
@@ -181,5 +181,6 @@ def of_run(c: cfg.Config, names: Sequence[str], content: Callable[[str], str]) -
     return inputs
 
 
-def _within(key: str, prefixes: Sequence[str]) -> bool:
+@functools.cache
+def _within(key: str, prefixes: tuple[str, ...]) -> bool:
     return f"{key}.".startswith(tuple(f"{prefix}." for prefix in prefixes))

@@ -200,6 +200,7 @@ class Stop(Exception):
     """Stops a run in the middle."""
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_resume_after_a_failed_write_is_bitwise_equal(finished, tmp_path, monkeypatch):
     """Every file, checkpoint and model that is written is a moment to stop at, just before it or just after.

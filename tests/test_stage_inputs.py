@@ -205,7 +205,6 @@ INT8_ALONE = {"sampler.quantization", "sampler.kv_cache_dtype", "grpo.quantized_
 ROUNDS_ALONE = {"search.rounds", "search.focus", "search.lines_per_step"}
 
 
-@pytest.mark.no_cover  # which makes it five times as slow; the other tests run each line
 def test_each_key_invalidates_the_stages_that_the_table_names(configs):
     (countdown, words, rounds, int8), with_paths = configs
     every = set(cfg.flatten(countdown)) | set(cfg.flatten(words))

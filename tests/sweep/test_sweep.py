@@ -83,6 +83,7 @@ def test_the_page_shows_accuracy_over_the_tokens_of_the_search():
     assert page._tokens_plot([row | {"search_tokens": 5.0} for row in rows]) == {} == page._tokens_plot([])
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_sweep_runs_each_stage_once_and_goes_on_after_a_kill(tmp_path, monkeypatch, capsys):
     raw = {**MICRO, "stages": ["base", "search", "traces", "astro-sft", "eval", "report"]}
