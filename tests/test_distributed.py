@@ -126,7 +126,7 @@ def second_process_is_killed(start, out):
     [
         (second_process_is_killed,),
         pytest.param(
-            (second_process_gets_sigterm, machine_hangs, main_process_gets_sigterm, main_process_is_killed),
+            (machine_hangs, second_process_gets_sigterm, main_process_gets_sigterm, main_process_is_killed),
             marks=pytest.mark.nightly,
         ),
     ],

@@ -226,14 +226,12 @@ def transformers(policy: Policy, work: Workload) -> Json:
     model = torch_model(policy.engine.config, policy.params, policy.tokenizer).eval()
     prompts = torch.from_numpy(work.prompts(policy.engine.config.vocab_size)).to(model.device)
 
-    def run(new: int) -> float:
-        start = time.perf_counter()
+    def generate(new: int) -> None:
         with torch.no_grad():
             model.generate(
                 prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, eos_token_id=None,
                 max_new_tokens=new, num_return_sequences=work.samples, pad_token_id=0,
             ).cpu()  # fmt: skip
-        return time.perf_counter() - start
 
-    run(2)  # loads the kernels
-    return rate(work, run(int(work.lengths().max())))
+    generate(2)  # loads the kernels
+    return rate(work, timed(lambda: generate(int(work.lengths().max()))))
