@@ -22,6 +22,7 @@ from astro_jax.errors import AstroError
 from astro_jax.verify import worker
 
 START_SECONDS = 120.0  # the deadline for a worker's start, with imports from a slow disk
+MAX_DEAD_STARTS = 3  # workers in a row that may die before they are ready: memory can be short for a moment
 MAX_BATCH = 8  # calls that a worker is sent at once; each call has its own deadline
 MAX_CALLS = 2000  # calls after which a worker is replaced, because sympy's caches grow
 
@@ -43,7 +44,7 @@ class Timeout(Exception):
 
 
 class WorkerStartError(AstroError):
-    """A worker process died or did not end its imports in time."""
+    """Workers died, one after another, before they were ready, or one did not end its imports in time."""
 
 
 @dataclasses.dataclass
@@ -106,6 +107,7 @@ class WorkerPool:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["astro_jax.verify.preload"])
         self._workers: list[_Worker] = []
+        self._dead_starts = 0  # in a row
 
     def add_modules(self, modules: Sequence[str]) -> None:
         """Have workers import further modules before their first call. Workers without these modules are ended."""
@@ -166,6 +168,7 @@ class WorkerPool:
         for w in self._workers:
             w.process.join()
         self._workers.clear()
+        self._dead_starts = 0
 
     def _send_calls(self, batch: _Batch) -> None:
         """Start the workers that are needed, and send calls to the workers that have none."""
@@ -201,7 +204,7 @@ class WorkerPool:
         except (EOFError, OSError):
             return self._fail(w, batch, RuntimeError("the worker died"))
         if not w.ready:
-            w.ready = True
+            w.ready, self._dead_starts = True, 0
             return None
         index, result = message
         w.queue.remove(index)
@@ -213,9 +216,11 @@ class WorkerPool:
     def _fail(self, w: _Worker, batch: _Batch, error: Exception) -> None:
         """Stop a worker. Its current call runs again or ends with the error; its other calls go to other workers."""
         if not w.ready:
-            raise WorkerStartError(
-                f"verify: a worker did not start ({str(error) or 'timeout'}); try again with verify.num_workers=1"
-            )
+            self._dead_starts += 1
+            if isinstance(error, Timeout) or self._dead_starts >= MAX_DEAD_STARTS:
+                raise WorkerStartError(
+                    f"verify: a worker did not start ({str(error) or 'timeout'}); try again with verify.num_workers=1"
+                )
         if w.queue:
             batch.failures[w.queue[0]] += 1
             if batch.failures[w.queue[0]] > self.retries:

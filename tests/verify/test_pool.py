@@ -45,6 +45,22 @@ def test_killed_worker_loses_only_its_current_call(workers):
     assert sum(not isinstance(o.result, Exception) and o.result.correct for o in outcomes) == 60 - len(died)
 
 
+def test_run_goes_on_when_workers_are_killed_before_they_are_ready(workers, monkeypatch):
+    workers.close()
+    start, killed = workers._start, []
+
+    def start_and_kill_the_first_two():
+        w = start()
+        if len(killed) < 2:
+            os.kill(w.process.pid, signal.SIGKILL)
+            killed.append(w)
+        return w
+
+    monkeypatch.setattr(workers, "_start", start_and_kill_the_first_two)
+    assert [o.result.correct for o in workers.run([call(5), call(6)])] == [True, False]
+    assert len(killed) == 2 and not any(w.ready for w in killed)
+
+
 def test_pool_runs_calls_from_a_thread(workers):
     """Verifiers that use alarm signals work only in the main thread, and find all answers wrong in other threads."""
     outcomes = []
