@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from astro_jax import config as cfg
-from astro_jax import mesh, pipeline, storage
+from astro_jax import mesh, storage
 from astro_jax.evaluate import run as evaluation
 from astro_jax.llama import checkpoint
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.policy import Policy
 from astro_jax.search import run as searching
 from astro_jax.search.tree import Node, Tree
+from astro_jax.train import sft
 from astro_jax.train.data import Example
 from astro_jax.types import Problem
 from astro_jax.verify import Verifier
@@ -84,7 +85,7 @@ def fine_tune(
     tokenizer = tokenizers.load(model)
     pairs = [Example(tokenizer.prompt(prompt), tokenizer.encode_after(response)) for prompt, response in examples]
     path = storage.absolute(os.fspath(folder))
-    pipeline.train_sft(path, c or cfg.Sft(), config, params, tokenizer, pairs, sharding, seed)
+    sft.train(path, c or cfg.Sft(), config, params, tokenizer, pairs, sharding, seed)
     return str(path / "model")
 
 

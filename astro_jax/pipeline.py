@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -36,13 +34,12 @@ from astro_jax import (
     termination,
 )
 from astro_jax import config as cfg
-from astro_jax import mesh as meshes
 from astro_jax import stages as registry
 from astro_jax.countdown.tokenizer import countdown_tokenizer
 from astro_jax.errors import AstroError
 from astro_jax.evaluate import comparison, difficulty, model_suites, suites
 from astro_jax.evaluate import run as evaluation
-from astro_jax.llama import checkpoint, lora, paths
+from astro_jax.llama import checkpoint, paths
 from astro_jax.llama import params as llama_params
 from astro_jax.llama import tokenizer as tokenizers
 from astro_jax.llama.config import LlamaConfig
@@ -63,7 +60,7 @@ from astro_jax.traces.writer import TraceWriter
 from astro_jax.traces.wrong_steps import wrong_spans
 from astro_jax.train import data, examples, grpo, loop, rewards, sft
 from astro_jax.train.collapse_guard import CollapseGuard
-from astro_jax.train.data import Document, Example
+from astro_jax.train.data import Example
 from astro_jax.train.held_out import HeldOut, hold_out
 from astro_jax.train.restarts import Restarts
 from astro_jax.train.rollouts import RolloutLog
@@ -190,7 +187,7 @@ def base(run: RunContext, inputs: Inputs) -> dict[str, int]:
             else _worked_solutions(run, tokenizer)
         )
         folder = run.folder / "base"
-        return train_sft(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
+        return sft.train(folder, run.c.base_sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
     # Split as in training: over tp alone, as in sampling, each device would hold 1 / tp of the float32 parameters.
     config, params = checkpoint.load(path, run.train_sharding)
     checkpoint.save(run.folder / "base" / "model", config, params, tokenizer)
@@ -218,7 +215,7 @@ def _pretrain(run: RunContext) -> dict[str, int]:
     )  # fmt: skip
     params = llama_params.init(jax.random.key(c.seed), config)
     documents = _corpus(run, tokenizer, c.seed, c.corpus.documents)
-    return train_sft(run.folder / "base", c.pretrain, config, params, tokenizer, documents, run.train_sharding, c.seed)
+    return sft.train(run.folder / "base", c.pretrain, config, params, tokenizer, documents, run.train_sharding, c.seed)
 
 
 def _corpus(run: RunContext, tokenizer: Tokenizer, seed: int, n: int) -> Iterator[Example]:
@@ -269,7 +266,7 @@ def fine_tune(run: RunContext, inputs: Inputs) -> dict[str, int]:
         )
     # Both kinds get the same documents of the base's corpus.
     documents += _corpus(run, tokenizer, run.c.seed + 1, round(run.c.traces.replay * len(documents)))
-    return train_sft(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
+    return sft.train(run.folder / name, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 
 def _trace_example(record: dict[str, Any], tokenizer: Tokenizer, loss_on: data.LossOn) -> Example:
@@ -287,64 +284,7 @@ def fine_tune_on_file(run: RunContext, inputs: Inputs) -> dict[str, int]:
     config, params, tokenizer = run.load("base", run.train_sharding)
     documents = [Example(prompt, response) for prompt, response in examples.read(run.c.examples, tokenizer)]
     folder = run.folder / inputs.stage
-    return train_sft(folder, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
-
-
-def train_sft(
-    folder: epath.Path, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Tokenizer,
-    examples: Iterable[Example], sharding: meshes.Sharding, seed: int,
-) -> dict[str, int]:  # fmt: skip
-    """Train on tokenized examples, and write checkpoints, metrics.jsonl and the model to `folder`.
-
-    Args:
-      examples: an end token is appended to each.
-      seed: of the order of the examples.
-
-    Returns:
-      Counts for the manifest: examples, how many were dropped, truncated and (with `eval_share`) held out, optimizer
-      steps, and the step of the model where it may not be the last.
-
-    Raises:
-      AstroError: when the loss or the gradient is not finite, in several steps in a row or after the last.
-    """
-    ended = (dataclasses.replace(e, completion=[*e.completion, tokenizer.eos_token_id]) for e in examples)
-    # Wrapped documents are split at the ends of rows: none is too long.
-    longest = sys.maxsize if c.packing_strategy == "wrapped" else c.max_length
-    documents, counts = data.make_documents(ended, longest, c.overlong, c.loss_on)
-    for verb, n in counts.items():
-        if n:
-            log(f"{folder.name}: {n} examples have more than max_length={c.max_length} tokens and are {verb}")
-    n_examples, held_out = len(documents) + counts["dropped"], list[Document]()
-    if c.eval_share:
-        documents, held_out = data.hold_out(documents, c.eval_share, seed)
-        counts["held_out"] = len(held_out)
-    batches = data.packed_batches(documents, c.batch_size, c.max_length, seed, c.num_train_epochs, c.packing_strategy)
-    steps = sum(1 for _ in batches)
-    tx = make_optimizer(c, steps)
-    like = abstract_state(config, tx, sharding, c.lora)
-    trained: Any = params
-    if c.lora is not None:
-        trained = lora.init(jax.random.key(seed), config, c.lora.rank, c.lora.target_modules)
-    frozen = None if c.lora is None else params
-    with contextlib.closing(sft.SFTTrainer(c, batches, tx, config, sharding, held_out, steps, frozen)) as trainer:
-        state, step = loop.run(
-            folder, folder.name, place(new_state(trained, tx), like), like, trainer.step, trainer.examples, steps,
-            c, trainer.iterator,
-        )  # fmt: skip
-        if not trainer.is_finite(state.params):
-            raise AstroError(
-                f"{folder.name}: the loss of the trained model is not finite, so it is not saved; lower learning_rate"
-            )
-    trained = state.params
-    if c.lora is not None:
-        trained = lora.merge(params, trained, c.lora.scale)
-    checkpoint.save(folder / "model", config, trained, tokenizer)
-    return {"examples": n_examples} | counts | {"steps": steps} | _model_step(c, step)
-
-
-def _model_step(c: cfg.Sft | cfg.Grpo, step: int) -> dict[str, int]:
-    """The step of a stage's model for the manifest, where it may differ from the last step."""
-    return {"model_step": step} if c.load_best_model_at_end else {}
+    return sft.train(folder, run.c.sft, config, params, tokenizer, documents, run.train_sharding, run.c.seed)
 
 
 def measure_difficulty(run: RunContext, inputs: Inputs) -> dict[str, Any]:
@@ -392,7 +332,7 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
             c.max_steps, c, collapse_guard=guard, flush=rollouts.flush,
         )  # fmt: skip
     checkpoint.save(run.folder / name / "model", config, state.params, tokenizer)
-    return counts | _model_step(c, step)
+    return counts | loop.model_step(c, step)
 
 
 def _reference(run: RunContext, name: str) -> Params:

@@ -27,6 +27,7 @@ from astro_jax.search import run as searching
 from astro_jax.search.store import shards
 from astro_jax.stage_folder import Inputs
 from astro_jax.stages import DEFAULT_STAGES, STAGES, evaluations, models_of
+from astro_jax.train import sft
 from astro_jax.train.checkpoints import Checkpoints
 
 jax.devices()  # all eight are there before a run asks for one
@@ -308,7 +309,7 @@ def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_pa
     def record(folder, c, config, params, tokenizer, texts, sharding, seed):
         documents[folder.name, replay] = list(texts)
 
-    monkeypatch.setattr(pipeline, "train_sft", record)
+    monkeypatch.setattr(sft, "train", record)
     monkeypatch.setattr(RunContext, "load", lambda *_: (None, None, countdown_tokenizer(25)))
     for replay in (0.0, 0.25):
         run = RunContext(micro(tmp_path / "new", traces=dict(replay=replay)))
@@ -324,7 +325,7 @@ def test_replay_adds_documents_of_the_base_corpus_to_both_kinds(finished, tmp_pa
 
 
 def test_base_sft_without_a_source_learns_the_corpus_of_the_game_as_chats(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "train_sft", lambda folder, c, *args: {"trained": list(args[3]), "keys": c})
+    monkeypatch.setattr(sft, "train", lambda folder, c, *args: {"trained": list(args[3]), "keys": c})
     monkeypatch.setattr(checkpoint, "load", lambda *_: (None, None))
     hf = copy.deepcopy(countdown_tokenizer(9).hf)  # other tests share the tokenizer
     hf.chat_template = "{% for m in messages %} ={{ m['content'] }}{% endfor %}"

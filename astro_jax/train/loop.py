@@ -127,3 +127,8 @@ def run(
             if i == step:
                 log(f"{stage}: the model is that of step {i}, the best by {c.metric_for_best_model}")
     return state, i
+
+
+def model_step(c: cfg.Sft | cfg.Grpo, step: int) -> dict[str, int]:
+    """The step of a stage's model for the stage's manifest, where it may differ from the last step."""
+    return {"model_step": step} if c.load_best_model_at_end else {}

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax.llama import lora
+from astro_jax.errors import AstroError
+from astro_jax.llama import checkpoint, lora
 from astro_jax.llama.config import LlamaConfig
 from astro_jax.llama.params import Params
+from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import Sharding
-from astro_jax.train import data, losses
-from astro_jax.train.data import Document
+from astro_jax.progress import log
+from astro_jax.train import data, loop, losses
+from astro_jax.train.data import Document, Example
 from astro_jax.train.losses import Batch
-from astro_jax.train.state import GradientFn, Metrics, TrainState, make_step
+from astro_jax.train.state import (
+    GradientFn,
+    Metrics,
+    TrainState,
+    abstract_state,
+    make_optimizer,
+    make_step,
+    new_state,
+    place,
+)
 
 
 def make_loss(c: cfg.Sft, config: LlamaConfig, sharding: Sharding) -> Callable[..., tuple[jax.Array, Metrics]]:
@@ -73,6 +89,58 @@ def _weights(c: cfg.Sft, params: Any, *frozen: Params) -> Params:
     (base,) = frozen
     adapters: Any = losses.mixed(params, c.dtype)
     return lora.attach(losses.cast(base, c.dtype), adapters, c.lora.scale)
+
+
+def train(
+    folder: epath.Path, c: cfg.Sft, config: LlamaConfig, params: Params, tokenizer: Tokenizer,
+    examples: Iterable[Example], sharding: Sharding, seed: int,
+) -> dict[str, int]:  # fmt: skip
+    """Train on tokenized examples, and write checkpoints, metrics.jsonl and the model to `folder`.
+
+    Args:
+      examples: an end token is appended to each.
+      seed: of the order of the examples.
+
+    Returns:
+      Counts for the manifest: examples, how many were dropped, truncated and (with `eval_share`) held out, optimizer
+      steps, and the step of the model where it may not be the last.
+
+    Raises:
+      AstroError: when the loss or the gradient is not finite, in several steps in a row or after the last.
+    """
+    ended = (dataclasses.replace(e, completion=[*e.completion, tokenizer.eos_token_id]) for e in examples)
+    # Wrapped documents are split at the ends of rows: none is too long.
+    longest = sys.maxsize if c.packing_strategy == "wrapped" else c.max_length
+    documents, counts = data.make_documents(ended, longest, c.overlong, c.loss_on)
+    for verb, n in counts.items():
+        if n:
+            log(f"{folder.name}: {n} examples have more than max_length={c.max_length} tokens and are {verb}")
+    n_examples, held_out = len(documents) + counts["dropped"], list[Document]()
+    if c.eval_share:
+        documents, held_out = data.hold_out(documents, c.eval_share, seed)
+        counts["held_out"] = len(held_out)
+    batches = data.packed_batches(documents, c.batch_size, c.max_length, seed, c.num_train_epochs, c.packing_strategy)
+    steps = sum(1 for _ in batches)
+    tx = make_optimizer(c, steps)
+    like = abstract_state(config, tx, sharding, c.lora)
+    trained: Any = params
+    if c.lora is not None:
+        trained = lora.init(jax.random.key(seed), config, c.lora.rank, c.lora.target_modules)
+    frozen = None if c.lora is None else params
+    with contextlib.closing(SFTTrainer(c, batches, tx, config, sharding, held_out, steps, frozen)) as trainer:
+        state, step = loop.run(
+            folder, folder.name, place(new_state(trained, tx), like), like, trainer.step, trainer.examples, steps,
+            c, trainer.iterator,
+        )  # fmt: skip
+        if not trainer.is_finite(state.params):
+            raise AstroError(
+                f"{folder.name}: the loss of the trained model is not finite, so it is not saved; lower learning_rate"
+            )
+    trained = state.params
+    if c.lora is not None:
+        trained = lora.merge(params, trained, c.lora.scale)
+    checkpoint.save(folder / "model", config, trained, tokenizer)
+    return {"examples": n_examples} | counts | {"steps": steps} | loop.model_step(c, step)
 
 
 class SFTTrainer:

@@ -10,7 +10,7 @@ from etils import epath
 from helpers import assert_trees_close, countdown_tokenizer, one_device_train, tiny_config, tiny_params
 
 from astro_jax import config as cfg
-from astro_jax import llama, pipeline
+from astro_jax import llama
 from astro_jax.errors import AstroError
 from astro_jax.llama import checkpoint
 from astro_jax.train import data, sft
@@ -25,7 +25,7 @@ def train(folder, texts=TEXTS, **settings):
     c = cfg.Sft(**{"learning_rate": 0.01, "batch_size": 2, "max_length": 16} | settings)
     params = jax.tree.map(jax.numpy.array, tiny_params(CONFIG))
     examples = [text if isinstance(text, Example) else Example((), text) for text in texts]
-    return pipeline.train_sft(epath.Path(folder), c, CONFIG, params, TOKENIZER, examples, one_device_train(), 0)
+    return sft.train(epath.Path(folder), c, CONFIG, params, TOKENIZER, examples, one_device_train(), 0)
 
 
 def test_learning_rate_of_1e18_stops_in_one_line_and_saves_no_model(tmp_path):
