@@ -1,0 +1,97 @@
+"""A run of three processes, interrupted again and again at random moments, gives the bytes of an undisturbed run."""
+
+import contextlib
+import random
+import resource
+import signal
+import socket
+import time
+from collections import Counter
+
+import pytest
+import yaml
+from forked_cli import AstroProcess
+from micro_run import MICRO, products
+
+NUM_PROCESSES = 3
+NUM_INTERRUPTIONS = 100
+TIMEOUT = 4  # seconds without a heartbeat after which a process is lost
+LIMIT = 60  # seconds in which all processes end after one was interrupted: the timeout, and a save after SIGTERM
+FULL_DISK = "full disk"
+KINDS = ("SIGKILL", "SIGSTOP", "SIGTERM", FULL_DISK)
+RUN = {
+    **MICRO,
+    "stages": ["base", "search", "traces", "direct-sft", "direct-rl", "eval", "report"],
+    "mesh": dict(data=NUM_PROCESSES),
+    "sampler": {**MICRO["sampler"], "max_num_seqs": 6},
+    "pretrain": {**MICRO["pretrain"], "batch_size": 15, "save_steps": 20},
+    "sft": {**MICRO["sft"], "batch_size": 3, "save_steps": 1},
+    "grpo": {**MICRO["grpo"], "prompts_per_step": 3, "max_steps": 6},
+}
+
+
+def start(out, config, count, full_disk=None):
+    """Start the processes of a run. full_disk: the index of one that can write little to a file."""
+    with socket.socket() as s:
+        s.bind(("", 0))
+        port = s.getsockname()[1]
+    command = ["run", str(config), f"out={out}", f"--timeout={TIMEOUT}", f"--start-timeout={LIMIT}"]
+    group = [f"--coordinator=localhost:{port}", f"--processes={count}"] if count > 1 else []
+    return [
+        AstroProcess(
+            command + [*group, f"--process={i}"] * (count > 1),
+            out.with_name(f"{out.name}-{i}.log"),
+            limit_file_size if i == full_disk else None,
+        )
+        for i in range(count)
+    ]
+
+
+def limit_file_size():
+    """Let writes beyond the first 20 kB of a file fail, as on a disk that is full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def interrupt(processes, kind, index, seconds):
+    """Wait, and send the signal `kind` to one process. Return the exit codes of all, which end within LIMIT."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and all(p.is_alive for p in processes):
+        time.sleep(0.05)
+    if kind != FULL_DISK:
+        with contextlib.suppress(ProcessLookupError):
+            processes[index].send_signal(signal.Signals[kind])
+    since, codes = time.monotonic(), []
+    for process in processes:
+        if not (kind == "SIGSTOP" and process is processes[index]):
+            codes.append(process.wait()[0])
+    if kind != FULL_DISK:
+        assert time.monotonic() - since < LIMIT, processes[0].output
+    processes[index].kill()
+    processes[index].wait()
+    return codes
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+def test_random_interruptions_of_three_processes_change_no_byte(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(RUN))
+    (process,) = start(tmp_path / "undisturbed", config, 1)
+    code, output = process.wait()
+    assert code == 0, output
+    expected, rng = products(tmp_path / "undisturbed"), random.Random(0)
+    interruptions, finished = Counter(), 0
+    while interruptions.total() < NUM_INTERRUPTIONS:
+        out = tmp_path / f"run-{finished}"
+        kind, index = rng.choice(KINDS), rng.randrange(NUM_PROCESSES)
+        processes = start(out, config, NUM_PROCESSES, index if kind == FULL_DISK else None)
+        codes = interrupt(processes, kind, index, rng.uniform(1, 20))
+        if any(codes):
+            interruptions[kind] += 1
+        else:
+            assert products(out) == expected
+            finished += 1
+        print(f"{sum(interruptions.values())} {kind} of process {index}: {codes}; {finished} runs finished")
+    assert finished
