@@ -14,7 +14,6 @@ def verdict(gold, response, rule="strict"):
     return "correct" if grade.correct else "unparsed" if grade.answer is None else "wrong"
 
 
-@pytest.mark.no_cover  # which makes SymPy three times as slow; the other tests run each line
 def test_verdicts_equal_labels(record_property, monkeypatch):
     """At least 99.5% of all pairs, and all pairs on which other verifiers are known to fail."""
     monkeypatch.setattr(math, "parse", functools.cache(math.parse))  # 1,102 different answers in 1,580 calls
