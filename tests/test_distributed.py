@@ -29,6 +29,7 @@ RUN = {
     "mesh": dict(fsdp=2, tp=2),
     "sampler": {**MICRO["sampler"], "max_num_seqs": 4},
     "architecture": {**MICRO["architecture"], "n_kv_heads": 2},
+    "corpus": {**MICRO["corpus"], "documents": 4000},
     "pretrain": {**MICRO["pretrain"], "save_steps": 50},
     "sft": {**MICRO["sft"], "batch_size": 4, "save_steps": 1},
 }

@@ -24,6 +24,7 @@ RUN = {
     "stages": ["base", "search", "traces", "direct-sft", "direct-rl", "eval", "report"],
     "mesh": dict(data=NUM_PROCESSES),
     "sampler": {**MICRO["sampler"], "max_num_seqs": 6},
+    "corpus": {**MICRO["corpus"], "documents": 4000},
     "pretrain": {**MICRO["pretrain"], "batch_size": 15, "save_steps": 20},
     "sft": {**MICRO["sft"], "batch_size": 3, "save_steps": 1},
     "grpo": {**MICRO["grpo"], "prompts_per_step": 3, "max_steps": 6},

@@ -65,68 +65,111 @@ def run(
         contextlib.closing(Checkpoints(folder / "checkpoints", stage, c, data_iterator, keep_last)) as checkpoints,
         contextlib.closing(MetricsLogger(folder)) as logger,
     ):
-        i, state = checkpoints.restore(state, abstract_state)
-        saved = i  # the step of the last checkpoint
-        if collapse_guard is not None and collapse_guard.can_roll_back and not checkpoints.steps:
-            checkpoints.save(0, state)  # to go back to the start, if need be
-        records = logger.start(i)
-        if collapse_guard is not None:
-            collapse_guard.start(records)
-        guard = SkipGuard(stage, c.max_skipped_steps)
-
-        def save(best: Mapping[str, float] | None = None) -> None:
-            nonlocal saved
-            distributed.assert_equal_across_processes(f"{stage}, step {i}", logger.latest)
-            flush()
-            checkpoints.save(i, state, best)
-            saved = i
-
-        with ProgressBar(stage, max_steps, "steps", done=i) as bar:
-            while i < max_steps:
-                try:
-                    state, metrics = step_fn(state, i)
-                except termination.Terminated:
-                    # The step sampled: the state is that before the step, unless an update has taken it.
-                    is_taken = any(x.is_deleted() for x in jax.tree.leaves(state))
-                    if i != saved and not guard.in_a_row and not is_taken:
-                        logger.flush()
-                        save()
-                    checkpoints.wait()
-                    termination.end(f"{stage}, in step {i + 1}")
-                guard.add(i + 1, examples(i))
-                i += 1
-                records = logger.add(i, metrics)
-                bar.advance(1, **logger.latest)
-                is_stopped = termination.is_due()
-                best = checkpoints.new_best(metrics)
-                is_saved = checkpoints.is_due(i) or i == max_steps or is_stopped or bool(best)
-                if is_saved:
-                    records += logger.flush()
-                guard.check(records, checkpoints.steps)
-                # A checkpoint of SIGTERM or of the clock is no target: other runs of this config do not have it.
-                steps = [step for step in checkpoints.steps if step % c.save_steps == 0]
-                if collapse_guard is not None and (rollback := collapse_guard.check(records, steps)) is not None:
-                    # A kill before the record repeats these steps and comes here again. A kill after the record goes
-                    # on from the step `to`, whose checkpoint is the last one now.
-                    checkpoints.delete_after(rollback["to"])
-                    collapse_guard.roll_back(rollback)
-                    distributed.assert_equal_across_processes(f"{stage}: back to step {rollback['to']}")
-                    i, state = checkpoints.restore(state, abstract_state)
-                    saved = i
-                    collapse_guard.start(logger.start(i))
-                    guard = SkipGuard(stage, c.max_skipped_steps)
-                    bar.advance(i - rollback["step"])
-                elif is_saved and not guard.in_a_row:
-                    save(best)
-                if is_stopped:
-                    checkpoints.wait()
-                    termination.end(f"{stage}, after step {i}")
+        training = _Training(stage, state, abstract_state, max_steps, c, checkpoints, logger, collapse_guard, flush)
+        del state  # donated by the first step
+        with ProgressBar(stage, max_steps, "steps", done=training.i) as bar:
+            while training.i < max_steps:
+                training.step(step_fn, examples, bar)
         checkpoints.wait()
-        if c.load_best_model_at_end and (step := checkpoints.best) not in (None, i):
-            i, state = checkpoints.restore(state, abstract_state, first=step)
-            if i == step:
-                log(f"{stage}: the model is that of step {i}, the best by {c.metric_for_best_model}")
-    return state, i
+        training.take_best()
+    return training.state, training.i
+
+
+class _Training:
+    """The state of a training with its checkpoints, its metrics and its guards. Arguments as of `run`.
+
+    Attributes:
+      i: the step of the state.
+      saved: the step of the last checkpoint.
+    """
+
+    def __init__(
+        self, stage: str, state: TrainState, abstract_state: TrainState, max_steps: int, c: cfg.Sft | cfg.Grpo,
+        checkpoints: Checkpoints, logger: MetricsLogger, collapse_guard: CollapseGuard | None,
+        flush: Callable[[], object],
+    ):  # fmt: skip
+        self.stage, self.abstract_state, self.max_steps, self.c = stage, abstract_state, max_steps, c
+        self.checkpoints, self.logger, self.collapse_guard, self.flush = checkpoints, logger, collapse_guard, flush
+        self.i, self.state = checkpoints.restore(state, abstract_state)
+        self.saved = self.i
+        if collapse_guard is not None and collapse_guard.can_roll_back and not checkpoints.steps:
+            checkpoints.save(0, self.state)  # to go back to the start, if need be
+        self._start_guards()
+
+    def _start_guards(self) -> None:
+        """Drop the metrics of later steps, and let the guards begin with those of the others."""
+        records = self.logger.start(self.i)
+        if self.collapse_guard is not None:
+            self.collapse_guard.start(records)
+        self.skip_guard = SkipGuard(self.stage, self.c.max_skipped_steps)
+
+    def step(self, step_fn: StepFn, examples: Callable[[int], Sequence[str]], bar: ProgressBar) -> None:
+        """Train one step. Then save, go back, or stop where it is due."""
+        try:
+            self.state, metrics = step_fn(self.state, self.i)
+        except termination.Terminated:
+            self._save_before_the_end()
+            termination.end(f"{self.stage}, in step {self.i + 1}")
+        self.skip_guard.add(self.i + 1, examples(self.i))
+        self.i += 1
+        records = self.logger.add(self.i, metrics)
+        bar.advance(1, **self.logger.latest)
+        is_stopped = termination.is_due()
+        best = self.checkpoints.new_best(metrics)
+        is_saved = self.checkpoints.is_due(self.i) or self.i == self.max_steps or is_stopped or bool(best)
+        if is_saved:
+            records += self.logger.flush()
+        self.skip_guard.check(records, self.checkpoints.steps)
+        if (rollback := self._rollback(records)) is not None:
+            self._roll_back(rollback)
+            bar.advance(self.i - rollback["step"])
+        elif is_saved and not self.skip_guard.in_a_row:
+            self._save(best)
+        if is_stopped:
+            self.checkpoints.wait()
+            termination.end(f"{self.stage}, after step {self.i}")
+
+    def _save(self, best: Mapping[str, float] | None = None) -> None:
+        distributed.assert_equal_across_processes(f"{self.stage}, step {self.i}", self.logger.latest)
+        self.flush()
+        self.checkpoints.save(self.i, self.state, best)
+        self.saved = self.i
+
+    def _save_before_the_end(self) -> None:
+        """Save after SIGTERM in a step that sampled, unless an update has taken the state before the step."""
+        is_taken = any(x.is_deleted() for x in jax.tree.leaves(self.state))
+        if self.i != self.saved and not self.skip_guard.in_a_row and not is_taken:
+            self.logger.flush()
+            self._save()
+        self.checkpoints.wait()
+
+    def _rollback(self, records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """Ask the guard whether to go back to a checkpoint."""
+        if self.collapse_guard is None:
+            return None
+        # A checkpoint of SIGTERM or of the clock is no target: other runs of this config do not have it.
+        return self.collapse_guard.check(records, [s for s in self.checkpoints.steps if s % self.c.save_steps == 0])
+
+    def _roll_back(self, rollback: dict[str, Any]) -> None:
+        """Go back to a checkpoint.
+
+        A kill before the guard's record repeats the steps and comes here again. A kill after it goes on from the step
+        `to`, whose checkpoint is the last one now.
+        """
+        assert self.collapse_guard is not None
+        self.checkpoints.delete_after(rollback["to"])
+        self.collapse_guard.roll_back(rollback)
+        distributed.assert_equal_across_processes(f"{self.stage}: back to step {rollback['to']}")
+        self.i, self.state = self.checkpoints.restore(self.state, self.abstract_state)
+        self.saved = self.i
+        self._start_guards()
+
+    def take_best(self) -> None:
+        """With `load_best_model_at_end` go to the best checkpoint."""
+        if self.c.load_best_model_at_end and (step := self.checkpoints.best) not in (None, self.i):
+            self.i, self.state = self.checkpoints.restore(self.state, self.abstract_state, first=step)
+            if self.i == step:
+                log(f"{self.stage}: the model is that of step {step}, the best by {self.c.metric_for_best_model}")
 
 
 def model_step(c: cfg.Sft | cfg.Grpo, step: int) -> dict[str, int]:

@@ -91,6 +91,8 @@ def test_logits_of_a_text_equal_golden_ones(logits, golden):
     np.testing.assert_allclose(-np.sort(-logits, axis=-1)[:, :5], golden["top_logits"], atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.nightly  # transformers made the golden data
 def test_logits_of_a_text_equal_transformers(logits, golden, maker, torch_model, capsys):
     difference = np.abs(logits - maker.logits(torch_model, golden["text"])).max()
     report(capsys, f"largest difference of a logit to transformers' {difference:.1e}")
@@ -109,6 +111,8 @@ def test_greedy_tokens_equal_golden_ones(greedy, golden, capsys):
     report(capsys, f"{ties} ties in the greedy tokens of 8 prompts")
 
 
+@pytest.mark.slow
+@pytest.mark.nightly  # transformers made the golden data
 def test_greedy_tokens_equal_those_of_transformers_generate(greedy, golden, maker, torch_model, capsys):
     new = 16  # the golden data hold more
     prompts, expected = golden["prompts"], maker.greedy(torch_model, golden["prompts"], new)
