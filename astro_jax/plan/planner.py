@@ -126,7 +126,8 @@ def _compile_program(program: Program, chip: topology.Chip, compile_only: bool) 
     resident = size(program.resident)
     if program.lower is None:
         row |= _gib(arguments_gib=0, temporaries_gib=0, peak_gib=resident, held_gib=0, at_once_gib=resident)
-        return row | {"fits": resident <= chip.hbm_bytes, "compile_s": 0.0}
+        row |= {"fits": resident <= chip.hbm_bytes, "compile_s": 0.0}
+        return row if compile_only else row | _roofline(program, chip)
     try:
         compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as e:

@@ -118,7 +118,7 @@ class Plan:
         """Return the programs of one of stages.PLANNED; none for a stage that the run does not have.
 
         In a stage whose answers a judge judges, its weights lie beside all programs. The row "judge" has the arrays of
-        its sampling.
+        its sampling, and the cost of its decoding.
         """
         programs = self._programs(stage)
         is_judged = stage_inputs.asks_judge(self.c, "eval/base" if stage == "eval" else stage)
@@ -129,7 +129,10 @@ class Plan:
         sampling = next(p.resident for p in programs if p.name == "decode")
         rl, c = stage == "grpo", self.c
         policy = self.weights(c.grpo.dtype if rl else c.sampler.dtype, c.rollout_sampler if rl else c.sampler)
-        return [*programs, Program(stage, "judge", None, (sampling, policy, self._judge_cache(stage)))]
+        layout, steps = self._judge_layout(stage), c.sampler.num_scheduler_steps
+        cache = kv_cache.abstract(self.judge, self.sample, jnp.dtype(c.sampler.dtype), layout)
+        cost = roofline.decode(self.judge, self.mesh, layout, c.sampler.dtype, size(judge), steps)
+        return [*programs, Program(stage, "judge", None, (sampling, policy, cache), cost)]
 
     def _programs(self, stage: str) -> list[Program]:
         c, s = self.c, self.c.search
@@ -152,8 +155,8 @@ class Plan:
             return self._sampling(stage, self.layout(1, self.prompt, c.eval.max_tokens, sampled), sampled, ())
         return self._grpo()
 
-    def _judge_cache(self, stage: str) -> KVCache:
-        """The cache of the judge. Its prompt holds the rubric, the problem and the longest answer of the stage."""
+    def _judge_layout(self, stage: str) -> CacheLayout:
+        """The layout that the judge decodes with: prompts of the rubric, the problem and the stage's longest answer."""
         settings = self.c.verify.judge
         assert self.judge is not None and settings is not None
         rubric = len(prompt_files.load(self.c.prompts)["evaluate"].source) // CHARACTERS_PER_TOKEN
@@ -162,8 +165,7 @@ class Plan:
         longest = rubric + self.prompt + answer.get(stage, steps)
         longest = min(longest, self.judge.max_positions - settings.max_tokens)
         engine = Engine.from_config(self.c.sampler.unquantized(), self.judge, self.sample, seed=0)
-        layout = _full_layout(engine, settings.num_samples, longest, settings.max_tokens, self.c.sampler.dtype)
-        return kv_cache.abstract(self.judge, self.sample, jnp.dtype(self.c.sampler.dtype), layout)
+        return _full_layout(engine, settings.num_samples, longest, settings.max_tokens, self.c.sampler.dtype)
 
     def _base(self) -> list[Program]:
         """The base model is copied, or trained by SFT's step."""

@@ -113,6 +113,7 @@ def test_a_judge_lies_beside_the_programs_of_the_stages_that_ask_it():
         *programs, judging = plan.programs(stage)
         before = {p.name: size(p.resident) for p in alone.programs(stage)}
         assert {p.name: size(p.resident) - weights for p in programs} == before
+        assert judging.cost.tokens == 16 * c.sampler.num_scheduler_steps
         assert size(judging.resident) == before["decode"] + weights + size(plan.weights(c.grpo.dtype)) + cache
     assert [p.name for p in plan.programs("eval")] == [p.name for p in alone.programs("eval")]
     with pytest.raises(AstroError, match="mesh: the judge's layers\\.wk has 1 kv_heads, which tp=2 does not divide"):

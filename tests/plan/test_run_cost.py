@@ -68,6 +68,23 @@ def test_the_search_without_proposals_costs_its_rollouts(search, tokens, first):
     assert costs["search decode, one iteration a tree"]["tokens"] == first
 
 
+def test_a_judge_costs_its_judgements_of_each_rollout_and_response():
+    judge = {"model": "judge", "num_samples": 5, "max_tokens": 31}
+    c = cfg.parse({
+        "problems": {"search": 10, "rl": 20, "eval": 9, "difficulty_samples": 5, "max_difficulty_prompts": 6},
+        "search": {"method": "rounds", "rounds": [2, 6]}, "verify": {"judge": judge},
+        "grpo": {"max_steps": 6, "prompts_per_step": 8, "num_generations": 4},
+    })  # fmt: skip
+    planned = ("search", "traces", "difficulty", "grpo", "eval")
+    rows = [{"stage": stage, "program": "judge", "tokens_per_s": 100} for stage in planned]
+    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
+    judged = {"search": 10 * 8, "difficulty": 6 * 5, "direct-rl": 6 * 8 * 4, "astro-rl": 6 * 8 * 4}
+    tokens = {f"{stage} judge": 5 * 31 * responses for stage, responses in judged.items()}
+    # Evaluation keeps the exact verifier, and templates write the traces.
+    assert {name: costs[name]["tokens"] for name in costs if name.endswith(" judge")} == tokens
+    assert costs["total_hours"] == pytest.approx(sum(tokens.values()) / 50 / 3600, abs=0.1)
+
+
 @pytest.mark.parametrize("problems, documents", [({}, 70), ({"path": "p.jsonl"}, 10 + 20)])
 def test_base_sft_costs_the_corpus_of_the_game_or_a_solution_of_each_problem(problems, documents):
     c = cfg.parse({
