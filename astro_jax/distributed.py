@@ -10,6 +10,7 @@ process has failed or its heartbeats have stopped. A run of one process uses no 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -301,8 +302,9 @@ def exit_all(code: int, message: str) -> NoReturn:
       code: exit code.
       message: what the other processes print.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a file on a disk that is full
+            stream.flush()
     if _group.count > 1:
         _write_heartbeat(code, message)
         deadline = time.monotonic() + _EXIT_WAIT_SECONDS

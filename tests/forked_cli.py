@@ -3,6 +3,8 @@
 import atexit
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 import time
 import traceback
@@ -37,6 +39,12 @@ def _main(arguments, output, prepare):
     sys.stdout.flush()
     atexit._run_exitfuncs()  # multiprocessing runs none of them, and JAX's leave the coordination service
     os._exit(code)
+
+
+def full_disk():
+    """Prepare a process whose writes beyond the first 20 kB of a file fail, as on a disk that is full."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
 class AstroProcess:

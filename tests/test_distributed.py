@@ -11,7 +11,7 @@ import jax
 import pytest
 import yaml
 from etils import epath
-from forked_cli import AstroProcess
+from forked_cli import AstroProcess, full_disk
 from micro_run import MICRO, products
 
 from astro_jax import config as cfg
@@ -42,8 +42,8 @@ def start(tmp_path_factory):
     (folder / "run.yaml").write_text(yaml.safe_dump(RUN))
     numbers, started = itertools.count(), []
 
-    def start(out, count, *overrides, timeout=60):
-        """overrides: one list of key=value a process; none: all processes have the same config."""
+    def start(out, count, *overrides, timeout=60, prepare=None):
+        """overrides: one list of key=value a process; none: all have the same config. prepare: in the main process."""
         with socket.socket() as s:
             s.bind(("", 0))
             port = s.getsockname()[1]
@@ -53,7 +53,7 @@ def start(tmp_path_factory):
             if count > 1:
                 command += [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}"]
             command += [f"--timeout={timeout}", f"--start-timeout={timeout}"]
-            group.append(AstroProcess(command, folder / f"{next(numbers)}.log"))
+            group.append(AstroProcess(command, folder / f"{next(numbers)}.log", prepare if i == 0 else None))
         started.extend(group)
         return group
 
@@ -70,6 +70,13 @@ def one_process_run(start, tmp_path_factory):
     code, output = process.wait()
     assert code == 0, output
     return out
+
+
+def disk_is_full(start, out):
+    """The main process cannot write its checkpoint."""
+    first, second = start(out, 2, prepare=full_disk)
+    (code, _), (other_code, other_output) = first.wait(120), second.wait(30)
+    assert (code, other_code) == (1, 1) and "base: the checkpoint was not written: " in other_output, other_output
 
 
 def machine_hangs(start, out):
@@ -125,7 +132,7 @@ def second_process_is_killed(start, out):
 @pytest.mark.parametrize(
     "interruptions",
     [
-        (second_process_is_killed,),
+        (disk_is_full, second_process_is_killed),
         pytest.param(
             (machine_hangs, second_process_gets_sigterm, main_process_gets_sigterm, main_process_is_killed),
             marks=pytest.mark.nightly,

@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-import resource
 import signal
 import socket
 import time
@@ -10,7 +9,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from forked_cli import AstroProcess
+from forked_cli import AstroProcess, full_disk
 from micro_run import MICRO, products
 
 NUM_PROCESSES = 3
@@ -31,8 +30,8 @@ RUN = {
 }
 
 
-def start(out, config, full_disk=None):
-    """Start the processes of a run. full_disk: the index of one that can write little to a file."""
+def start(out, config, full=None):
+    """Start the processes of a run. full: the index of one whose disk is full."""
     with socket.socket() as s:
         s.bind(("", 0))
         port = s.getsockname()[1]
@@ -42,16 +41,10 @@ def start(out, config, full_disk=None):
         AstroProcess(
             [*command, f"--process={i}"],
             out.with_name(f"{out.name}-{i}.log"),
-            limit_file_size if i == full_disk else None,
+            full_disk if i == full else None,
         )
         for i in range(NUM_PROCESSES)
     ]
-
-
-def limit_file_size():
-    """Let writes beyond the first 20 kB of a file fail, as on a disk that is full."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
 def interrupt(processes, kind, index, seconds):

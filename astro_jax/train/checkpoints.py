@@ -6,7 +6,9 @@ under its final name, only a temporary folder, which the next start removes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,27 @@ class _LatestPeriodic(ocp.training.preservation_policies.PreservationPolicy):
         return [c.step in kept for c in checkpoints]
 
 
+class _FailedWrite(logging.Handler):
+    """Ends a process of several when its write in the background fails, so that the others end too.
+
+    Orbax logs the error at once. But it raises the error behind a barrier that the other processes do not reach while
+    they wait for this one in another barrier.
+    """
+
+    def __init__(self, stage: str):
+        super().__init__(logging.ERROR)
+        self._stage = stage
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look at an error that Orbax logs."""
+        if record.threadName != "async_save" or not record.exc_info or distributed.process_count() == 1:
+            return
+        message = f"{self._stage}: the checkpoint was not written: {' '.join(str(record.exc_info[1]).split())[:200]}"
+        with contextlib.suppress(OSError):  # standard error may be a file on the same disk
+            log(message)
+        distributed.exit_all(1, message)
+
+
 class Checkpoints:
     """The checkpoints of one stage.
 
@@ -65,6 +88,8 @@ class Checkpoints:
         )
         self._interval = None if c.save_minutes is None else 60 * c.save_minutes
         self._saving: Any = None
+        self._failed_write = _FailedWrite(stage)
+        logging.getLogger("absl").addHandler(self._failed_write)
         self._clock = time.monotonic()
 
     @property
@@ -189,6 +214,7 @@ class Checkpoints:
     def close(self) -> None:
         """Wait until the last checkpoint is written, and end the threads of Orbax."""
         self._checkpointer.close()
+        logging.getLogger("absl").removeHandler(self._failed_write)
 
 
 def _reason(state_or_reason: TrainState | str) -> str:
