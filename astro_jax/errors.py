@@ -1,6 +1,7 @@
 """The exception for bad input, and which errors may go away by themselves."""
 
 import errno
+import os
 
 
 class AstroError(Exception):
@@ -16,6 +17,11 @@ _PERMANENT = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
     errno.EROFS, errno.EINVAL, errno.ENOSPC, errno.EDQUOT,
 }  # fmt: skip
+
+
+def lacks_space(message: str) -> bool:
+    """Return whether a message is of a full disk or a full quota. Libraries put it into errors of their own types."""
+    return any(os.strerror(number) in message for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def is_transient(error: BaseException | None) -> bool:

@@ -76,7 +76,7 @@ def disk_is_full(start, out):
     """The main process cannot write its checkpoint."""
     first, second = start(out, 2, prepare=full_disk)
     (code, _), (other_code, other_output) = first.wait(120), second.wait(30)
-    assert (code, other_code) == (1, 1) and "base: the checkpoint was not written: " in other_output, other_output
+    assert (code, other_code) == (1, 1) and "base: the last checkpoint was not written (" in other_output, other_output
 
 
 def machine_hangs(start, out):

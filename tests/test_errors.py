@@ -6,7 +6,7 @@ import types
 import pytest
 
 from astro_jax.cli import main
-from astro_jax.errors import AstroError, TransientError, is_transient
+from astro_jax.errors import AstroError, TransientError, is_transient, lacks_space
 
 
 def caused(cause):
@@ -63,6 +63,11 @@ class ServerDisconnectedError(Exception):
 )
 def test_transient_errors_are_told_from_bad_input(cause, expected):
     assert is_transient(caused(cause)) is expected
+
+
+@pytest.mark.parametrize("message", ["[Errno 28] No space left on device: 'x'", "UNKNOWN: write: Disk quota exceeded"])
+def test_messages_of_a_full_disk_are_known_in_any_library(message):
+    assert lacks_space(message) and not lacks_space("File too large")
 
 
 @pytest.mark.parametrize("number, code", [(errno.EIO, 1), (errno.ENOENT, 2)])

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from astro_jax import distributed
 from astro_jax.cli.parser import parse
-from astro_jax.errors import AstroError, is_transient
+from astro_jax.errors import AstroError, is_transient, lacks_space
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +46,14 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
 
                 jax.profiler.start_server(args.profile)
         return args.call(args, command), ""
-    except AstroError as e:
-        return _fail(str(e), code=1 if is_transient(e) else 2)
     except KeyboardInterrupt:
         print(f"astro: stopped; {_resume_hint(args)}", file=sys.stderr)
         return 130, "stopped"
     except Exception as e:
-        # A full disk raises an OSError here, and other types inside Orbax.
-        if "No space left on device" in str(e):
+        if lacks_space(str(e)):
             return _fail(f"no space left on device: free some, and {_resume_hint(args)}")
+        if isinstance(e, AstroError):
+            return _fail(str(e), code=1 if is_transient(e) else 2)
         if isinstance(e, PermissionError):
             return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
         if is_transient(e):

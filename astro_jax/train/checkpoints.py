@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from astro_jax import config as cfg
 from astro_jax import distributed, sessions, storage
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, TransientError, lacks_space
 from astro_jax.progress import log
 from astro_jax.train.state import TrainState
 
@@ -39,25 +39,26 @@ class _LatestPeriodic(ocp.training.preservation_policies.PreservationPolicy):
         return [c.step in kept for c in checkpoints]
 
 
-class _FailedWrite(logging.Handler):
-    """Ends a process of several when its write in the background fails, so that the others end too.
+class _WriteErrors(logging.Filter):
+    """Hides the errors that Orbax logs, since it raises them too, and ends a process of several whose write has failed.
 
-    Orbax logs the error at once. But it raises the error behind a barrier that the other processes do not reach while
-    they wait for this one in another barrier.
+    That process would raise its error behind a barrier, while the other processes wait for it in another barrier.
     """
 
     def __init__(self, stage: str):
-        super().__init__(logging.ERROR)
+        super().__init__()
         self._stage = stage
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Look at an error that Orbax logs."""
-        if record.threadName != "async_save" or not record.exc_info or distributed.process_count() == 1:
-            return
-        message = f"{self._stage}: the checkpoint was not written: {' '.join(str(record.exc_info[1]).split())[:200]}"
-        with contextlib.suppress(OSError):  # standard error may be a file on the same disk
-            log(message)
-        distributed.exit_all(1, message)
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is logged."""
+        if not record.exc_info or "orbax" not in record.pathname:
+            return True
+        if record.threadName == "async_save" and distributed.process_count() > 1:
+            message = _not_written(self._stage, record.exc_info[1])
+            with contextlib.suppress(OSError):  # standard error may be a file on the same disk
+                log(message)
+            distributed.exit_all(2 if lacks_space(message) else 1, message)
+        return False
 
 
 class Checkpoints:
@@ -88,8 +89,8 @@ class Checkpoints:
         )
         self._interval = None if c.save_minutes is None else 60 * c.save_minutes
         self._saving: Any = None
-        self._failed_write = _FailedWrite(stage)
-        logging.getLogger("absl").addHandler(self._failed_write)
+        self._write_errors = _WriteErrors(stage)
+        logging.getLogger("absl").addFilter(self._write_errors)
         self._clock = time.monotonic()
 
     @property
@@ -205,16 +206,32 @@ class Checkpoints:
         """Wait until the last checkpoint is written.
 
         Raises:
-          Exception: of the write, such as an OSError of a full disk.
+          TransientError: when the write has failed, as on a full disk.
         """
-        if self._saving is not None:
-            self._saving.result()
+        if (saving := self._saving) is not None:
             self._saving = None
+            try:
+                saving.result()
+            except Exception as e:  # Orbax and tensorstore each have exceptions of their own
+                raise TransientError(_not_written(self._stage, e)) from e
 
     def close(self) -> None:
-        """Wait until the last checkpoint is written, and end the threads of Orbax."""
-        self._checkpointer.close()
-        logging.getLogger("absl").removeHandler(self._failed_write)
+        """Wait until the last checkpoint is written, and end the threads of Orbax.
+
+        Raises:
+          TransientError: as `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # the error that `wait` has raised
+                self._checkpointer.close()
+            logging.getLogger("absl").removeFilter(self._write_errors)
+
+
+def _not_written(stage: str, error: BaseException | None) -> str:
+    reason = " ".join(str(error).split())
+    return f"{stage}: the last checkpoint was not written ({reason}); the same command goes on from the one before"
 
 
 def _reason(state_or_reason: TrainState | str) -> str:

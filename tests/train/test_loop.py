@@ -1,8 +1,10 @@
 """The training loop: stopped at any step and started again, it ends bitwise equal."""
 
+import contextlib
 import functools
 import json
 import os
+import resource
 import shutil
 import signal
 import time
@@ -17,7 +19,7 @@ from helpers import assert_trees_equal, one_device_train, tiny_config, tiny_para
 
 from astro_jax import config as cfg
 from astro_jax import termination
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, TransientError
 from astro_jax.train import loop, sft, state
 from astro_jax.train.data import make_document, packed_batches, prefetched
 
@@ -261,6 +263,28 @@ def test_no_readable_checkpoint_is_one_line(tmp_path):
     damage(tmp_path, 3, "torn")
     with pytest.raises(AstroError, match=r"checkpoints: no checkpoint can be read \([^\n]*$"):
         run(tmp_path)
+
+
+@contextlib.contextmanager
+def limited_files(size):
+    """Writes beyond so many bytes of a file fail, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_checkpoint_that_cannot_be_written_is_one_line_and_the_run_goes_on(uninterrupted, tmp_path, capfd):
+    with (
+        limited_files(4000),
+        pytest.raises(TransientError, match=r"^test: the last checkpoint was not written .*File too large"),
+    ):
+        run(tmp_path)
+    assert "Traceback" not in capfd.readouterr().err  # Orbax logs it
+    assert not (tmp_path / "checkpoints" / "3").exists()
+    assert_trees_equal(run(tmp_path)[0], uninterrupted[1])
 
 
 @pytest.mark.parametrize("terminate_at, is_sampling, message", [(3, False, "after step 4"), (4, True, "in step 5")])
