@@ -30,8 +30,8 @@ RUN = {
 }
 
 
-def start(out, config, full=None):
-    """Start the processes of a run. full: the index of one whose disk is full."""
+def start(out, config, prepare=None):
+    """Start the processes of a run. prepare: called in each."""
     with socket.socket() as s:
         s.bind(("", 0))
         port = s.getsockname()[1]
@@ -41,7 +41,7 @@ def start(out, config, full=None):
         AstroProcess(
             [*command, f"--process={i}"],
             out.with_name(f"{out.name}-{i}.log"),
-            full_disk if i == full else None,
+            prepare,
         )
         for i in range(NUM_PROCESSES)
     ]
@@ -80,7 +80,7 @@ def test_random_interruptions_of_three_processes_change_no_byte(tmp_path):
     while interruptions.total() < NUM_INTERRUPTIONS:
         out = tmp_path / f"run-{finished}"
         kind, index = rng.choice(KINDS), rng.randrange(NUM_PROCESSES)
-        processes = start(out, config, index if kind == FULL_DISK else None)
+        processes = start(out, config, full_disk if kind == FULL_DISK else None)
         codes = interrupt(processes, kind, index, rng.uniform(1, 20))
         if any(codes):
             interruptions[kind] += 1
