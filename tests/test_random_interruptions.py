@@ -37,20 +37,17 @@ def start(out, config, prepare=None):
         port = s.getsockname()[1]
     command = ["run", str(config), f"out={out}", f"--timeout={TIMEOUT}", f"--start-timeout={LIMIT}"]
     command += [f"--coordinator=localhost:{port}", f"--processes={NUM_PROCESSES}"]
-    return [
-        AstroProcess(
-            [*command, f"--process={i}"],
-            out.with_name(f"{out.name}-{i}.log"),
-            prepare,
-        )
-        for i in range(NUM_PROCESSES)
-    ]
+    logs = [out.with_name(f"{out.name}-{i}.log") for i in range(NUM_PROCESSES)]
+    return [AstroProcess([*command, f"--process={i}"], log, prepare) for i, log in enumerate(logs)]
 
 
 def interrupt(processes, kind, index, seconds):
-    """Wait, and send the signal `kind` to one process. Return the exit codes of all, which end within LIMIT."""
+    """Wait, and send the signal `kind` to one process. Return the exit codes of all, which end within LIMIT.
+
+    With a full disk wait for the first end.
+    """
     until = time.monotonic() + seconds
-    while time.monotonic() < until and all(p.is_alive for p in processes):
+    while (kind == FULL_DISK or time.monotonic() < until) and all(p.is_alive for p in processes):
         time.sleep(0.05)
     if kind != FULL_DISK:
         with contextlib.suppress(ProcessLookupError):
@@ -59,8 +56,7 @@ def interrupt(processes, kind, index, seconds):
     for process in processes:
         if not (kind == "SIGSTOP" and process is processes[index]):
             codes.append(process.wait()[0])
-    if kind != FULL_DISK:
-        assert time.monotonic() - since < LIMIT, processes[0].output
+    assert time.monotonic() - since < LIMIT, processes[0].output
     processes[index].kill()
     processes[index].wait()
     return codes
