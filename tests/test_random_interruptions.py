@@ -62,6 +62,13 @@ def interrupt(processes, kind, index, seconds):
     return codes
 
 
+def undisturbed(out, config):
+    """Start the processes of a run, wait for their end, and return the products."""
+    ends = [process.wait() for process in start(out, config)]
+    assert [code for code, _ in ends] == [0] * NUM_PROCESSES, ends[0][1]
+    return products(out)
+
+
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
@@ -69,9 +76,7 @@ def test_random_interruptions_of_three_processes_change_no_byte(tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(RUN))
     # One process would round the sums of three devices in another order.
-    undisturbed = [process.wait() for process in start(tmp_path / "undisturbed", config)]
-    assert [code for code, _ in undisturbed] == [0] * NUM_PROCESSES, undisturbed[0][1]
-    expected, rng = products(tmp_path / "undisturbed"), random.Random(0)
+    expected, rng = undisturbed(tmp_path / "undisturbed", config), random.Random(0)
     interruptions, finished = Counter(), 0
     while interruptions.total() < NUM_INTERRUPTIONS:
         out = tmp_path / f"run-{finished}"
@@ -84,4 +89,4 @@ def test_random_interruptions_of_three_processes_change_no_byte(tmp_path):
             assert products(out) == expected
             finished += 1
         print(f"{sum(interruptions.values())} {kind} of process {index}: {codes}; {finished} runs finished")
-    assert finished
+    assert undisturbed(tmp_path / f"run-{finished}", config) == expected
