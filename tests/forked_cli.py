@@ -4,7 +4,7 @@ import atexit
 import multiprocessing
 import os
 import resource
-import signal
+import socket
 import sys
 import time
 import traceback
@@ -41,9 +41,18 @@ def _main(arguments, output, prepare):
     os._exit(code)
 
 
+def group_flags(count):
+    """The flags of each process of a run by `count` processes on this machine."""
+    if count == 1:
+        return [[]]
+    with socket.socket() as s:
+        s.bind(("", 0))
+        port = s.getsockname()[1]
+    return [[f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}"] for i in range(count)]
+
+
 def full_disk():
     """Prepare a process whose writes beyond the first 20 kB of a file fail, as on a disk that is full."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 

@@ -4,14 +4,13 @@ import contextlib
 import itertools
 import json
 import signal
-import socket
 import time
 
 import jax
 import pytest
 import yaml
 from etils import epath
-from forked_cli import AstroProcess, full_disk
+from forked_cli import AstroProcess, full_disk, group_flags
 from micro_run import MICRO, products
 
 from astro_jax import config as cfg
@@ -44,14 +43,10 @@ def start(tmp_path_factory):
 
     def start(out, count, *overrides, timeout=60, prepare=None):
         """overrides: one list of key=value a process; none: all have the same config. prepare: in the main process."""
-        with socket.socket() as s:
-            s.bind(("", 0))
-            port = s.getsockname()[1]
         group = []
-        for i, changes in enumerate(overrides or [[]] * count):
-            command = ["run", f"{folder}/run.yaml", f"out={out}", *changes]
-            if count > 1:
-                command += [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={i}"]
+        # Fewer lists than `count`: the last processes do not start.
+        for i, (flags, changes) in enumerate(zip(group_flags(count), overrides or [[]] * count, strict=False)):
+            command = ["run", f"{folder}/run.yaml", f"out={out}", *changes, *flags]
             command += [f"--timeout={timeout}", f"--start-timeout={timeout}"]
             group.append(AstroProcess(command, folder / f"{next(numbers)}.log", prepare if i == 0 else None))
         started.extend(group)

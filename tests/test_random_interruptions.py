@@ -3,13 +3,12 @@
 import contextlib
 import random
 import signal
-import socket
 import time
 from collections import Counter
 
 import pytest
 import yaml
-from forked_cli import AstroProcess, full_disk
+from forked_cli import AstroProcess, full_disk, group_flags
 from micro_run import MICRO, products
 
 NUM_PROCESSES = 3
@@ -32,13 +31,11 @@ RUN = {
 
 def start(out, config, prepare=None):
     """Start the processes of a run. prepare: called in each."""
-    with socket.socket() as s:
-        s.bind(("", 0))
-        port = s.getsockname()[1]
     command = ["run", str(config), f"out={out}", f"--timeout={TIMEOUT}", f"--start-timeout={LIMIT}"]
-    command += [f"--coordinator=localhost:{port}", f"--processes={NUM_PROCESSES}"]
-    logs = [out.with_name(f"{out.name}-{i}.log") for i in range(NUM_PROCESSES)]
-    return [AstroProcess([*command, f"--process={i}"], log, prepare) for i, log in enumerate(logs)]
+    return [
+        AstroProcess([*command, *flags], out.with_name(f"{out.name}-{i}.log"), prepare)
+        for i, flags in enumerate(group_flags(NUM_PROCESSES))
+    ]
 
 
 def interrupt(processes, kind, index, seconds):

@@ -120,10 +120,7 @@ class _Training:
         if is_saved:
             records += self.logger.flush()
         self.skip_guard.check(records, self.checkpoints.steps)
-        if (rollback := self._rollback(records)) is not None:
-            self._roll_back(rollback)
-            bar.advance(self.i - rollback["step"])
-        elif is_saved and not self.skip_guard.in_a_row:
+        if not self._roll_back(records, bar) and is_saved and not self.skip_guard.in_a_row:
             self._save(best)
         if is_stopped:
             self.checkpoints.wait()
@@ -143,26 +140,26 @@ class _Training:
             self._save()
         self.checkpoints.wait()
 
-    def _rollback(self, records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        """Ask the guard whether to go back to a checkpoint."""
-        if self.collapse_guard is None:
-            return None
-        # A checkpoint of SIGTERM or of the clock is no target: other runs of this config do not have it.
-        return self.collapse_guard.check(records, [s for s in self.checkpoints.steps if s % self.c.save_steps == 0])
-
-    def _roll_back(self, rollback: dict[str, Any]) -> None:
-        """Go back to a checkpoint.
+    def _roll_back(self, records: Sequence[dict[str, Any]], bar: ProgressBar) -> bool:
+        """Go back to a checkpoint where the collapse guard says so. Return whether it does.
 
         A kill before the guard's record repeats the steps and comes here again. A kill after it goes on from the step
         `to`, whose checkpoint is the last one now.
         """
-        assert self.collapse_guard is not None
+        if self.collapse_guard is None:
+            return False
+        # A checkpoint of SIGTERM or of the clock is no target: other runs of this config do not have it.
+        steps = [step for step in self.checkpoints.steps if step % self.c.save_steps == 0]
+        if (rollback := self.collapse_guard.check(records, steps)) is None:
+            return False
         self.checkpoints.delete_after(rollback["to"])
         self.collapse_guard.roll_back(rollback)
         distributed.assert_equal_across_processes(f"{self.stage}: back to step {rollback['to']}")
         self.i, self.state = self.checkpoints.restore(self.state, self.abstract_state)
         self.saved = self.i
         self._start_guards()
+        bar.advance(self.i - rollback["step"])
+        return True
 
     def take_best(self) -> None:
         """With `load_best_model_at_end` go to the best checkpoint."""
