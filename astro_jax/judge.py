@@ -24,7 +24,11 @@ from astro_jax.prompts import PromptTemplate
 from astro_jax.sampler import Engine, Request, SamplingParams
 from astro_jax.types import Response
 
-VERDICTS = ("Verdict: correct", "Verdict: incorrect")  # the last line of a judgement
+Verdicts = tuple[str, str]
+VERDICTS: Verdicts = (
+    "Verdict: correct",
+    "Verdict: incorrect",
+)  # last lines that approve and reject, as the shipped rubric asks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,20 +56,21 @@ class Judgements:
         return self.approved >= share * self.n
 
 
-def read_verdict(judgement: str | None) -> bool | None:
+def read_verdict(judgement: str | None, verdicts: Verdicts = VERDICTS) -> bool | None:
     """Whether a judgement approves. None if its last line is not exactly one of the two verdicts.
 
     Quotes and bold type may stand around the verdict: the stop string ends a judgement before they close.
     """
     lines = (judgement or "").strip().splitlines()
-    match = re.fullmatch(r"[\"'*_`> ]*Verdict: (correct|incorrect)[\"'*_`.]*", lines[-1].strip()) if lines else None
-    return None if match is None else match[1] == "correct"
+    approve, reject = (re.escape(verdict.strip()) for verdict in verdicts)
+    match = re.fullmatch(rf"[\"'*_`> ]*(?:({approve})|{reject})[\"'*_`.]*", lines[-1].strip()) if lines else None
+    return None if match is None else match[1] is not None
 
 
-def count(texts: list[str | None], n: int) -> Judgements:
+def count(texts: list[str | None], n: int, verdicts: Verdicts = VERDICTS) -> Judgements:
     """Count the verdicts of n judgements, of which `texts` were sampled."""
-    verdicts = [read_verdict(text) for text in texts]
-    return Judgements(n, verdicts.count(True), verdicts.count(False), texts)
+    read = [read_verdict(text, verdicts) for text in texts]
+    return Judgements(n, read.count(True), read.count(False), texts)
 
 
 class Judge:
@@ -79,10 +84,14 @@ class Judge:
       rubric: the prompt, with the variables `problem` and `solution`.
       n: judgements of each response.
       max_tokens: most tokens of a judgement.
+      verdicts: the last lines of a judgement that approve and reject. Either ends it.
     """
 
-    def __init__(self, policy: Policy, rubric: PromptTemplate, n: int, max_tokens: int):
+    def __init__(
+        self, policy: Policy, rubric: PromptTemplate, n: int, max_tokens: int, verdicts: Verdicts | None = None
+    ):
         self.policy, self.rubric, self.n, self.max_tokens = policy, rubric, n, max_tokens
+        self.verdicts = verdicts or VERDICTS
 
     def judge(self, responses: Sequence[Response], progress: Callable[[int], None] | None = None) -> list[Judgements]:
         """Judge responses, equal ones once. A response that was cut off is rejected without a question.
@@ -94,7 +103,7 @@ class Judge:
         requests = {key: self._request(key, r) for key, r in asked.items()}
         room = self.policy.engine.config.max_positions - self.max_tokens
         fitting = {key: request for key, request in requests.items() if len(request.prompt_token_ids) <= room}
-        sampling = SamplingParams(self.max_tokens, stop=VERDICTS)
+        sampling = SamplingParams(self.max_tokens, stop=self.verdicts)
         groups = self.policy.generate([*fitting.values()], sampling, progress) if fitting else []
         decode = self.policy.tokenizer.decode
         texts = {
@@ -102,7 +111,7 @@ class Judge:
             for key, group in zip(fitting, groups, strict=True)
         }
         cut_off = Judgements(self.n, 0, self.n, [])
-        return [count(texts.get(self._key(r), []), self.n) if r.stopped else cut_off for r in responses]
+        return [count(texts.get(self._key(r), []), self.n, self.verdicts) if r.stopped else cut_off for r in responses]
 
     def _key(self, response: Response) -> tuple[str, str]:
         return response.problem.id, hashlib.sha256(response.text.encode()).hexdigest()[:16]
@@ -147,4 +156,4 @@ class RunJudge:
         chat = cfg.Chat(template=tokenizer.hf.chat_template is not None)
         engine = Engine.from_config(self.c.sampler.unquantized(), config, self.sharding, self.c.seed)
         policy = Policy(engine, params, dataclasses.replace(tokenizer, chat=chat))
-        return Judge(policy, self.rubric, self.settings.num_samples, self.settings.max_tokens)
+        return Judge(policy, self.rubric, self.settings.num_samples, self.settings.max_tokens, self.c.verify.verdicts)

@@ -35,14 +35,17 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
     (("traces",), lambda c: c.traces.direct == "best-of-n", ("traces.direct_samples", "traces.direct_tokens")),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
     (tuple(stages.EVALUATIONS), lambda c: c.eval.min_backtracks > 0, ("eval.min_backtracks",)),
-    (tuple(stages.EVALUATIONS), lambda c: c.problems.needs_judge, ("verify.judge",)),  # the rules judge there
+    # The rules judge in evaluation, but for problems without an answer.
+    (tuple(stages.EVALUATIONS), lambda c: c.problems.needs_judge, ("verify.judge", "verify.verdicts")),
+    (("search", "difficulty", "direct-rl", "astro-rl", "grpo"), lambda c: c.verify.judge is not None, (
+        "verify.verdicts",)),
     (("direct-rl", "astro-rl", "grpo"), lambda c: bool(c.problems.difficulty_samples), (
         "problems.rl_pass_rate", "problems.max_difficulty_prompts", "problems.difficulty_model", "eval.max_tokens")),
 )  # fmt: skip
 # Keys of int8 sampling. Where they round nothing they are no part of the digest, so that results of versions without
 # these keys are kept. The same holds for a later key without a value: its stage reads it, so it is a setting.
 _INT8 = ("sampler.quantization", "sampler.kv_cache_dtype", "grpo.quantized_rollouts")
-_LATER = ("traces.max_examples",)
+_LATER = ("traces.max_examples", "verify.verdicts")
 
 
 def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -28,6 +28,24 @@ def test_a_verdict_must_match_to_the_letter_but_for_quotes_and_bold_type(text, a
     assert read_verdict(text) is approves
 
 
+def test_verdicts_of_a_rubric_of_the_user_are_read_in_the_place_of_the_shipped_ones():
+    verdicts = (" Ja, das stimmt (ganz).\n", " Nein.\n")
+    texts = ("Hm.\n Ja, das stimmt (ganz).", "Nein.", "Verdict: correct", "Ja")
+    assert [read_verdict(text, verdicts) for text in texts] == [True, False, None, None]
+    engine = Examiner()
+    examiner = Judge(Policy(engine, None, TOKENIZER), prompts.load({})["evaluate"], 4, 50, ("I cannot say", "Hm"))
+    assert [(j.approved, j.rejected, j.unread) for j in examiner.judge([Response(PROBLEM, "It is 3.", True)])] == [
+        (1, 0, 3)
+    ]
+    assert engine.calls[0][0].stop == ("I cannot say", "Hm")
+
+
+@pytest.mark.parametrize("verdicts", [("yes", "yes, but"), ("", "no"), ("yes\nyes", "no")])
+def test_verdicts_that_cannot_be_told_apart_are_refused(verdicts):
+    with pytest.raises(ValueError, match="two lines of text"):
+        cfg.Verify(verdicts=verdicts)
+
+
 class Examiner:
     """An engine that approves in its first two judgements if the prompt holds the sum, and has no verdict in others."""
 

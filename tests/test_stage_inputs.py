@@ -68,11 +68,11 @@ INVALIDATED = {
     f"{RL} ": "grpo.quantized_rollouts",
     f"search difficulty {RL}": "verify.judge",  # from none to one, in a run whose traces need no model
     f"search traces difficulty {RL}": (
-        "verify.judge.model verify.judge.num_samples verify.judge.pass_share verify.judge.max_tokens"
+        "verify.judge.model verify.judge.num_samples verify.judge.pass_share verify.judge.max_tokens verify.verdicts"
     ),
 }
 OTHER_VALUES = {
-    "traces.max_examples": 3,
+    "traces.max_examples": 3, "verify.verdicts": ["yes", "no"],
     "model": "countdown-base", "stages": ["base", "search"], "out": "elsewhere", "from": ["runs/a"], "attention": "xla",
     "chat.system": "Think.", "problems.ops": "+", "problems.max_value": 3,
     "problems.search": 3, "base_sft": {}, "problems.path": "PATH2", "problems.fields": {"answer": "result"},
@@ -198,7 +198,7 @@ def expected_of(key):
 COUNTDOWN_ALONE = {"model", "traces.replay", "search.method", "search.keep_rollouts", "search.early_stop",
                    "search.max_tree_tokens", "search.max_total_tokens", "search.rollout_rounds",
                    "verify.judge"}  # fmt: skip
-WORDS_ALONE = {"base_sft", "problems.path", "problems.fields", "problems.task"}
+WORDS_ALONE = {"base_sft", "problems.path", "problems.fields", "problems.task", "verify.verdicts"}
 SUITES_ALONE = {f"eval.{name}" for name in ("suites", "num_samples", "limit", "temperature", "prompt", "token_limits",
                                             "min_backtracks")}  # fmt: skip
 INT8_ALONE = {"sampler.quantization", "sampler.kv_cache_dtype", "grpo.quantized_rollouts"}

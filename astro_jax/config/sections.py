@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -79,6 +79,11 @@ class Verify(Section):
     judge: Judge | None = key(
         None, "A model that judges the answers of search and RL in the place of the exact verifier. Null: none."
     )
+    verdicts: tuple[str, str] | None = key(
+        None,
+        "Last lines of a judgement that approve and reject, as `prompts.evaluate` asks for them. Null: those of the "
+        "shipped prompt, `Verdict: correct` and `Verdict: incorrect`.",
+    )
     reward_rule: Literal["strict", "lenient"] = key("strict", "Rule by which search and RL judge answers.")
     report_rule: Literal["strict", "lenient", "math500"] = key(
         "lenient", "Rule by which evaluation judges answers. `math500`: as published figures of MATH-500 are judged."
@@ -93,6 +98,14 @@ class Verify(Section):
         le=1,
         effect="none",
     )
+
+    @pydantic.model_validator(mode="after")
+    def _different_verdicts(self) -> Self:
+        if self.verdicts is not None:
+            approve, reject = (verdict.strip() for verdict in self.verdicts)
+            if "\n" in approve + reject or approve.startswith(reject) or reject.startswith(approve):
+                raise ValueError("verdicts are two lines of text, neither of which begins with the other one")
+        return self
 
 
 Quantization = Literal["int8"] | None

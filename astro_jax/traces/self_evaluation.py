@@ -33,16 +33,17 @@ def evaluate(trees: Sequence[Tree], c: cfg.Traces, writer: TraceWriter) -> list[
         )
         for tree, node in terminals
     ]
-    completions = writer.complete(prompts, [c.self_evaluation_tokens] * len(prompts), 1.0, judge.VERDICTS)
+    verdicts = writer.verifier.c.verdicts or judge.VERDICTS
+    completions = writer.complete(prompts, [c.self_evaluation_tokens] * len(prompts), 1.0, verdicts)
     records: dict[str, list[Json]] = {tree.problem.id: [] for tree in trees}
     for (tree, node), texts in zip(terminals, completions, strict=True):
-        records[tree.problem.id].append({"node": node.id, **_record(texts, c), "judgements": texts})
+        records[tree.problem.id].append({"node": node.id, **_record(texts, c, verdicts), "judgements": texts})
     return [{"problem_id": problem_id, "terminals": judged} for problem_id, judged in records.items()]
 
 
-def _record(texts: list[str | None], c: cfg.Traces) -> Json:
+def _record(texts: list[str | None], c: cfg.Traces, verdicts: judge.Verdicts) -> Json:
     """Count the judgements of one terminal."""
-    judgements = judge.count(texts, c.self_evaluation)
+    judgements = judge.count(texts, c.self_evaluation, verdicts)
     return {
         "approved": judgements.approved, "rejected": judgements.rejected, "unread": judgements.unread,
         "passed": judgements.passes(c.self_evaluation_pass),

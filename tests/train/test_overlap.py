@@ -37,15 +37,14 @@ def verifier():
 
 @pytest.fixture
 def judge(tmp_path, monkeypatch):
-    """A judge with random parameters. A letter ends a judgement, and the first letters of the alphabet approve."""
-    letters, tokenizer = "abcdefghijklmnopqrstuvwxyz", chat_tokenizer()
+    """A judge with random parameters. One of two letters ends a judgement, wherever it stands."""
+    tokenizer = chat_tokenizer()
     config = tiny_config(vocab_size=len(tokenizer), n_layers=1)
     llama.save(epath.Path(tmp_path / "judge"), config, tiny_params(config, scale=0.1), tokenizer)
     (tmp_path / "rubric.txt").write_text("{{ problem }} {{ solution }}?")
-    monkeypatch.setattr(judging, "VERDICTS", tuple(letters))
-    monkeypatch.setattr(judging, "read_verdict", lambda text: None if text is None else text[-1] < "n")
-    settings = cfg.Judge(model=str(tmp_path / "judge"), num_samples=4, pass_share=0.5, max_tokens=8)
-    c = cfg.Config(verify=cfg.Verify(judge=settings), sampler=cfg.Sampler(max_num_seqs=4))
+    monkeypatch.setattr(judging, "read_verdict", lambda text, verdicts: text and text.endswith(verdicts[0]))
+    settings = cfg.Judge(model=str(tmp_path / "judge"), num_samples=4, pass_share=0.25, max_tokens=32)
+    c = cfg.Config(verify=cfg.Verify(judge=settings, verdicts=("e", "t")), sampler=cfg.Sampler(max_num_seqs=4))
     return RunJudge(c, prompts.load({"evaluate": str(tmp_path / "rubric.txt")})["evaluate"], one_device())
 
 
