@@ -69,7 +69,7 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
         }
 
     def renew() -> None:
-        with contextlib.suppress(OSError):  # the limit holds without the record too
+        with contextlib.suppress(Exception):  # the limit holds without the record too
             storage.write_json(path, state(is_running=True), is_work=False)
         if max_hours is not None and (total := before + elapsed()) >= 3600 * max_hours:
             message = _limit_message(run, total, max_hours)

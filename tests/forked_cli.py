@@ -96,3 +96,11 @@ class AstroProcess:
         while not path.exists():
             assert self._process.is_alive() and time.monotonic() < deadline, self.output
             time.sleep(0.02)
+
+
+def start_group(count: int, arguments: list[str], output: Path, prepare: Callable[[], None] | None = None):
+    """Start the processes of one run. The output of process i is in the file `<output>-<i>.log`."""
+    return [
+        AstroProcess([*arguments, *flags], output.with_name(f"{output.name}-{i}.log"), prepare)
+        for i, flags in enumerate(group_flags(count))
+    ]

@@ -6,17 +6,20 @@ import signal
 import time
 from collections import Counter
 
+import bucket_server
 import pytest
 import yaml
-from forked_cli import AstroProcess, full_disk, group_flags
+from forked_cli import full_disk, start_group
 from micro_run import MICRO, products
 
 NUM_PROCESSES = 3
-NUM_INTERRUPTIONS = 100
+NUM_INTERRUPTIONS = {"disk": 75, "bucket": 25}
 TIMEOUT = 4  # seconds without a heartbeat after which a process is lost
 LIMIT = 60  # seconds in which all processes end after one was interrupted: the timeout, and a save after SIGTERM
-FULL_DISK = "full disk"
-KINDS = ("SIGKILL", "SIGSTOP", "SIGTERM", FULL_DISK)
+SIGNALS = ("SIGKILL", "SIGSTOP", "SIGTERM")
+FULL_DISK = "full disk"  # in each process
+FAULTS = {"refusal": dict(status=503), "delay": dict(delay=2)}  # of each request, for a minute
+KINDS = {"disk": (*SIGNALS, FULL_DISK), "bucket": (*SIGNALS, *FAULTS)}
 RUN = {
     **MICRO,
     "stages": ["base", "search", "traces", "direct-sft", "direct-rl", "eval", "report"],
@@ -29,61 +32,72 @@ RUN = {
 }
 
 
-def start(out, config, prepare=None):
+def start(out, config, log, prepare=None):
     """Start the processes of a run. prepare: called in each."""
-    command = ["run", str(config), f"out={out}", f"--timeout={TIMEOUT}", f"--start-timeout={LIMIT}"]
-    return [
-        AstroProcess([*command, *flags], out.with_name(f"{out.name}-{i}.log"), prepare)
-        for i, flags in enumerate(group_flags(NUM_PROCESSES))
-    ]
+    command = ["run", str(config), f"out={out}", f"--timeout={TIMEOUT}", f"--start-timeout={2 * LIMIT}"]
+    return start_group(NUM_PROCESSES, command, log, prepare)
 
 
-def interrupt(processes, kind, index, seconds):
-    """Wait, and send the signal `kind` to one process. Return the exit codes of all, which end within LIMIT.
+def interrupt(processes, kind, index, seconds, server):
+    """Wait, and send the signal `kind` to one process, or let the bucket fail for a minute. Return all exit codes.
 
-    With a full disk wait for the first end.
+    After a signal, and after the first end on a full disk, all processes end within LIMIT. A bucket that fails need not
+    end them.
     """
     until = time.monotonic() + seconds
     while (kind == FULL_DISK or time.monotonic() < until) and all(p.is_alive for p in processes):
         time.sleep(0.05)
-    if kind != FULL_DISK:
+    if kind in FAULTS:
+        server.fail(60, **FAULTS[kind])
+        codes = [process.wait()[0] for process in processes]
+        server.fail(0)
+        return codes
+    if kind in SIGNALS:
         with contextlib.suppress(ProcessLookupError):
             processes[index].send_signal(signal.Signals[kind])
-    since, codes = time.monotonic(), []
-    for process in processes:
-        if not (kind == "SIGSTOP" and process is processes[index]):
-            codes.append(process.wait()[0])
+    since = time.monotonic()
+    codes = [process.wait()[0] for process in processes if not (kind == "SIGSTOP" and process is processes[index])]
     assert time.monotonic() - since < LIMIT, processes[0].output
     processes[index].kill()
     processes[index].wait()
     return codes
 
 
-def undisturbed(out, config):
-    """Start the processes of a run, wait for their end, and return the products."""
-    ends = [process.wait() for process in start(out, config)]
+def undisturbed(out, config, log, prepare=None):
+    """Start the processes of a run, and wait for their end."""
+    ends = [process.wait() for process in start(out, config, log, prepare)]
     assert [code for code, _ in ends] == [0] * NUM_PROCESSES, ends[0][1]
-    return products(out)
 
 
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-def test_random_interruptions_of_three_processes_change_no_byte(tmp_path):
+@pytest.mark.parametrize("place", KINDS)
+def test_random_interruptions_of_three_processes_change_no_byte(place, tmp_path):
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(RUN))
     # One process would round the sums of three devices in another order.
-    expected, rng = undisturbed(tmp_path / "undisturbed", config), random.Random(0)
+    undisturbed(tmp_path / "undisturbed", config, tmp_path / "undisturbed")
+    expected, rng = products(tmp_path / "undisturbed"), random.Random(0)
+    parent = f"gs://{bucket_server.BUCKET}" if place == "bucket" else str(tmp_path)
     interruptions, finished = Counter(), 0
-    while interruptions.total() < NUM_INTERRUPTIONS:
-        out = tmp_path / f"run-{finished}"
-        kind, index = rng.choice(KINDS), rng.randrange(NUM_PROCESSES)
-        processes = start(out, config, full_disk if kind == FULL_DISK else None)
-        codes = interrupt(processes, kind, index, rng.uniform(1, 20))
-        if any(codes):
-            interruptions[kind] += 1
-        else:
-            assert products(out) == expected
-            finished += 1
-        print(f"{sum(interruptions.values())} {kind} of process {index}: {codes}; {finished} runs finished")
-    assert undisturbed(tmp_path / f"run-{finished}", config) == expected
+
+    def assert_finished(name):
+        folder = server.download(tmp_path / "bucket") if place == "bucket" else tmp_path
+        assert products(folder / name) == expected
+
+    with bucket_server.serve() as server:
+        prepare = server.prepare() if place == "bucket" else None
+        while interruptions.total() < NUM_INTERRUPTIONS[place]:
+            name, kind, index = f"run-{finished}", rng.choice(KINDS[place]), rng.randrange(NUM_PROCESSES)
+            processes = start(f"{parent}/{name}", config, tmp_path / name, full_disk if kind == FULL_DISK else prepare)
+            codes = interrupt(processes, kind, index, rng.uniform(1, 20), server)
+            if any(codes) or kind in FAULTS:
+                interruptions[kind] += 1
+            if not any(codes):
+                assert_finished(name)
+                finished += 1
+            print(f"{interruptions.total()} {kind} of process {index}: {codes}; {finished} runs finished")
+        name = f"run-{finished}"
+        undisturbed(f"{parent}/{name}", config, tmp_path / name, prepare)
+        assert_finished(name)
