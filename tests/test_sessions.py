@@ -64,8 +64,20 @@ def test_a_command_records_its_chips_compilations_and_last_write(run):
     )  # ended well; the process is the same
 
 
-def test_commands_end_after_max_hours(run, monkeypatch, capsys):
-    ends = []
+class Refusal(Exception):
+    """As of gcsfs, whose errors are no OSErrors."""
+
+
+@pytest.mark.parametrize("error", [None, OSError(), Refusal()])
+def test_commands_end_after_max_hours_also_where_the_record_cannot_be_written(error, run, monkeypatch, capsys):
+    ends, write_json = [], storage.write_json
+
+    def write(path, record, **options):
+        if error is not None and record["running"] and path.exists():
+            raise error
+        write_json(path, record, **options)
+
+    monkeypatch.setattr(sessions.storage, "write_json", write)
     monkeypatch.setattr(sessions.distributed, "exit_all", lambda *end: ends.append(end))
     put(run, "a", seconds=3599.99)
     with sessions.record(run, "", max_hours=1):

@@ -65,10 +65,10 @@ def test_failed_write_keeps_the_old_file(folder, monkeypatch):
 
     monkeypatch.setattr(type(path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        storage.write_json(path, {"x": 2})
+        storage.write_jsonl(path, [{"x": 2}])
     assert storage.read_json(path) == {"x": 1}
     monkeypatch.undo()
-    storage.write_json(path, {"x": 3})  # over the temporary file of the killed write
+    storage.write_jsonl(path, [{"x": 3}])  # over the temporary file of the killed write
     assert storage.read_json(path) == {"x": 3} and names(folder) == ["a.json"]
 
 
@@ -245,14 +245,15 @@ def test_a_bucket_is_opened_without_a_cache_of_listings(monkeypatch):
     assert options[0]["use_listings_cache"] is False
 
 
-def test_a_renewal_that_fails_does_not_end_the_renewals():
+@pytest.mark.parametrize("error", [ConnectionResetError(), Answer(503)], ids=["of the system", "of gcsfs"])
+def test_a_renewal_that_fails_does_not_end_the_renewals(error):
     """A lock would grow stale while its holder is at work."""
     renewals, again = [], threading.Event()
 
     def renew():
         renewals.append(len(renewals))
         if len(renewals) == 1:
-            raise ConnectionResetError
+            raise error
         again.set()
 
     with storage.renewing(0.01, renew):
