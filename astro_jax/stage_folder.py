@@ -182,7 +182,8 @@ def follow(path: epath.Path) -> epath.Path:
 
     A path without a reference above it is returned unchanged.
     """
-    for folder in list(path.parents)[:2]:
+    # Neither "/" nor "gs://" is a run.
+    for folder in [parent for parent in list(path.parents)[:2] if not os.fspath(parent).endswith("/")]:
         if (reference := _reference(folder)) is not None:
             return _follow(folder, reference) / path.relative_to(folder)
     return path

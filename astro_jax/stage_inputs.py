@@ -123,12 +123,13 @@ def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
 
 
 def asks_judge(c: cfg.Config, stage: str) -> bool:
-    """Whether the judge of the run decides on answers of a stage."""
-    if c.verify.judge is None or "verify" not in stages.get(stage).reads:
+    """Whether the judge of the run decides on answers of a stage, or of a part of the evaluation."""
+    declared = stages.get(stage)
+    if c.verify.judge is None or not (declared.command == "eval" or "verify" in declared.reads):
         return False
     if stage == "traces":
         return dataset.needs_model(c.traces)
-    return stage not in stages.EVALUATIONS or c.problems.needs_judge
+    return declared.command != "eval" or c.problems.needs_judge
 
 
 def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -37,7 +38,7 @@ class BucketServer(ThreadingHTTPServer):
         super().__init__(("localhost", 0), _Handler)
         self.url = f"http://localhost:{self.server_port}"
         self.objects: dict[str, tuple[bytes, int]] = {}
-        self.uploads: dict[str, str] = {}  # id -> name
+        self.uploads: dict[str, tuple[str, bytearray]] = {}  # id -> name, content so far
         self.generations, self.changes = itertools.count(1), threading.Lock()
         self.answered: Counter[int] = Counter()
         self._fault = (0.0, 0, 0.0)
@@ -49,6 +50,11 @@ class BucketServer(ThreadingHTTPServer):
     def fault(self) -> tuple[int, float]:
         until, status, delay = self._fault
         return (status, delay) if time.monotonic() < until else (0, 0.0)
+
+    def handle_error(self, request, client_address):
+        """Say nothing of a client that has closed its connection, or was killed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def holds(self, name: str) -> bool:
         """Whether the bucket has an object, or objects below a folder."""
@@ -212,9 +218,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer({"done": True, "resource": resource} if kind == "rewriteTo" else resource)
 
     def upload(self):
-        """The content of an object. A resumable upload sends it in a second request, in one piece."""
+        """The content of an object, in one request or (resumable) in pieces of further requests."""
         if "upload_id" in self.query:
-            return self._write(self.server.uploads.pop(self.query["upload_id"]), self.body)
+            return self._upload_piece(self.server.uploads[self.query["upload_id"]])
         kind = self.query["uploadType"]
         if kind == "media":
             return self._write(self.query["name"], self.body)
@@ -222,9 +228,18 @@ class _Handler(BaseHTTPRequestHandler):
             metadata, content = _parts(self.headers["Content-Type"], self.body)
             return self._write(json.loads(metadata)["name"], content)
         upload = str(next(self.server.generations))
-        self.server.uploads[upload] = self.query.get("name") or json.loads(self.body)["name"]
+        self.server.uploads[upload] = (self.query.get("name") or json.loads(self.body)["name"], bytearray())
         location = f"{self.server.url}/upload/storage/v1/b/{BUCKET}/o?uploadType=resumable&upload_id={upload}"
         return self._answer({}, Location=location)
+
+    def _upload_piece(self, upload):
+        name, content = upload
+        piece = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", self.headers.get("Content-Range", ""))
+        del content[int(piece[1]) if piece else 0 :]  # a piece may be sent again
+        content += self.body
+        if piece and piece[2] == "*":
+            return self._answer(b"", 308, Range=f"bytes=0-{len(content) - 1}")
+        return self._write(name, bytes(content))
 
     def batch(self):
         """Several deletions in one request, as gcsfs sends them."""

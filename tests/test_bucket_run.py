@@ -6,7 +6,7 @@ import time
 import bucket_server
 import pytest
 import yaml
-from forked_cli import start_group
+from forked_cli import AstroProcess, start_group
 from micro_run import MICRO, products
 
 pytest.importorskip("gcsfs", reason="extra `plan` (gcsfs) is not installed")
@@ -47,3 +47,13 @@ def test_run_in_a_bucket_that_refuses_with_a_killed_process_equals_a_run_on_a_di
         assert [code for code, _ in ends] == [0, 0], ends[0][1]
         assert server.answered[503]
         assert products(server.download(tmp_path) / "run") == products(tmp_path / "disk")
+
+
+def test_model_at_the_top_of_a_bucket_is_written_and_read(tmp_path):
+    with bucket_server.serve() as server:
+        bucket = f"gs://{bucket_server.BUCKET}"
+        for command in (["export", "countdown-base", f"{bucket}/hf"], ["import", f"{bucket}/hf", f"{bucket}/imported"]):
+            code, output = AstroProcess(command, tmp_path / command[0], server.prepare()).wait()
+            assert code == 0 and "written: gs://" in output, output
+        assert server.holds("hf/config.json") and server.holds("imported")
+        assert all(name.partition("/")[0] in ("hf", "imported") for name in server.objects)

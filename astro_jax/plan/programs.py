@@ -121,7 +121,7 @@ class Plan:
         its sampling, and the cost of its decoding.
         """
         programs = self._programs(stage)
-        is_judged = stage_inputs.asks_judge(self.c, "eval/base" if stage == "eval" else stage)
+        is_judged = stage_inputs.asks_judge(self.c, stage)
         if self.judge is None or not is_judged or not programs:
             return programs
         judge = llama_params.abstract(self.judge, self.sample, jnp.dtype(self.c.sampler.dtype))

@@ -109,4 +109,4 @@ def _work(c: cfg.Config, prompt_tokens: int) -> Iterator[tuple[str, str, str, fl
     if "eval" in c.stages:
         answers = len(stages.models_of(c.stages)) * p.eval * 2
         yield "eval", "eval", "decode", answers * c.eval.max_tokens
-        yield from judge("eval/base", "eval", answers)
+        yield from judge("eval", "eval", answers)
