@@ -24,11 +24,7 @@ from astro_jax.prompts import PromptTemplate
 from astro_jax.sampler import Engine, Request, SamplingParams
 from astro_jax.types import Response
 
-Verdicts = tuple[str, str]
-VERDICTS: Verdicts = (
-    "Verdict: correct",
-    "Verdict: incorrect",
-)  # last lines that approve and reject, as the shipped rubric asks
+Verdicts = tuple[str, str]  # last lines that approve and reject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +52,18 @@ class Judgements:
         return self.approved >= share * self.n
 
 
-def read_verdict(judgement: str | None, verdicts: Verdicts = VERDICTS) -> bool | None:
+def read_verdict(judgement: str | None, verdicts: Verdicts) -> bool | None:
     """Whether a judgement approves. None if its last line is not exactly one of the two verdicts.
 
     Quotes and bold type may stand around the verdict: the stop string ends a judgement before they close.
     """
     lines = (judgement or "").strip().splitlines()
-    approve, reject = (re.escape(verdict.strip()) for verdict in verdicts)
+    approve, reject = map(re.escape, verdicts)
     match = re.fullmatch(rf"[\"'*_`> ]*(?:({approve})|{reject})[\"'*_`.]*", lines[-1].strip()) if lines else None
     return None if match is None else match[1] is not None
 
 
-def count(texts: list[str | None], n: int, verdicts: Verdicts = VERDICTS) -> Judgements:
+def count(texts: list[str | None], n: int, verdicts: Verdicts) -> Judgements:
     """Count the verdicts of n judgements, of which `texts` were sampled."""
     read = [read_verdict(text, verdicts) for text in texts]
     return Judgements(n, read.count(True), read.count(False), texts)
@@ -82,16 +78,13 @@ class Judge:
     Args:
       policy: the model.
       rubric: the prompt, with the variables `problem` and `solution`.
+      verdicts: the last lines of a judgement that approve and reject. Either ends it.
       n: judgements of each response.
       max_tokens: most tokens of a judgement.
-      verdicts: the last lines of a judgement that approve and reject. Either ends it.
     """
 
-    def __init__(
-        self, policy: Policy, rubric: PromptTemplate, n: int, max_tokens: int, verdicts: Verdicts | None = None
-    ):
-        self.policy, self.rubric, self.n, self.max_tokens = policy, rubric, n, max_tokens
-        self.verdicts = verdicts or VERDICTS
+    def __init__(self, policy: Policy, rubric: PromptTemplate, verdicts: Verdicts, n: int, max_tokens: int):
+        self.policy, self.rubric, self.verdicts, self.n, self.max_tokens = policy, rubric, verdicts, n, max_tokens
 
     def judge(self, responses: Sequence[Response], progress: Callable[[int], None] | None = None) -> list[Judgements]:
         """Judge responses, equal ones once. A response that was cut off is rejected without a question.
@@ -156,4 +149,5 @@ class RunJudge:
         chat = cfg.Chat(template=tokenizer.hf.chat_template is not None)
         engine = Engine.from_config(self.c.sampler.unquantized(), config, self.sharding, self.c.seed)
         policy = Policy(engine, params, dataclasses.replace(tokenizer, chat=chat))
-        return Judge(policy, self.rubric, self.settings.num_samples, self.settings.max_tokens, self.c.verify.verdicts)
+        s = self.settings
+        return Judge(policy, self.rubric, self.c.verify.verdicts, s.num_samples, s.max_tokens)

@@ -93,7 +93,8 @@ def _bucket_lock(run: epath.Path, holder: Holder) -> Iterator[None]:
         with storage.renewing(RENEW_SECONDS, renew):
             yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(Exception):  # without a renewal it ends by itself; gcsfs has errors of its own
+            path.unlink(missing_ok=True)
 
 
 def _read(path: epath.Path) -> str:

@@ -35,7 +35,7 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
     (("traces",), lambda c: c.traces.direct == "best-of-n", ("traces.direct_samples", "traces.direct_tokens")),
     (("traces",), lambda c: False, ("traces.replay",)),  # SFT adds the documents
     (tuple(stages.EVALUATIONS), lambda c: c.eval.min_backtracks > 0, ("eval.min_backtracks",)),
-    # The rules judge in evaluation, but for problems without an answer.
+    # In evaluation the judge decides only on problems without an answer.
     (tuple(stages.EVALUATIONS), lambda c: c.problems.needs_judge, ("verify.judge", "verify.verdicts")),
     (("search", "difficulty", "direct-rl", "astro-rl", "grpo"), lambda c: c.verify.judge is not None, (
         "verify.verdicts",)),
@@ -43,8 +43,9 @@ _CONDITIONS: tuple[tuple[tuple[str, ...], Callable[[cfg.Config], bool], tuple[st
         "problems.rl_pass_rate", "problems.max_difficulty_prompts", "problems.difficulty_model", "eval.max_tokens")),
 )  # fmt: skip
 # Keys of int8 sampling. Where they round nothing they are no part of the digest, so that results of versions without
-# these keys are kept. The same holds for a later key without a value: its stage reads it, so it is a setting.
+# these keys are kept. The same holds for a later key at its default: its stage reads it, so it is a setting.
 _INT8 = ("sampler.quantization", "sampler.kv_cache_dtype", "grpo.quantized_rollouts")
+_DEFAULTS = cfg.flatten(cfg.Config())
 _LATER = ("traces.max_examples", "verify.verdicts")
 
 
@@ -67,7 +68,8 @@ def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[
     for key, value in values.items():
         if not _within(key, reads) or _within(key, unused):
             continue
-        has_no_effect = key in contents or (key in _INT8 and not (rounds and value)) or (key in _LATER and not value)
+        rounds_nothing = key in _INT8 and not (rounds and value)
+        has_no_effect = key in contents or rounds_nothing or (key in _LATER and value == _DEFAULTS[key])
         (settings if has_no_effect or cfg.effect(key) != "results" else results)[key] = value
     if problem_uses(c, stage):
         settings |= {key: value for key, value in cfg.flatten(c.problems, "problems.").items() if key not in results}
@@ -124,12 +126,12 @@ def contents_of(c: cfg.Config, stage: str) -> tuple[str, ...]:
 
 def asks_judge(c: cfg.Config, stage: str) -> bool:
     """Whether the judge of the run decides on answers of a stage, or of a part of the evaluation."""
-    declared = stages.get(stage)
-    if c.verify.judge is None or not (declared.command == "eval" or "verify" in declared.reads):
+    if c.verify.judge is None:
         return False
     if stage == "traces":
         return dataset.needs_model(c.traces)
-    return declared.command != "eval" or c.problems.needs_judge
+    declared = stages.get(stage)
+    return c.problems.needs_judge if declared.command == "eval" else "verify" in declared.reads
 
 
 def parents(c: cfg.Config, stage: str) -> tuple[str, ...]:

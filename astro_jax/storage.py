@@ -54,7 +54,7 @@ def write_text(path: epath.Path, text: str, is_work: bool = True) -> None:
 
 
 def write_bytes(path: epath.Path, data: bytes, is_work: bool = True) -> None:
-    """Write a file atomically, as `write_text`. An object of a bucket appears whole, so one request is enough."""
+    """Write a file atomically, as `write_text`. An object of a bucket appears whole, without a temporary name."""
     if not is_remote(path):
         with writer(path, is_work) as file:
             file.write(data)

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 BUCKET = "bucket"
-_OBJECT = rf"(?:/download)?/storage/v1/b/{BUCKET}/o/(?P<name>[^/]+)"
+_OBJECT = rf"(?:/download)?/storage/v1/b/{BUCKET}/o/([^/]+)"
 
 
 class BucketServer(ThreadingHTTPServer):
@@ -30,6 +30,7 @@ class BucketServer(ThreadingHTTPServer):
     Attributes:
       objects: name -> (content, generation).
       answered: how many requests, by status.
+      delayed: how many requests.
     """
 
     daemon_threads = True
@@ -41,6 +42,7 @@ class BucketServer(ThreadingHTTPServer):
         self.uploads: dict[str, tuple[str, bytearray]] = {}  # id -> name, content so far
         self.generations, self.changes = itertools.count(1), threading.Lock()
         self.answered: Counter[int] = Counter()
+        self.delayed = 0
         self._fault = (0.0, 0, 0.0)
 
     def fail(self, seconds: float, status: int = 0, delay: float = 0.0) -> None:
@@ -96,6 +98,8 @@ def serve():
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """Methods that answer return (status, content: bytes or a value of JSON, headers)."""
+
     protocol_version = "HTTP/1.1"
     server: BucketServer
 
@@ -107,14 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = {key: values[0] for key, values in parse_qs(url.query, keep_blank_values=True).items()}
         self.body = self._read()
         status, delay = self.server.fault()
+        self.server.delayed += delay > 0
         time.sleep(delay)
-        if status:
-            return self._answer({"error": {"code": status, "message": "refused by the test"}}, status)
-        for methods, pattern, handle in _ROUTES:
-            if self.command in methods and (match := re.fullmatch(pattern, url.path)):
-                with self.server.changes:
-                    return handle(self, *map(unquote, match.groups()))
-        return self._answer({"error": {"code": 501, "message": f"{self.command} {self.path}"}}, 501)
+        # The lock is not held while the answer is sent: the client may be stopped.
+        self._send(*(_error(status, "refused by the test") if status else self._answer(url.path)))
 
     do_GET = do_POST = do_PUT = do_DELETE = _handle
 
@@ -129,20 +129,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    def _answer(self, content, status=200, **headers):
-        """Answer with an object of JSON, or with bytes."""
+    def _answer(self, path):
+        for methods, pattern, handle in _ROUTES:
+            if self.command in methods and (match := re.fullmatch(pattern, path)):
+                with self.server.changes:
+                    return handle(self, *map(unquote, match.groups()))
+        return _error(501, f"{self.command} {self.path}")
+
+    def _send(self, status, content, headers):
         self.server.answered[status] += 1
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/octet-stream" if body is content else "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
+        for name, value in {"Content-Type": "application/json", "Content-Length": len(body), **headers}.items():
+            self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)
-
-    def _missing(self):
-        self._answer({"error": {"code": 404, "message": "No such object"}}, 404)
 
     def _resource(self, name):
         content, generation = self.server.objects[name]
@@ -152,18 +153,19 @@ class _Handler(BaseHTTPRequestHandler):
             "timeCreated": "2026-01-01T00:00:00.000Z",
         }  # fmt: skip
 
-    def _generation(self, name):
-        return self.server.objects[name][1] if name in self.server.objects else 0
+    def _is_stale(self, name, wanted):
+        """Whether an object has another generation than a conditional request expects. 0: it must not exist."""
+        generation = self.server.objects[name][1] if name in self.server.objects else 0
+        return wanted is not None and int(wanted) != generation
 
     def _write(self, name, content):
-        wanted = self.query.get("ifGenerationMatch")
-        if wanted is not None and int(wanted) != self._generation(name):
-            return self._answer({"error": {"code": 412, "message": "conditionNotMet"}}, 412)
+        if self._is_stale(name, self.query.get("ifGenerationMatch")):
+            return _error(412, "conditionNotMet")
         self.server.objects[name] = (content, next(self.server.generations))
-        return self._answer(self._resource(name))
+        return 200, self._resource(name), {}
 
     def bucket(self):
-        self._answer({"kind": "storage#bucket", "name": BUCKET, "id": BUCKET, "location": "US"})
+        return 200, {"kind": "storage#bucket", "name": BUCKET, "id": BUCKET, "location": "US"}, {}
 
     def list(self):
         prefix, delimiter = self.query.get("prefix", ""), self.query.get("delimiter", "")
@@ -178,49 +180,48 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 names.append(name)
         items = [self._resource(name) for name in names]
-        self._answer({"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)})
+        return 200, {"kind": "storage#objects", "items": items, "prefixes": sorted(prefixes)}, {}
 
     def get(self, name):
         if name not in self.server.objects:
-            return self._missing()
+            return _error(404, "No such object")
         if self.query.get("alt") != "media":
-            return self._answer(self._resource(name))
+            return 200, self._resource(name), {}
         content, generation = self.server.objects[name]
         if self.query.get("ifGenerationNotMatch") == str(generation):
-            return self._answer(b"", 304)
-        size, headers = len(content), {"X_Goog_Generation": generation, "ETag": generation}
+            return 304, b"", {}
+        size = len(content)
+        headers = {"Content-Type": "application/octet-stream", "X-Goog-Generation": generation, "ETag": generation}
         if not (ranges := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))):
-            return self._answer(content, **headers)
+            return 200, content, headers
         if not ranges[1]:  # the last bytes
             first, last = max(0, size - int(ranges[2])), size - 1
         else:
             first, last = int(ranges[1]), min(size - 1, int(ranges[2] or size - 1))
         if first > last:
-            return self._answer(b"", 416, Content_Range=f"bytes */{size}")
-        return self._answer(content[first : last + 1], 206, Content_Range=f"bytes {first}-{last}/{size}", **headers)
+            return 416, b"", {"Content-Range": f"bytes */{size}"}
+        return 206, content[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{size}", **headers}
 
     def delete(self, name):
-        wanted = self.query.get("ifGenerationMatch")
-        if wanted is not None and int(wanted) != self._generation(name):
-            return self._answer({"error": {"code": 412, "message": "conditionNotMet"}}, 412)
-        if name not in self.server.objects:
-            return self._missing()
-        del self.server.objects[name]
-        return self._answer(b"", 204)
+        if self._is_stale(name, self.query.get("ifGenerationMatch")):
+            return _error(412, "conditionNotMet")
+        if self.server.objects.pop(name, None) is None:
+            return _error(404, "No such object")
+        return 204, b"", {}
 
     def copy(self, source, kind, target):
         if source not in self.server.objects:
-            return self._missing()
+            return _error(404, "No such object")
         self.server.objects[target] = (self.server.objects[source][0], next(self.server.generations))
         if kind == "moveTo":
             del self.server.objects[source]
         resource = self._resource(target)
-        return self._answer({"done": True, "resource": resource} if kind == "rewriteTo" else resource)
+        return 200, {"done": True, "resource": resource} if kind == "rewriteTo" else resource, {}
 
     def upload(self):
-        """The content of an object, in one request or (resumable) in pieces of further requests."""
+        """The content of an object, in one request or (resumable) in chunks of further requests."""
         if "upload_id" in self.query:
-            return self._upload_piece(self.server.uploads[self.query["upload_id"]])
+            return self._upload_chunk(*self.server.uploads[self.query["upload_id"]])
         kind = self.query["uploadType"]
         if kind == "media":
             return self._write(self.query["name"], self.body)
@@ -230,31 +231,30 @@ class _Handler(BaseHTTPRequestHandler):
         upload = str(next(self.server.generations))
         self.server.uploads[upload] = (self.query.get("name") or json.loads(self.body)["name"], bytearray())
         location = f"{self.server.url}/upload/storage/v1/b/{BUCKET}/o?uploadType=resumable&upload_id={upload}"
-        return self._answer({}, Location=location)
+        return 200, {}, {"Location": location}
 
-    def _upload_piece(self, upload):
-        name, content = upload
-        piece = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", self.headers.get("Content-Range", ""))
-        del content[int(piece[1]) if piece else 0 :]  # a piece may be sent again
-        content += self.body
-        if piece and piece[2] == "*":
-            return self._answer(b"", 308, Range=f"bytes=0-{len(content) - 1}")
+    def _upload_chunk(self, name, content):
+        """A chunk says its place, and the size of the whole if it is the last one. "*" alone has no bytes."""
+        chunk = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", self.headers.get("Content-Range", ""))
+        if chunk is None or chunk[1]:
+            del content[int(chunk[1]) if chunk else 0 :]  # a chunk may be sent again
+            content += self.body
+        if chunk is not None and chunk[2] == "*":
+            return 308, b"", {"Range": f"bytes=0-{len(content) - 1}"} if content else {}
         return self._write(name, bytes(content))
 
     def batch(self):
         """Several deletions in one request, as gcsfs sends them."""
-        boundary, answers = "answers", []
+        answers = []
         for part in _parts(self.headers["Content-Type"], self.body):
             name = unquote(re.search(rb"DELETE \S*/o/(\S+?)(?:\?\S*)? HTTP", part)[1].decode())
             status = "204 No Content" if self.server.objects.pop(name, None) else "404 Not Found"
-            answers.append(f"--{boundary}\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {status}\r\n\r\n\r\n")
-        body = ("".join(answers) + f"--{boundary}--").encode()
-        self.server.answered[200] += 1
-        self.send_response(200)
-        self.send_header("Content-Type", f"multipart/mixed; boundary={boundary}")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+            answers.append(f"--answers\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {status}\r\n\r\n\r\n")
+        return 200, ("".join(answers) + "--answers--").encode(), {"Content-Type": "multipart/mixed; boundary=answers"}
+
+
+def _error(status, message):
+    return status, {"error": {"code": status, "message": message}}, {}
 
 
 def _parts(content_type, body):

@@ -1,5 +1,6 @@
 """A model as a judge: its prompts, its judgements, and what passes."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -14,6 +15,7 @@ from astro_jax.sampler import Completion
 from astro_jax.types import Problem, Response
 
 TOKENIZER = dataclasses.replace(chat_tokenizer(), chat=cfg.Chat(template=True, system="Solve the problem."))
+VERDICTS = cfg.Verify().verdicts
 PROBLEM = Problem("sum", "What is 1 + 1?", "2", task="math")
 
 
@@ -25,25 +27,7 @@ PROBLEM = Problem("sum", "What is 1 + 1?", "2", task="math")
      ("**Verdict: correct", True), ('"Verdict: incorrect."', False), ("> `Verdict: correct`", True)],
 )  # fmt: skip
 def test_a_verdict_must_match_to_the_letter_but_for_quotes_and_bold_type(text, approves):
-    assert read_verdict(text) is approves
-
-
-def test_verdicts_of_a_rubric_of_the_user_are_read_in_the_place_of_the_shipped_ones():
-    verdicts = (" Ja, das stimmt (ganz).\n", " Nein.\n")
-    texts = ("Hm.\n Ja, das stimmt (ganz).", "Nein.", "Verdict: correct", "Ja")
-    assert [read_verdict(text, verdicts) for text in texts] == [True, False, None, None]
-    engine = Examiner()
-    examiner = Judge(Policy(engine, None, TOKENIZER), prompts.load({})["evaluate"], 4, 50, ("I cannot say", "Hm"))
-    assert [(j.approved, j.rejected, j.unread) for j in examiner.judge([Response(PROBLEM, "It is 3.", True)])] == [
-        (1, 0, 3)
-    ]
-    assert engine.calls[0][0].stop == ("I cannot say", "Hm")
-
-
-@pytest.mark.parametrize("verdicts", [("yes", "yes, but"), ("", "no"), ("yes\nyes", "no")])
-def test_verdicts_that_cannot_be_told_apart_are_refused(verdicts):
-    with pytest.raises(ValueError, match="two lines of text"):
-        cfg.Verify(verdicts=verdicts)
+    assert read_verdict(text, VERDICTS) is approves
 
 
 class Examiner:
@@ -63,8 +47,29 @@ class Examiner:
         return Completion(ids, *2 * [np.zeros(len(ids), np.float32)], "stop")
 
 
-def judge(engine, n=4):
-    return Judge(Policy(engine, None, TOKENIZER), prompts.load({})["evaluate"], n, 50)
+def judge(engine, n=4, verdicts=VERDICTS):
+    return Judge(Policy(engine, None, TOKENIZER), prompts.load({})["evaluate"], verdicts, n, 50)
+
+
+def test_verdicts_of_a_rubric_of_the_user_are_read_in_the_place_of_the_shipped_ones():
+    verdicts = cfg.Verify(verdicts=(" Ja, das stimmt (ganz).\n", " Nein.\n")).verdicts
+    texts = ("Hm.\n Ja, das stimmt (ganz).", "Nein.", "Verdict: correct", "Ja")
+    assert [read_verdict(text, verdicts) for text in texts] == [True, False, None, None]
+    engine = Examiner()
+    (judgements,) = judge(engine, verdicts=("I cannot say", "Hm")).judge([Response(PROBLEM, "It is 3.", True)])
+    assert (judgements.approved, judgements.rejected, judgements.unread) == (1, 0, 3)
+    assert engine.calls[0][0].stop == ("I cannot say", "Hm")
+
+
+@pytest.mark.parametrize(
+    "verdicts, is_refused",
+    [(("yes", "yes, but"), True), (("correct", "not correct."), True), (("yes", "yes"), True), ((" ", "no"), True),
+     (("yes\nyes", "no"), True), (("correct", "incorrect"), False)],
+)  # fmt: skip
+def test_verdicts_that_would_hide_each_other_are_refused(verdicts, is_refused):
+    """A judgement ends at the first verdict: at "not correct" with "correct" and "not correct."."""
+    with pytest.raises(ValueError) if is_refused else contextlib.nullcontext():
+        cfg.Verify(verdicts=verdicts)
 
 
 def test_equal_responses_are_judged_once_and_cut_off_ones_are_rejected():
@@ -89,4 +94,5 @@ def test_a_response_without_room_in_the_context_has_no_verdict():
 
 
 def test_judgements_that_were_not_sampled_do_not_approve():
-    assert count(["Verdict: correct", None], 4).passes(0.25) and not count(["Verdict: correct", None], 4).passes(0.5)
+    judgements = count(["Verdict: correct", None], 4, VERDICTS)
+    assert judgements.passes(0.25) and not judgements.passes(0.5)

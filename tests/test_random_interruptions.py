@@ -16,6 +16,7 @@ NUM_PROCESSES = 3
 NUM_INTERRUPTIONS = {"disk": 75, "bucket": 25}
 TIMEOUT = 4  # seconds without a heartbeat after which a process is lost
 LIMIT = 60  # seconds in which all processes end after one was interrupted: the timeout, and a save after SIGTERM
+START_LIMIT = 120  # seconds to start in: in a bucket the lock of a killed process holds for 25 of them
 SIGNALS = ("SIGKILL", "SIGSTOP", "SIGTERM")
 FULL_DISK = "full disk"  # in each process
 FAULTS = {"refusal": dict(status=503), "delay": dict(delay=2)}  # of each request, for a minute
@@ -34,24 +35,29 @@ RUN = {
 
 def start(out, config, log, prepare=None):
     """Start the processes of a run. prepare: called in each."""
-    command = ["run", str(config), f"out={out}", f"--timeout={TIMEOUT}", f"--start-timeout={2 * LIMIT}"]
+    command = ["run", str(config), f"out={out}", f"--timeout={TIMEOUT}", f"--start-timeout={START_LIMIT}"]
     return start_group(NUM_PROCESSES, command, log, prepare)
 
 
 def interrupt(processes, kind, index, seconds, server):
-    """Wait, and send the signal `kind` to one process, or let the bucket fail for a minute. Return all exit codes.
+    """Wait, and send the signal `kind` to one process, or let the bucket fail for a minute.
 
     After a signal, and after the first end on a full disk, all processes end within LIMIT. A bucket that fails need not
     end them.
+
+    Returns:
+      (whether all processes were alive until then, their exit codes).
     """
     until = time.monotonic() + seconds
     while (kind == FULL_DISK or time.monotonic() < until) and all(p.is_alive for p in processes):
         time.sleep(0.05)
+    were_alive = all(p.is_alive for p in processes)
     if kind in FAULTS:
         server.fail(60, **FAULTS[kind])
         codes = [process.wait()[0] for process in processes]
         server.fail(0)
-        return codes
+        assert set(codes) <= {0, 1}, processes[0].output  # 2 would end the launchers' attempts
+        return were_alive, codes
     if kind in SIGNALS:
         with contextlib.suppress(ProcessLookupError):
             processes[index].send_signal(signal.Signals[kind])
@@ -60,7 +66,7 @@ def interrupt(processes, kind, index, seconds, server):
     assert time.monotonic() - since < LIMIT, processes[0].output
     processes[index].kill()
     processes[index].wait()
-    return codes
+    return were_alive, codes
 
 
 def undisturbed(out, config, log, prepare=None):
@@ -74,6 +80,8 @@ def undisturbed(out, config, log, prepare=None):
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("place", KINDS)
 def test_random_interruptions_of_three_processes_change_no_byte(place, tmp_path):
+    if place == "bucket":
+        pytest.importorskip("gcsfs", reason="extra `plan` (gcsfs) is not installed")
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(RUN))
     # One process would round the sums of three devices in another order.
@@ -91,8 +99,8 @@ def test_random_interruptions_of_three_processes_change_no_byte(place, tmp_path)
         while interruptions.total() < NUM_INTERRUPTIONS[place]:
             name, kind, index = f"run-{finished}", rng.choice(KINDS[place]), rng.randrange(NUM_PROCESSES)
             processes = start(f"{parent}/{name}", config, tmp_path / name, full_disk if kind == FULL_DISK else prepare)
-            codes = interrupt(processes, kind, index, rng.uniform(1, 20), server)
-            if any(codes) or kind in FAULTS:
+            were_alive, codes = interrupt(processes, kind, index, rng.uniform(1, 20), server)
+            if any(codes) or (kind in FAULTS and were_alive):
                 interruptions[kind] += 1
             if not any(codes):
                 assert_finished(name)

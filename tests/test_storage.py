@@ -17,6 +17,14 @@ from astro_jax.errors import AstroError, TransientError
 from astro_jax.storage import Shards
 
 
+class Answer(Exception):
+    """As of gcsfs and google.api_core: `code` is the HTTP status."""
+
+    def __init__(self, code):
+        super().__init__(f"status {code}")
+        self.code = code
+
+
 @pytest.fixture(params=["disk", "bucket"])
 def folder(request, tmp_path, monkeypatch):
     """A folder on a disk, and one in a bucket."""
@@ -63,11 +71,15 @@ def test_failed_write_keeps_the_old_file(folder, monkeypatch):
     def killed(self, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(path), "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(path), "replace", killed)
         storage.write_jsonl(path, [{"x": 2}])
     assert storage.read_json(path) == {"x": 1}
-    monkeypatch.undo()
+    if storage.is_remote(folder):
+        Bucket.refuse("write", Answer(503))
+        with pytest.raises(Answer):
+            storage.write_json(path, {"x": 2})
+        assert storage.read_json(path) == {"x": 1}
     storage.write_jsonl(path, [{"x": 3}])  # over the temporary file of the killed write
     assert storage.read_json(path) == {"x": 3} and names(folder) == ["a.json"]
 
@@ -208,14 +220,6 @@ def test_move_makes_the_folders_above_the_target(folder):
 
 
 # ---- A bucket that refuses
-
-
-class Answer(Exception):
-    """As of gcsfs and google.api_core: `code` is the HTTP status."""
-
-    def __init__(self, code):
-        super().__init__(f"status {code}")
-        self.code = code
 
 
 @pytest.mark.parametrize("operation", ["write", "read", "delete"])

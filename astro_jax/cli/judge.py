@@ -42,14 +42,12 @@ def run(args: argparse.Namespace, command: str) -> int:
     answers = judged.read(answers_folder, c.verify.report_rule)[: args.limit]
     rubric = prompts.load(c.prompts)["evaluate"]
     settings = model_suites.model_settings(c, args.model, model) | {
-        "answers": str(answers_folder), "rule": c.verify.report_rule, "rubric": rubric.source, "n": args.n,
-        "max_tokens": args.max_tokens, "limit": args.limit,
+        "answers": str(answers_folder), "rule": c.verify.report_rule, "rubric": rubric.source,
+        "verdicts": [*c.verify.verdicts], "n": args.n, "max_tokens": args.max_tokens, "limit": args.limit,
     }  # fmt: skip
-    if c.verify.verdicts:
-        settings["verdicts"] = [*c.verify.verdicts]
     folder = storage.absolute(c.out)
     with run_lock.hold(folder, command):
-        judge = Judge(model_suites.load_policy(c, model), rubric, args.n, args.max_tokens, c.verify.verdicts)
+        judge = Judge(model_suites.load_policy(c, model), rubric, c.verify.verdicts, args.n, args.max_tokens)
         result = judged.measure(folder, answers, judge, settings)
     if distributed.is_main_process():
         print(json.dumps(result) if args.json else _table(result))

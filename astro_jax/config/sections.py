@@ -60,6 +60,9 @@ class Corpus(Section):
     recall: float = key(0.1, "Share of documents that repeat an earlier state after other lines.", ge=0, le=1)
 
 
+_Line = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\n]*$")]
+
+
 class Judge(Section):
     """A model that judges the answers of search and RL by the prompt `evaluate`, for tasks that no rule can decide."""
 
@@ -79,10 +82,9 @@ class Verify(Section):
     judge: Judge | None = key(
         None, "A model that judges the answers of search and RL in the place of the exact verifier. Null: none."
     )
-    verdicts: tuple[str, str] | None = key(
-        None,
-        "Last lines of a judgement that approve and reject, as `prompts.evaluate` asks for them. Null: those of the "
-        "shipped prompt, `Verdict: correct` and `Verdict: incorrect`.",
+    verdicts: tuple[_Line, _Line] = key(
+        ("Verdict: correct", "Verdict: incorrect"),
+        "Last lines of a judgement that approve and reject, as `prompts.evaluate` asks for them. Either ends it.",
     )
     reward_rule: Literal["strict", "lenient"] = key("strict", "Rule by which search and RL judge answers.")
     report_rule: Literal["strict", "lenient", "math500"] = key(
@@ -100,11 +102,13 @@ class Verify(Section):
     )
 
     @pydantic.model_validator(mode="after")
-    def _different_verdicts(self) -> Self:
-        if self.verdicts is not None:
-            approve, reject = (verdict.strip() for verdict in self.verdicts)
-            if "\n" in approve + reject or approve.startswith(reject) or reject.startswith(approve):
-                raise ValueError("verdicts are two lines of text, neither of which begins with the other one")
+    def _verdicts_differ(self) -> Self:
+        approve, reject = self.verdicts
+        # A judgement ends at the first verdict in it, so that a verdict within the other one would hide it.
+        if approve == reject or approve in reject[:-1] or reject in approve[:-1]:
+            raise ValueError(
+                "verdicts are two different lines, of which none stands within the other one before its end"
+            )
         return self
 
 

@@ -33,7 +33,7 @@ def evaluate(trees: Sequence[Tree], c: cfg.Traces, writer: TraceWriter) -> list[
         )
         for tree, node in terminals
     ]
-    verdicts = writer.verifier.c.verdicts or judge.VERDICTS
+    verdicts = writer.verifier.c.verdicts
     completions = writer.complete(prompts, [c.self_evaluation_tokens] * len(prompts), 1.0, verdicts)
     records: dict[str, list[Json]] = {tree.problem.id: [] for tree in trees}
     for (tree, node), texts in zip(terminals, completions, strict=True):

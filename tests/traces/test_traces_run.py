@@ -20,6 +20,7 @@ class Interrupted(Exception):
     """Ends a run in the middle."""
 
 
+VERDICTS = cfg.Verify().verdicts
 ALL_SWITCHES = dict(
     clone="model", phrases="model", self_evaluation=2, self_evaluation_pass=0.5, direct="best-of-n", shard_size=2
 )
@@ -102,12 +103,12 @@ def test_counts_equal_a_recount_of_judgements_and_rewrites(tmp_path):
     shards = sorted((tmp_path / "traces").glob("shards-*"))
     records = [json.loads(line) for p in shards for line in p.read_text().splitlines()]
     terminals = [t for r in records for t in r["evaluation"]["terminals"]]
-    verdicts = [read_verdict(j) for t in terminals for j in t["judgements"]]
+    verdicts = [read_verdict(j, VERDICTS) for t in terminals for j in t["judgements"]]
     evaluation = counts["self-evaluation"]
     assert (evaluation["judged"], evaluation["judgements approved"], evaluation["judgements unread"]) == (
         10, verdicts.count(True), verdicts.count(None)
     )  # fmt: skip
-    assert evaluation["passed"] == sum(any(map(read_verdict, t["judgements"])) for t in terminals)
+    assert evaluation["passed"] == sum(any(read_verdict(j, VERDICTS) for j in t["judgements"]) for t in terminals)
     assert evaluation["share passed"] == evaluation["passed"] / 10 and 0 < evaluation["passed"] < 10
     assert evaluation["trees without any left"] == sum(not r["astro"] for r in records)
     rewrites = [e["rewrites"] for r in records for e in r["astro"]]
