@@ -185,6 +185,8 @@ def fake_metrics(run, rng, sft_steps=180, rl_steps=100):
             row |= {"mean_tokens": 35 + 42 * backs + rng.gauss(0, 2), "truncated_rate": 0.02 * rng.random()}
             row |= {"loss": rng.gauss(0, 0.01), "clip_fraction": 0.004 * rng.random(), "entropy": 0.5 - 0.3 * t}
             row |= {"logp_gap": 1e-4 * rng.random(), "grad_norm": rng.gauss(0.6, 0.1), "learning_rate": 1e-4}
+            if astro and i % 10 == 9:
+                row |= {"eval_solve_rate": 0.4 + t / 4, "eval_mean_backtracks": 3 - t}
             rows.append(row)
         dump_lines(run / f"{family}-rl" / "metrics.jsonl", rows)
 

@@ -10,14 +10,20 @@ from astro_jax.config.keys import Section, key
 
 # The metrics of a step of GRPO, as in metrics.jsonl (docs/metrics.md).
 GuardMetric = Literal[
-    "approx_kl", "clip_fraction", "clip_high", "clip_low", "correct_logprob", "entropy", "eval_solve_rate",
-    "eval_solve_rate_greedy", "gen_batches", "grad_norm", "kl", "logp_gap", "loss", "max_logp_gap", "max_ratio",
-    "max_tokens", "mean_backtracks", "mean_tokens", "mean_tokens_stopped", "no_gradient_steps", "p95_tokens",
-    "repetition", "reward_mean", "reward_std", "sampled_entropy", "skipped_steps", "solve_rate", "truncated_rate",
-    "unjudged_rate", "valid_rate", "zero_std_rate",
+    "approx_kl", "clip_fraction", "clip_high", "clip_low", "correct_logprob", "entropy", "eval_mean_backtracks",
+    "eval_solve_rate", "eval_solve_rate_greedy", "gen_batches", "grad_norm", "kl", "logp_gap", "loss",
+    "max_logp_gap", "max_ratio", "max_tokens", "mean_backtracks", "mean_tokens", "mean_tokens_stopped",
+    "no_gradient_steps", "p95_tokens", "repetition", "reward_mean", "reward_std", "sampled_entropy",
+    "skipped_steps", "solve_rate", "truncated_rate", "unjudged_rate", "valid_rate", "zero_std_rate",
 ]  # fmt: skip
 GUARD_METRICS: tuple[str, ...] = get_args(GuardMetric)
-AFTER_UPDATE = ("skipped_steps", "no_gradient_steps", "eval_solve_rate", "eval_solve_rate_greedy")
+AFTER_UPDATE = (
+    "skipped_steps",
+    "no_gradient_steps",
+    "eval_solve_rate",
+    "eval_solve_rate_greedy",
+    "eval_mean_backtracks",
+)
 
 
 class GuardRule(Section):

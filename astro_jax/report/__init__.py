@@ -108,7 +108,10 @@ def run_data(run: RunFolder, held_out_ids: Sequence[Any] = (), runs: int = 1) ->
         **{key: figures.get(key, {}) for key in ("models", "differences", "difficulty")},
         "equal_tokens": summary.equal_tokens(results),
         "metrics": {stage: summary.thin(rows) for stage, rows in run.metrics.items() if rows},
-        "pearson": {name: summary.correlation(run.metrics[name]) for name in MODELS if STAGES[name].command == "grpo"},
+        "pearson": {
+            prefix: {n: summary.correlation(run.metrics[n], prefix) for n in MODELS if STAGES[n].command == "grpo"}
+            for prefix in ("", "eval_")
+        },
         "counts": run.counts,
         "rollouts": rollout_texts.for_page(run),
         "problems": selection.problems(run, runs),

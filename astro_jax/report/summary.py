@@ -125,13 +125,14 @@ def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     return float(scipy.stats.pearsonr(xs, ys).statistic)
 
 
-def correlation(rows: Sequence[Json]) -> Json:
-    """Backtracks against solve rate over all steps of RL: {"r": Pearson's r or None, "n": steps}."""
-    pairs = [
-        (row["mean_backtracks"], row["solve_rate"])
-        for row in rows
-        if is_number(row.get("mean_backtracks")) and is_number(row.get("solve_rate"))
-    ]
+def correlation(rows: Sequence[Json], prefix: str = "") -> Json:
+    """Backtracks against solve rate over the steps of RL that have both: {"r": Pearson's r or None, "n": steps}.
+
+    Args:
+      prefix: "" for the completions of a step, "eval_" for the held-out prompts.
+    """
+    names = f"{prefix}mean_backtracks", f"{prefix}solve_rate"
+    pairs = [tuple(row[name] for name in names) for row in rows if all(is_number(row.get(name)) for name in names)]
     return {"r": pearson([x for x, _ in pairs], [y for _, y in pairs]), "n": len(pairs)}
 
 

@@ -42,7 +42,8 @@ function trainingFigures() {
       pair(rl, "Held-out solve rate, greedy", "eval_solve_rate_greedy", { unit: "held-out problems solved", format: share }),
       pair(rl, "Response length", "mean_tokens", { unit: "tokens per response", format: plain }),
       pair(rl, "Backtracks", "mean_backtracks", { unit: "backtracks per response", format: plain }),
-      correlationFigure(rl)]),
+      correlationFigure(rl, "", "Backtracks against solve rate", "training problems solved"),
+      correlationFigure(rl, "eval_", "Backtracks against held-out solve rate", "held-out problems solved, pass@1")]),
     rl.some((s) => DATA.metrics[s]) && el("details", {}, el("summary", { text: "Is the training healthy? Reward, entropy, sampler gap, clipping" }), el("div", { class: "grid" }, more())),
     el("p", { class: "note", text: smoothingNote() }),
   ];
@@ -51,21 +52,22 @@ function smoothingNote() {
   const thinned = Object.entries(DATA.metrics).filter(([, m]) => m.every > 1).map(([s, m]) => `${nameOf(s)}: means of ${m.every} steps`);
   return "Pale lines are the logged values, strong lines their moving mean." + (thinned.length ? ` Long runs are thinned (${thinned.join("; ")}).` : "");
 }
-function correlationFigure(stages) {
+/** prefix: of the two metrics, "" for the completions of a step, "eval_" for the held-out prompts. */
+function correlationFigure(stages, prefix, title, unit) {
   const series = stages.filter((s) => DATA.metrics[s]).map((s) => {
     const c = DATA.metrics[s].columns;
-    return { model: s, steps: c.step, xs: c.mean_backtracks || [], ys: c.solve_rate || [] };
+    return { model: s, steps: c.step, xs: c[`${prefix}mean_backtracks`] || [], ys: c[`${prefix}solve_rate`] || [] };
   }).filter((s) => s.xs.length && s.ys.length);
   if (!series.length) return null;
   const rs = series.map(({ model }) => {
-    const { r, n } = DATA.pearson[model];
+    const { r, n } = DATA.pearson[prefix][model];
     return `${nameOf(model)}: ${r === null ? "r has no value, as one side does not vary" : `Pearson r = ${r.toFixed(2).replace("-", "−")} over ${num(n)} steps`}`;
   });
   const every = Math.max(...series.map((s) => DATA.metrics[s.model].every));
   const dots = every > 1 ? `A dot is the mean of ${every} steps` : "A dot is one step";
-  return scatter("Backtracks against solve rate", series, {
+  return scatter(title, series, {
     x: { title: "backtracks per response", format: (v, long) => num(v, long ? 2 : 1) },
-    y: { title: "training problems solved", format: (v, long) => pct(v, long ? 1 : 0) },
+    y: { title: unit, format: (v, long) => pct(v, long ? 1 : 0) },
     note: `${rs.join(". ")}. ${dots}, later steps darker.`,
   });
 }

@@ -35,7 +35,7 @@ _DIAGNOSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("logp_gap", "max_logp_gap"), "sampler and trainer disagree about the probabilities",
      "set grpo.dtype=float32, or grpo.importance_sampling_cap=2"),
     (("reward_mean", "reward_std", "solve_rate", "valid_rate", "mean_backtracks", "eval_solve_rate",
-      "eval_solve_rate_greedy"),
+      "eval_solve_rate_greedy", "eval_mean_backtracks"),
      "the policy unlearns what it could do", "lower grpo.learning_rate, or set grpo.beta"),
     (("zero_std_rate", "no_gradient_steps", "gen_batches"), "most prompts are too easy or too hard",
      "set grpo.max_num_gen_batches, or choose prompts by problems.difficulty_samples"),

@@ -56,7 +56,7 @@ class HeldOut:
           step: from 1.
 
         Returns:
-          `eval_solve_rate`, which is pass@1, and `eval_solve_rate_greedy`.
+          `eval_solve_rate`, which is pass@1, `eval_solve_rate_greedy`, and `eval_mean_backtracks` at temperature 1.
         """
         requests = [policy.request(p.prompt, 1, "held out", self.name, p.id) for p in self.problems]
         answers = []
@@ -64,5 +64,9 @@ class HeldOut:
             groups = policy.generate(requests, SamplingParams(self.c.max_completion_length, temperature))
             answers.append([(policy.response(p, s), s) for p, (s,) in zip(self.problems, groups, strict=True)])
         measurement = -(-step // self.c.eval_steps)
-        rates = [float(np.mean([j.verdict.correct for j in js])) for js in self.rewarder.judge(measurement, answers)]
-        return dict(zip(("eval_solve_rate", "eval_solve_rate_greedy"), rates, strict=True))
+        sampled, greedy = ([j.verdict for j in js] for js in self.rewarder.judge(measurement, answers))
+        return {
+            "eval_solve_rate": float(np.mean([v.correct for v in sampled])),
+            "eval_solve_rate_greedy": float(np.mean([v.correct for v in greedy])),
+            "eval_mean_backtracks": float(np.mean([v.backtracks for v in sampled])),
+        }

@@ -47,6 +47,8 @@ def test_pearson_has_no_value_without_variation_or_for_two_points():
 
 def test_correlation_leaves_out_steps_without_both_values():
     rows = [{"mean_backtracks": x, "solve_rate": 2 * x} for x in range(3)]
+    held_out = [{"eval_mean_backtracks": x, "eval_solve_rate": -x, **rows[0]} for x in range(4)]
+    assert summary.correlation([*held_out, *rows], "eval_") == {"r": pytest.approx(-1), "n": 4}
     assert summary.correlation([*rows, {"mean_backtracks": 5, "solve_rate": math.nan}, {"solve_rate": 1}])["n"] == 3
 
 

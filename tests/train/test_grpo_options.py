@@ -136,7 +136,7 @@ def test_step_with_all_options_is_repeated_bitwise():
     (a, left), (b, _) = optioned().step(fresh(), 2), optioned().step(fresh(), 2)
     assert_trees_equal(a, b)
     assert left["kl"] > 0 and a.step == 2
-    held_out = {"eval_solve_rate", "eval_solve_rate_greedy"}
+    held_out = {"eval_solve_rate", "eval_solve_rate_greedy", "eval_mean_backtracks"}
     assert set(cfg.GUARD_METRICS) - {"gen_batches"} - held_out <= left.keys()
     other = {"learning_rate", "padding_rate", "tokens", "seconds_reshard", "seconds_sampling", "seconds_verification"}
     assert left.keys() - {*cfg.GUARD_METRICS} == {*other, "seconds_update"}

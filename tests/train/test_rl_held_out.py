@@ -28,13 +28,13 @@ def test_held_out_problems_are_a_share_chosen_by_the_seed():
         hold_out(PROBLEMS[:3], 0.9, 1)
 
 
-def solve_rate(state, temperature):
-    """The solve rate by the engine alone."""
+def held_out_verdicts(state, temperature):
+    """The verdicts by the engine alone."""
     policy = Policy(shared_engine(), state.params, Letters())
     requests = [policy.request(p.prompt, 1, "held out", "rl", p.id) for p in OTHERS]
     groups = policy.generate(requests, SamplingParams(12, temperature))
     responses = [policy.response(p, s) for p, (s,) in zip(OTHERS, groups, strict=True)]
-    return np.mean([v.correct for v in HASH_VERIFIER.judge(responses)])
+    return HASH_VERIFIER.judge(responses)
 
 
 @pytest.mark.slow
@@ -46,10 +46,12 @@ def test_solve_rate_of_the_new_state_is_logged_every_eval_steps_and_at_the_end(t
     for i in (1, 2, 3):
         (state, metrics), (plain, others) = measured.step(fresh(), i), make_shared().step(fresh(), i)
         assert_trees_equal(state, plain)  # the measurement changes nothing
-        assert metrics.keys() - others.keys() in (set(), {*names, "seconds_evaluation"})
+        assert metrics.keys() - others.keys() in (set(), {*names, "eval_mean_backtracks", "seconds_evaluation"})
         if names.keys() <= metrics.keys():
             found[i + 1] = {name: metrics[name] for name in names}
-            assert found[i + 1] == {name: solve_rate(state, t) for name, t in names.items()}
+            verdicts = {name: held_out_verdicts(state, t) for name, t in names.items()}
+            assert found[i + 1] == {name: np.mean([v.correct for v in vs]) for name, vs in verdicts.items()}
+            assert metrics["eval_mean_backtracks"] == np.mean([v.backtracks for v in verdicts["eval_solve_rate"]])
     assert list(found) == [2, 4]
     assert len(list((tmp_path / "rewards").iterdir())) == 1  # the last measurement: older ones are removed
 
