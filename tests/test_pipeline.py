@@ -152,13 +152,13 @@ def test_every_key_of_the_config_is_read(finished):
     keys = {(section.__name__, name) for section in sections for name in section.model_fields}
     # Keys that other tests read: tests/cli (examples), tests/problems (chat, sources, difficulty),
     # tests/traces/test_writer.py (a model that judges and writes), tests/verify (mathematics, a reward of the user),
-    # tests/evaluate (suites).
+    # tests/test_judge.py (verdicts), tests/evaluate (suites).
     writer = ["shard_size", "self_evaluation_pass", "self_evaluation_tokens", "direct_samples", "direct_tokens",
               "clone_retries", "clone_tokens", "clone_temperature"]  # fmt: skip
     source = ["subset", "split", "filters", "fields", "decontaminate", "overlap_threshold",
               "difficulty_model"]  # fmt: skip
     elsewhere = {"Config": ["examples"], "Chat": ["system"], "Traces": writer, "Problems": source,
-                 "Verify": ["max_failed_share"],
+                 "Verify": ["max_failed_share", "verdicts"],
                  "Eval": ["num_samples", "limit", "temperature", "prompt", "token_limits"],
                  "Grpo": ["reward_timeout_seconds", "kl_cov_coef"]}  # fmt: skip
     assert len(sections) == 13

@@ -175,6 +175,8 @@ def read(path: epath.PathLike) -> RunFolder:
     root = epath.Path(path)
     if not root.is_dir():
         raise AstroError(f"{root}: no such run folder: give the folder that `astro run` wrote")
+    if not (root / "config.json").exists() and "settings" in (_read_json(root / "results.json") or {}):
+        raise AstroError(f"{root}: holds results of `astro eval` and no run; compare them with `astro compare --pool`")
     trained = [name for name in MODELS if STAGES[name].initial_model]
     manifests, old_stages = _read_manifests(root)
     return RunFolder(

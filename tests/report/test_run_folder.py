@@ -62,6 +62,12 @@ def test_folder_that_does_not_exist_is_an_error(tmp_path):
         run_folder.read(tmp_path / "nowhere")
 
 
+def test_folder_of_an_evaluation_is_named_with_the_command_that_compares_it(tmp_path):
+    dump(tmp_path / "results.json", {"model": "m", "settings": {}, "suites": {}})
+    with pytest.raises(AstroError, match="astro compare --pool"):
+        run_folder.read(tmp_path)
+
+
 def test_of_a_repeated_step_the_last_row_counts(tmp_path):
     rows = [{"step": 0, "solve_rate": 0.1}, {"step": 1, "solve_rate": 0.2}, {"step": 1, "solve_rate": 0.3}]
     dump_lines(tmp_path / "astro-rl" / "metrics.jsonl", [*rows[1:], rows[0]])
