@@ -123,6 +123,14 @@ def unexpected_collectives(text, mesh, rows, length):
     return lines
 
 
+class HttpError(Exception):
+    """As of gcsfs and google.api_core, whose errors are no OSErrors: `code` is the status."""
+
+    def __init__(self, code):
+        super().__init__(f"status {code}")
+        self.code = code
+
+
 class Bucket(MemoryFileSystem):
     """An in-memory bucket in place of gs://.
 

@@ -4,6 +4,7 @@ import errno
 import types
 
 import pytest
+from helpers import HttpError
 
 from astro_jax.cli import main
 from astro_jax.errors import AstroError, TransientError, is_transient, lacks_space
@@ -18,13 +19,6 @@ def caused(cause):
             raise AstroError("cannot be read") from e
     except AstroError as e:
         return e
-
-
-class HttpError(Exception):
-    """As of gcsfs and google.api_core: `code` is the status."""
-
-    def __init__(self, code):
-        self.code = code
 
 
 class RepositoryError(OSError):

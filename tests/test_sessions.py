@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from etils import epath
+from helpers import HttpError
 from micro_run import MICRO
 
 from astro_jax import sessions, storage
@@ -64,11 +65,7 @@ def test_a_command_records_its_chips_compilations_and_last_write(run):
     )  # ended well; the process is the same
 
 
-class Refusal(Exception):
-    """As of gcsfs, whose errors are no OSErrors."""
-
-
-@pytest.mark.parametrize("error", [None, OSError(), Refusal()])
+@pytest.mark.parametrize("error", [None, OSError(), HttpError(503)])
 def test_commands_end_after_max_hours_also_where_the_record_cannot_be_written(error, run, monkeypatch, capsys):
     ends, write_json = [], storage.write_json
 

@@ -9,20 +9,12 @@ import threading
 import fsspec
 import pytest
 from etils import epath
-from helpers import Bucket, bucket
+from helpers import Bucket, HttpError, bucket
 
 import astro_jax
 from astro_jax import storage
 from astro_jax.errors import AstroError, TransientError
 from astro_jax.storage import Shards
-
-
-class Answer(Exception):
-    """As of gcsfs and google.api_core: `code` is the HTTP status."""
-
-    def __init__(self, code):
-        super().__init__(f"status {code}")
-        self.code = code
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -76,8 +68,8 @@ def test_failed_write_keeps_the_old_file(folder, monkeypatch):
         storage.write_jsonl(path, [{"x": 2}])
     assert storage.read_json(path) == {"x": 1}
     if storage.is_remote(folder):
-        Bucket.refuse("write", Answer(503))
-        with pytest.raises(Answer):
+        Bucket.refuse("write", HttpError(503))
+        with pytest.raises(HttpError):
             storage.write_json(path, {"x": 2})
         assert storage.read_json(path) == {"x": 1}
     storage.write_jsonl(path, [{"x": 3}])  # over the temporary file of the killed write
@@ -226,9 +218,9 @@ def test_move_makes_the_folders_above_the_target(folder):
 def test_a_refusal_of_the_bucket_names_the_roles(monkeypatch, operation):
     folder = bucket(monkeypatch)
     assert storage.bucket_refusal(folder) == "" and not folder.parent.exists()
-    Bucket.refuse(operation, Answer(403))
+    Bucket.refuse(operation, HttpError(403))
     assert "Storage Legacy Bucket Reader" in storage.bucket_refusal(folder)
-    Bucket.refuse(operation, Answer(503))
+    Bucket.refuse(operation, HttpError(503))
     with pytest.raises(TransientError, match="does not answer"):
         storage.bucket_refusal(folder)
 
@@ -237,7 +229,7 @@ def test_an_account_that_may_not_get_the_bucket_is_refused(monkeypatch):
     """Orbax asks for the bucket itself: Storage Object Admin alone is not enough."""
 
     folder = bucket(monkeypatch)
-    Bucket.refuse("get", Answer(403))
+    Bucket.refuse("get", HttpError(403))
     assert "status 403" in storage.bucket_refusal(folder)
 
 
@@ -249,7 +241,7 @@ def test_a_bucket_is_opened_without_a_cache_of_listings(monkeypatch):
     assert options[0]["use_listings_cache"] is False
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(), Answer(503)], ids=["of the system", "of gcsfs"])
+@pytest.mark.parametrize("error", [ConnectionResetError(), HttpError(503)], ids=["of the system", "of gcsfs"])
 def test_a_renewal_that_fails_does_not_end_the_renewals(error):
     """A lock would grow stale while its holder is at work."""
     renewals, again = [], threading.Event()

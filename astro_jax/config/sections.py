@@ -61,6 +61,7 @@ class Corpus(Section):
 
 
 _Line = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1, pattern=r"^[^\n]*$")]
+Quantization = Literal["int8"] | None
 
 
 class Judge(Section):
@@ -106,13 +107,8 @@ class Verify(Section):
         approve, reject = self.verdicts
         # A judgement ends at the first verdict in it, so that a verdict within the other one would hide it.
         if approve == reject or approve in reject[:-1] or reject in approve[:-1]:
-            raise ValueError(
-                "verdicts are two different lines, of which none stands within the other one before its end"
-            )
+            raise ValueError("verdicts: two different lines, neither within the other one but at its end")
         return self
-
-
-Quantization = Literal["int8"] | None
 
 
 class Sampler(Section):

@@ -1,9 +1,20 @@
 """Problems that RL does not train on: their split, and their solve rate while RL runs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from etils import epath
-from grpo_fixtures import HASH_VERIFIER, PROBLEMS, Letters, fresh, make_shared, read_lines, shared_engine
+from grpo_fixtures import (
+    HASH_VERIFIER,
+    PROBLEMS,
+    FunctionVerifier,
+    Letters,
+    fresh,
+    make_shared,
+    read_lines,
+    shared_engine,
+)
 from helpers import assert_trees_equal
 
 from astro_jax import config as cfg
@@ -15,6 +26,17 @@ from astro_jax.train.rewards import Rewarder
 from astro_jax.types import Problem
 
 OTHERS = [Problem(f"q{i}", "cdefghijklmn"[i : i + 4], "") for i in range(8)]
+
+
+class CountingVerifier(FunctionVerifier):
+    """Each letter of a response counts as a backtrack."""
+
+    def judge(self, responses):
+        verdicts = zip(super().judge(responses), responses, strict=True)
+        return [dataclasses.replace(verdict, backtracks=len(r.text)) for verdict, r in verdicts]
+
+
+VERIFIER = CountingVerifier(HASH_VERIFIER.is_correct)
 C = cfg.Grpo(max_steps=5, eval_share=0.5, eval_steps=2, max_completion_length=12)
 
 
@@ -34,12 +56,12 @@ def held_out_verdicts(state, temperature):
     requests = [policy.request(p.prompt, 1, "held out", "rl", p.id) for p in OTHERS]
     groups = policy.generate(requests, SamplingParams(12, temperature))
     responses = [policy.response(p, s) for p, (s,) in zip(OTHERS, groups, strict=True)]
-    return HASH_VERIFIER.judge(responses)
+    return VERIFIER.judge(responses)
 
 
 @pytest.mark.slow
 def test_solve_rate_of_the_new_state_is_logged_every_eval_steps_and_at_the_end(tmp_path):
-    held_out = HeldOut(C, "rl", OTHERS, Rewarder(HASH_VERIFIER, None, epath.Path(tmp_path)))
+    held_out = HeldOut(C, "rl", OTHERS, Rewarder(VERIFIER, None, epath.Path(tmp_path)))
     measured, found = make_shared(held_out=held_out), {}
     names = {"eval_solve_rate": 1.0, "eval_solve_rate_greedy": 0.0}
     assert [step for step in range(1, 6) if held_out.is_due(step)] == [2, 4, 5]
@@ -51,7 +73,7 @@ def test_solve_rate_of_the_new_state_is_logged_every_eval_steps_and_at_the_end(t
             found[i + 1] = {name: metrics[name] for name in names}
             verdicts = {name: held_out_verdicts(state, t) for name, t in names.items()}
             assert found[i + 1] == {name: np.mean([v.correct for v in vs]) for name, vs in verdicts.items()}
-            assert metrics["eval_mean_backtracks"] == np.mean([v.backtracks for v in verdicts["eval_solve_rate"]])
+            assert 0 < metrics["eval_mean_backtracks"] == np.mean([v.backtracks for v in verdicts["eval_solve_rate"]])
     assert list(found) == [2, 4]
     assert len(list((tmp_path / "rewards").iterdir())) == 1  # the last measurement: older ones are removed
 
