@@ -1,7 +1,8 @@
 """A model as a judge: it reads a problem and a response, and says by a rubric whether the response is right.
 
 For tasks that no rule can decide. The rubric is the prompt `evaluate` (`astro_jax.prompts`), of which a config may name
-another file. Of N sampled judgements a share must approve: the judge is self-consistent where they agree.
+another file. Of N sampled judgements a share must approve: the judge is self-consistent where they agree. With the
+prompt `classify` the same judge names the error of a wrong response (`evaluate.judged_errors`).
 """
 
 from __future__ import annotations
@@ -52,21 +53,22 @@ class Judgements:
         return self.approved >= share * self.n
 
 
-def read_verdict(judgement: str | None, verdicts: Verdicts) -> bool | None:
-    """Whether a judgement approves. None if its last line is not exactly one of the two verdicts.
+def read_verdict(judgement: str | None, verdicts: Sequence[str]) -> str | None:
+    """Read which of the verdicts a judgement gives. None if its last line is not exactly one of them.
 
     Quotes and bold type may stand around the verdict: the stop string ends a judgement before they close.
     """
     lines = (judgement or "").strip().splitlines()
-    approve, reject = map(re.escape, verdicts)
-    match = re.fullmatch(rf"[\"'*_`> ]*(?:({approve})|{reject})[\"'*_`.]*", lines[-1].strip()) if lines else None
-    return None if match is None else match[1] is not None
+    allowed = "|".join(map(re.escape, verdicts))
+    match = re.fullmatch(rf"[\"'*_`> ]*({allowed})[\"'*_`.]*", lines[-1].strip()) if lines else None
+    return match[1] if match else None
 
 
 def count(texts: list[str | None], n: int, verdicts: Verdicts) -> Judgements:
     """Count the verdicts of n judgements, of which `texts` were sampled."""
     read = [read_verdict(text, verdicts) for text in texts]
-    return Judgements(n, read.count(True), read.count(False), texts)
+    approved, rejected = map(read.count, verdicts)
+    return Judgements(n, approved, rejected, texts)
 
 
 class Judge:
@@ -77,40 +79,55 @@ class Judge:
 
     Args:
       policy: the model.
-      rubric: the prompt, with the variables `problem` and `solution`.
-      verdicts: the last lines of a judgement that approve and reject. Either ends it.
+      rubric: the prompt, with the variables `problem` and `solution`, and `answer` for the right answer.
+      verdicts: the last lines that a judgement may have. Each ends it. For `judge` they are two, which approve and
+        reject.
       n: judgements of each response.
       max_tokens: most tokens of a judgement.
     """
 
-    def __init__(self, policy: Policy, rubric: PromptTemplate, verdicts: Verdicts, n: int, max_tokens: int):
+    def __init__(self, policy: Policy, rubric: PromptTemplate, verdicts: Sequence[str], n: int, max_tokens: int):
         self.policy, self.rubric, self.verdicts, self.n, self.max_tokens = policy, rubric, verdicts, n, max_tokens
 
     def judge(self, responses: Sequence[Response], progress: Callable[[int], None] | None = None) -> list[Judgements]:
-        """Judge responses, equal ones once. A response that was cut off is rejected without a question.
+        """Judge responses. One that was cut off is rejected without a question.
 
         Args:
           progress: called with the number of judgements that have ended since the last call.
         """
-        asked = {self._key(r): r for r in responses if r.stopped}
+        approve, reject = self.verdicts
+        texts = iter(self.ask([r for r in responses if r.stopped], progress))
+        cut_off = Judgements(self.n, 0, self.n, [])
+        return [count(next(texts), self.n, (approve, reject)) if r.stopped else cut_off for r in responses]
+
+    def ask(
+        self, responses: Sequence[Response], progress: Callable[[int], None] | None = None
+    ) -> list[list[str | None]]:
+        """Sample n judgements of each response, equal ones once.
+
+        Returns:
+          the texts; None for one that was cut off. A response whose prompt is too long for the context has none.
+        """
+        asked = {self._key(r): r for r in responses}
         requests = {key: self._request(key, r) for key, r in asked.items()}
         room = self.policy.engine.config.max_positions - self.max_tokens
         fitting = {key: request for key, request in requests.items() if len(request.prompt_token_ids) <= room}
-        sampling = SamplingParams(self.max_tokens, stop=self.verdicts)
+        sampling = SamplingParams(self.max_tokens, stop=tuple(self.verdicts))
         groups = self.policy.generate([*fitting.values()], sampling, progress) if fitting else []
         decode = self.policy.tokenizer.decode
         texts = {
             key: [decode(c.token_ids.tolist()) if c.stopped else None for c in group]
             for key, group in zip(fitting, groups, strict=True)
         }
-        cut_off = Judgements(self.n, 0, self.n, [])
-        return [count(texts.get(self._key(r), []), self.n, self.verdicts) if r.stopped else cut_off for r in responses]
+        return [texts.get(self._key(r), []) for r in responses]
 
     def _key(self, response: Response) -> tuple[str, str]:
         return response.problem.id, hashlib.sha256(response.text.encode()).hexdigest()[:16]
 
     def _request(self, key: tuple[str, str], response: Response) -> Request:
-        text = self.rubric.render(problem=response.problem.prompt.strip(), solution=response.text.strip())
+        problem = response.problem
+        values = {"problem": problem.prompt.strip(), "answer": problem.answer, "solution": response.text.strip()}
+        text = self.rubric.render(**values)
         return Request(tuple(self._tokenizer.prompt(text)), self.n, ("judge", *key))
 
     @functools.cached_property

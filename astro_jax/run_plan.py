@@ -10,7 +10,7 @@ from typing import Literal
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import stage_folder, stage_inputs, storage
+from astro_jax import prompts, stage_folder, stage_inputs, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import paths
 from astro_jax.run_context import RunContext
@@ -134,7 +134,7 @@ def _other_run(run: RunContext, name: str) -> epath.Path:
 def content(run: RunContext, name: str) -> str:
     """Hash an input that is no key of the config."""
     if name == "prompts":
-        return stage_folder.content_hash({key: prompt.source for key, prompt in run.prompts.items()})
+        return stage_folder.content_hash({key: run.prompts[key].source for key in prompts.OF_TRACES})
     if name == "prompts.evaluate":
         return stage_folder.content_hash(run.prompts["evaluate"].source)
     if name == "verify.judge.model":

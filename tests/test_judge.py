@@ -27,7 +27,7 @@ PROBLEM = Problem("sum", "What is 1 + 1?", "2", task="math")
      ("**Verdict: correct", True), ('"Verdict: incorrect."', False), ("> `Verdict: correct`", True)],
 )  # fmt: skip
 def test_a_verdict_must_match_to_the_letter_but_for_quotes_and_bold_type(text, approves):
-    assert read_verdict(text, VERDICTS) is approves
+    assert read_verdict(text, VERDICTS) == {True: VERDICTS[0], False: VERDICTS[1], None: None}[approves]
 
 
 class Examiner:
@@ -54,7 +54,7 @@ def judge(engine, n=4, verdicts=VERDICTS):
 def test_verdicts_of_a_rubric_of_the_user_are_read_in_the_place_of_the_shipped_ones():
     verdicts = cfg.Verify(verdicts=(" Ja, das stimmt (ganz).\n", " Nein.\n")).verdicts
     texts = ("Hm.\n Ja, das stimmt (ganz).", "Nein.", "Verdict: correct", "Ja")
-    assert [read_verdict(text, verdicts) for text in texts] == [True, False, None, None]
+    assert [read_verdict(text, verdicts) for text in texts] == [*verdicts, None, None]
     engine = Examiner()
     (judgements,) = judge(engine, verdicts=("I cannot say", "Hm")).judge([Response(PROBLEM, "It is 3.", True)])
     assert (judgements.approved, judgements.rejected, judgements.unread) == (1, 0, 3)

@@ -8,16 +8,17 @@ from astro_jax.errors import AstroError
 from astro_jax.run_context import RunContext
 
 VALUES = {
-    "problem": "PROBLEM {{ x }} {% y %}", "solution": "SO FAR", "step": "THE STEP", "correct": True,
+    "problem": "PROBLEM {{ x }} {% y %}", "solution": "SO FAR", "step": "THE STEP", "answer": "42", "correct": True,
 }  # fmt: skip
+EXAMPLES = {"classify": 3}  # one of each class; of the others 2
 
 
 @pytest.mark.parametrize("name", prompts.VARIABLES)
-def test_each_template_shows_all_its_values_and_two_examples(name):
+def test_each_template_shows_all_its_values_and_its_examples(name):
     values = {k: VALUES[k] for k in prompts.VARIABLES[name]}
     text = prompts.load({})[name].render(**values)
     assert all(str(v) in text for k, v in values.items() if k != "correct")
-    assert text.count("Problem:") == 3 and text == text.strip()  # two examples, and the question at the end
+    assert text.count("Problem:") == EXAMPLES.get(name, 2) + 1 and text == text.strip()  # the question is at the end
     before, _, after = text.rpartition("PROBLEM {{ x }} {% y %}")  # the text of a model is never a template
     assert "{" not in before + after
 
@@ -40,7 +41,7 @@ def test_a_file_replaces_a_template(tmp_path):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("judge", "", r"prompts\.judge: no such prompt; the prompts are evaluate, rewrite, go_back, reflect"),
+        ("judge", "", r"prompts\.judge: no such prompt; the prompts are evaluate, rewrite, go_back, reflect, classify"),
         ("evaluate", None, r"prompts\.evaluate: .*mine\.txt cannot be read"),
         ("evaluate", "Judge {{ solution }}", r"mine\.txt must use problem, solution; it uses solution"),
         ("evaluate", "Judge", r"it uses nothing"),
@@ -70,6 +71,10 @@ def test_a_changed_file_of_a_prompt_changes_the_inputs_of_the_traces_alone(tmp_p
 
     before, after = contents("{{ solution }} {{ problem }}"), contents("{{ solution }} of {{ problem }}")
     assert {name for name in before if before[name] != after[name]} == {"traces"}
+
+
+def test_the_traces_of_older_runs_do_not_depend_on_the_prompt_for_errors():
+    assert {*prompts.VARIABLES} - {*prompts.OF_TRACES} == {"classify"}
 
 
 def test_copies_of_a_template_are_recognised():

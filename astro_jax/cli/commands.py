@@ -118,6 +118,8 @@ def compare(args: argparse.Namespace, command: str) -> int:
     """Write one page about several runs, and print their models with the paired differences, or pooled over seeds."""
     if args.pool:
         return _pool(args, command)
+    if args.judge is not None:
+        raise AstroError("compare: --judge needs --pool")
     from astro_jax import report, storage
     from astro_jax.report import run_folder, side_by_side
 
@@ -137,7 +139,7 @@ def _pool(args: argparse.Namespace, command: str) -> int:
     from astro_jax.evaluate import pooled
     from astro_jax.report import pooled_tables
 
-    figures = pooled.pool([storage.absolute(path) for path in dict.fromkeys(args.runs)])
+    figures = pooled.pool([storage.absolute(path) for path in dict.fromkeys(args.runs)], args.judge)
     storage.write_text(storage.absolute(args.out), pooled_tables.html(command, figures))
     print(json.dumps(figures) if args.json else pooled_tables.markdown_tables(figures))
     print(f"page: {args.out}", file=sys.stderr)

@@ -181,6 +181,8 @@ def _compare(parser: Parser) -> None:
     parser.add_argument("--pool", action="store_true",
                         help="take the runs as seeds: the figures of each model on suites, with intervals over seeds "
                         "and problems; RUN may be a folder of `astro eval MODEL --suite` too")  # fmt: skip
+    parser.add_argument("--judge", metavar="JUDGE",
+                        help="with --pool: take the error classes of `astro errors JUDGE ANSWERS`")  # fmt: skip
     parser.add_argument("--out", default="compare.html", metavar="PAGE", help="the page to write (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -363,6 +365,8 @@ COMMANDS: tuple[Command, ...] = (
             commands.verify),
     Command("judge", "Problems and answers", "measure how often a model is fooled as a judge", judge.add_arguments,
             judge.run),
+    Command("errors", "Problems and answers", "let a model name the errors that rules leave open",
+            judge.add_errors_arguments, judge.run_errors),
     Command("plan", "Machines", "compile a run for a TPU slice, without a TPU: memory and time", _plan, commands.plan),
     Command("bench sampler", "Machines", "measure the sampler, as a share of the machine's limits", _bench_sampler,
             commands.bench_sampler),

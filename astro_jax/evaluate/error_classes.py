@@ -28,6 +28,7 @@ from astro_jax.verify.numeric_answer import false_equations
 
 ErrorClass = Literal["cut off", "gave up", "format", "arithmetic", "rule broken", "copying", "planning"]
 CLASSES: tuple[ErrorClass, ...] = get_args(ErrorClass)
+JUDGED: tuple[ErrorClass, ...] = ("arithmetic", "copying", "planning")  # what a judge can find in a text
 
 _GAVE_UP = re.compile(
     r"\b(?:i|we) (?:(?:really|just|still|simply|honestly) )*(?:do not|don't|cannot|can't|could not|couldn't|am unable "
@@ -80,6 +81,11 @@ def classify(
     if answer is None:
         return "format"
     return "copying" if unknown_operands(problem.prompt, text) else "planning"
+
+
+def is_open(problem: Problem, error: ErrorClass) -> bool:
+    """Whether the rules only guess the class: in a text they see few false sums, and no wrong reading in words."""
+    return problem.task != "countdown" and error in ("copying", "planning")
 
 
 def _claims_answer(response: str, answer: str | None) -> bool:

@@ -7,7 +7,7 @@ OUT/result.json         the rates (`rates`)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from etils import epath
 
 from astro_jax import stage_folder, storage
 from astro_jax.errors import AstroError
-from astro_jax.evaluate import responses, statistics, suites
+from astro_jax.evaluate import model_suites, responses, statistics, suites
 from astro_jax.evaluate import run as evaluation
 from astro_jax.judge import Judge
 from astro_jax.progress import ProgressBar
@@ -68,6 +68,11 @@ def _response(row: Json, text: str, is_truncated: bool) -> Response:
     return Response(Problem(row["problem_id"], row["prompt"], ""), text, not is_truncated)
 
 
+def folder_of(answers: epath.Path, judge: str) -> epath.Path:
+    """The folder OUT for the rates of a judge, beside the answers."""
+    return answers / f"judge-{model_suites.folder_name(judge)}"
+
+
 def measure(out: epath.Path, answers: Sequence[JudgedAnswer], judge: Judge, settings: Json) -> Json:
     """Judge the answers, and write the rates. What an earlier call has judged is kept.
 
@@ -77,23 +82,49 @@ def measure(out: epath.Path, answers: Sequence[JudgedAnswer], judge: Judge, sett
     Raises:
       AstroError: when the folder holds judgements of other settings.
     """
-    digest = stage_folder.content_hash([a.response.text for a in answers])
-    settings = settings | {"answers_digest": digest}
-    responses.claim(out, settings)
-    store = Shards(out, "judgements")
-    shards = [answers[i : i + _SHARD] for i in range(0, len(answers), _SHARD)]
-    done = sum(len(shard) for index, shard in enumerate(shards) if store.has(index))
-    with ProgressBar("judge", judge.n * len(answers), "judgements", judge.n * done) as bar:
-        for index, shard in enumerate(shards):
-            if not store.has(index):
-                judged = judge.judge([a.response for a in shard], bar.advance)
-                pairs = zip(shard, judged, strict=True)
-                store.write(index, ({"problem_id": a.response.problem.id, **dataclasses.asdict(j)} for a, j in pairs))
-    rows = list(store.read())
+
+    def rows_of(shard: Sequence[Response], progress: Callable[[int], None]) -> list[Json]:
+        return [dataclasses.asdict(j) for j in judge.judge(shard, progress)]
+
+    settings, rows = collect(out, [a.response for a in answers], rows_of, judge.n, settings)
     approved, rejected = (np.asarray([row[key] for row in rows]) for key in ("approved", "rejected"))
     result = rates(answers, approved, rejected, judge.n) | {"settings": settings}
     storage.write_json(out / RESULT, result)
     return result
+
+
+def collect(
+    out: epath.Path,
+    asked: Sequence[Response],
+    rows_of: Callable[[Sequence[Response], Callable[[int], None]], list[Json]],
+    n: int,
+    settings: Json,
+) -> tuple[Json, list[Json]]:
+    """Judge responses in shards. What an earlier call has judged is kept.
+
+    Args:
+      rows_of: judges responses, and returns a row of each; its second argument is called with the number of judgements
+        that have ended since the last call.
+      n: judgements of a response.
+      settings: what the judgements depend on.
+
+    Returns:
+      the settings with a digest of the responses, and the rows in order.
+
+    Raises:
+      AstroError: when the folder holds judgements of other settings.
+    """
+    settings = settings | {"answers_digest": stage_folder.content_hash([r.text for r in asked])}
+    responses.claim(out, settings)
+    store = Shards(out, "judgements")
+    shards = [asked[i : i + _SHARD] for i in range(0, len(asked), _SHARD)]
+    done = sum(len(shard) for index, shard in enumerate(shards) if store.has(index))
+    with ProgressBar("judge", n * len(asked), "judgements", n * done) as bar:
+        for index, shard in enumerate(shards):
+            if not store.has(index):
+                judged = zip(shard, rows_of(shard, bar.advance), strict=True)
+                store.write(index, ({"problem_id": r.problem.id, **row} for r, row in judged))
+    return settings, list(store.read())
 
 
 def rates(answers: Sequence[JudgedAnswer], approved: np.ndarray, rejected: np.ndarray, n: int) -> dict[str, Any]:
@@ -115,8 +146,8 @@ def rates(answers: Sequence[JudgedAnswer], approved: np.ndarray, rejected: np.nd
     for k in range(1, n + 1):
         passed = approved >= k
         table.append({
-            "share": round(k / n, 4), "fooled": _mean_over_problems(ids, passed, ~correct),
-            "missed": _mean_over_problems(ids, ~passed, correct),
+            "share": round(k / n, 4), "fooled": mean_over_problems(ids, passed, ~correct),
+            "missed": mean_over_problems(ids, ~passed, correct),
             "agreement": round(float((passed == correct).mean()), 4),
         })  # fmt: skip
     errors = [a.error for a in answers]
@@ -129,8 +160,13 @@ def rates(answers: Sequence[JudgedAnswer], approved: np.ndarray, rejected: np.nd
     }  # fmt: skip
 
 
-def _mean_over_problems(ids: Sequence[str], holds: np.ndarray, among: np.ndarray) -> dict[str, Any] | None:
-    """The mean over problems of a share among some of their answers; None without such answers."""
+def mean_over_problems(ids: Sequence[str], holds: np.ndarray, among: np.ndarray) -> dict[str, Any] | None:
+    """The mean over problems of a share among some of their answers; None without such answers.
+
+    Args:
+      ids: the problem of each answer.
+      holds, among: [A] of each answer.
+    """
     by_problem: dict[str, list[bool]] = {}
     for i in np.flatnonzero(among).tolist():
         by_problem.setdefault(ids[i], []).append(bool(holds[i]))

@@ -14,7 +14,7 @@ from etils import epath
 
 from astro_jax import stage_folder, storage
 from astro_jax.errors import AstroError
-from astro_jax.evaluate import comparison, model_suites, responses, statistics, suites, within_problems
+from astro_jax.evaluate import comparison, judged_errors, model_suites, responses, statistics, suites, within_problems
 from astro_jax.evaluate.behaviour import MOST_ATTEMPTS, Behaviour
 from astro_jax.evaluate.error_classes import CLASSES
 from astro_jax.stages import MODELS, STAGES
@@ -157,8 +157,11 @@ def without_floor(model: str) -> tuple[str, str]:
     return name, floor + rest
 
 
-def pool(folders: Sequence[epath.Path]) -> Json:
+def pool(folders: Sequence[epath.Path], judge: str | None = None) -> Json:
     """Pool evaluations. Folders of the same model are its seeds, in the order in which they come.
+
+    Args:
+      judge: a model that has named the errors of some evaluations (judged_errors).
 
     Returns:
       by suite: `problems`, and by model `seeds` and `figures` by section (SECTIONS): those of SHARES; with three models
@@ -171,16 +174,20 @@ def pool(folders: Sequence[epath.Path]) -> Json:
     """
     groups: dict[str, dict[str, list[dict[str, list[Answer]]]]] = {}
     for evaluation in (e for folder in folders for e in find(folder)):
-        groups.setdefault(evaluation.suite, {}).setdefault(evaluation.model, []).append(read(evaluation.folder))
+        groups.setdefault(evaluation.suite, {}).setdefault(evaluation.model, []).append(read(evaluation.folder, judge))
     return {suite: _pool_suite(suite, models) for suite, models in groups.items()}
 
 
-def read(folder: epath.Path) -> dict[str, list[Answer]]:
+def read(folder: epath.Path, judge: str | None = None) -> dict[str, list[Answer]]:
     """Read the answers to each problem of a suite, from answers.parquet in the folder.
+
+    Args:
+      judge: a model whose error classes (judged_errors) take the place of those of the rules, where it has given any.
 
     Raises:
       AstroError: for answers of an older version, and a file that cannot be read.
     """
+    by_judge = judged_errors.read_classes(folder, judge) if judge is not None else {}
     answers: dict[str, list[Answer]] = {}
     has_floor = _floor(folder) > 0
     for row in responses.read_parquet(folder / suites.ANSWERS):
@@ -188,7 +195,8 @@ def read(folder: epath.Path) -> dict[str, list[Answer]]:
             raise AstroError(
                 f"{folder}: judged by an older version; run the same `astro eval` again, which samples nothing"
             )
-        error = row["error"]  # None for an answer that is right by the main rule
+        # None for an answer that is right by the main rule
+        error = by_judge.get((row["problem_id"], row["sample"]), row["error"])
         forced = bool(row["forced_at"]) if has_floor else None
         answer = Answer(error is None, row["tokens"], row["truncated"], error, Behaviour.from_json(row), forced)
         answers.setdefault(row["problem_id"], []).append(answer)

@@ -69,6 +69,7 @@ class Answer:
 
     def row(self, rule: Rule) -> dict[str, Any]:
         """The row of the answer in answers.parquet. `rule` decides on its error class."""
+        error = self.error_class(rule)
         correct = {f"correct_{rule}": v.correct for rule, v in self.verdicts.items()}
         answers = {f"answer_{rule}": v.answer for rule, v in self.verdicts.items()}
         return {
@@ -76,7 +77,8 @@ class Answer:
             "gold": self.problem.answer, "level": self.problem.meta.get("level"),
             "subject": self.problem.meta.get("subject"), "response": self.response.text, "tokens": self.tokens,
             "truncated": not self.response.stopped, **correct, **answers, **self.behaviour.row(),
-            "forced_at": self.response.forced_at, "error": self.error_class(rule),
+            "forced_at": self.response.forced_at, "error": error,
+            "error_is_open": error is not None and error_classes.is_open(self.problem, error),
         }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""The prompts of self-evaluation and rewriting: jinja2 templates, one file each in this folder.
+"""The prompts of self-evaluation, rewriting and judging: jinja2 templates, one file each in this folder.
 
 The wording is ours, after the paper's description (sections 2.3 and 2.4, appendix A). Each template asks for one thing,
-shows two examples that belong to no data set, and says how the answer has to end. A config's `prompts: {name: path}`
+shows examples that belong to no data set, and says how the answer has to end. A config's `prompts: {name: path}`
 replaces a template by another file.
 """
 
@@ -25,7 +25,9 @@ VARIABLES = {
     "rewrite": frozenset({"problem", "solution", "step"}),
     "go_back": frozenset({"problem", "solution", "step"}),
     "reflect": frozenset({"problem", "solution", "correct"}),
+    "classify": frozenset({"problem", "solution", "answer"}),
 }
+OF_TRACES = ("evaluate", "rewrite", "go_back", "reflect")  # those with which traces are written
 _COPY_LENGTH = 6  # so many words in a row are copied, not written by chance
 _ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
 

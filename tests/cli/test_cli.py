@@ -112,7 +112,17 @@ def test_every_command_reaches_its_stages(recipe, monkeypatch):
         "problems",
         "verify",
     }
-    others |= {"bench sampler", "bench search", "bench trees", "bench sft", "bench grpo", "budgets", "compare", "judge"}
+    others |= {
+        "bench sampler",
+        "bench search",
+        "bench trees",
+        "bench sft",
+        "bench grpo",
+        "budgets",
+        "compare",
+        "judge",
+        "errors",
+    }
     assert {c.name for c in COMMANDS} == {*expected, *others}
     assert {stage for c in COMMANDS for stage in c.stages or ()} == set(STAGES)
     assert {*STAGES, *EVALUATIONS} - {"eval"} == set(pipeline.FUNCTIONS)

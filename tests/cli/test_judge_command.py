@@ -1,4 +1,4 @@
-"""`astro judge`: a judge with random parameters on the answers of a run, and bad input."""
+"""`astro judge` and `astro errors`: a judge with random parameters, and bad input."""
 
 import json
 
@@ -8,6 +8,7 @@ from etils import epath
 from helpers import chat_tokenizer, tiny_config, tiny_params
 
 from astro_jax import cli, llama
+from astro_jax.evaluate import responses
 
 jax.devices()  # all eight are there before a run asks for one
 
@@ -39,12 +40,36 @@ def test_a_judge_that_gives_no_verdict_is_not_fooled(folders, capsys):
     assert "2 answers, 1 right; 100.0% of the judgements have no verdict" in capsys.readouterr().out
 
 
+def test_the_rules_decide_where_a_judge_names_no_error(folders, capsys):
+    pytest.importorskip("pyarrow", reason="extra `hub` (pyarrow) is not installed")
+    suite, labels = folders / "suite", folders / "labels.jsonl"
+    suite.mkdir()
+    responses.write_parquet(epath.Path(suite / "answers.parquet"), [
+        {"problem_id": text, "sample": 0, "prompt": "1 + 1?", "gold": "2", "response": text, "truncated": False,
+         "error": error, "error_is_open": error == "planning"} for text, error in (("2", None), ("3", "planning"))
+    ])  # fmt: skip
+    labels.write_text(json.dumps({"problem_id": "3", "sample": 0, "error": "planning"}))
+    (folders / "classify.txt").write_text("{{ problem }} is {{ answer }}. Why {{ solution }}?")
+    command = ["errors", str(folders / "tiny"), str(suite), "--n", "2", "--max-tokens", "4", "--labels", str(labels),
+               f"prompts.classify={folders / 'classify.txt'}", f"out={folders / 'errors'}", "sampler.max_num_seqs=4",
+               ]  # fmt: skip
+    assert cli.main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["open"], result["unread"], result["changed"], result["errors"]["planning"]) == (1, 1.0, 0.0, 0.5)
+    assert cli.main(command) == 0
+    table = capsys.readouterr().out
+    assert "2 answers, 1 wrong; the rules leave the class of 1 open" in table
+    assert "| those that the rules leave open | 1 | 100.0" in table
+    assert cli.main(["errors", str(folders / "tiny"), str(folders / "answers")]) == 2
+    assert "answers: no answers to a suite; give runs/eval/MODEL/SUITE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (("nowhere", "answers"), "nowhere: no such folder"),
         (("countdown-base", "answers"), "answers: no answers of an evaluation; give runs/eval/MODEL/SUITE"),
-        (("countdown-base", "answers", "--limit", "0"), "judge: --n, --max-tokens and --limit are at least 1"),
+        (("countdown-base", "answers", "--limit", "0"), "--n, --max-tokens and --limit are at least 1"),
     ],
 )
 def test_bad_input_is_one_clear_line(words, message, tmp_path, monkeypatch, capsys):

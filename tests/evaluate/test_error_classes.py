@@ -48,6 +48,14 @@ def test_operands_come_from_the_problem_or_from_earlier_lines(text, unknown):
     assert error_classes.unknown_operands("Tom has 12 jars and sells 5 for 3 dollars each.", text) == unknown
 
 
+def test_the_rules_decide_on_games_and_on_what_they_see():
+    game, text = Problem("g", "", ""), Problem("p", "", "", task="math")
+    assert [error_classes.is_open(text, name) for name in error_classes.CLASSES] == [
+        name in ("copying", "planning") for name in error_classes.CLASSES
+    ]
+    assert not any(error_classes.is_open(game, name) for name in error_classes.CLASSES)
+
+
 def test_shares_are_of_all_answers():
     shares = error_classes.summarize(["planning", "planning", "cut off"], 10)
     assert shares["planning"] == 0.2 and shares["cut off"] == 0.1 and sum(shares.values()) == pytest.approx(0.3)

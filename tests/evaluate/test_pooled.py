@@ -24,16 +24,20 @@ SEARCH = (
 DIRECT = ({i: [((i == "b",), None if i == "b" else "planning")] * 2 for i in "abc"},) * 2
 
 
-def row(problem, rights, error, tokens):
+def row(problem, sample, rights, error, tokens):
     b = Behaviour(len(rights) - 1, len(rights) - 1, 0, len(rights) - 1, rights, 0)
     cut = error == "cut off"
-    return {"problem_id": problem, "tokens": tokens, "truncated": cut, "error": error, "correct_strict": not error,
-            **b.row()}  # fmt: skip
+    return {"problem_id": problem, "sample": sample, "tokens": tokens, "truncated": cut, "error": error,
+            "correct_strict": not error, **b.row()}  # fmt: skip
 
 
 def write(folder, model, seed, suite="games"):
     """The folder of `astro eval MODEL --suite`. An answer has 10 tokens an attempt."""
-    rows = [row(i, rights, error, 10 * len(rights)) for i, group in seed.items() for rights, error in group]
+    rows = [
+        row(i, sample, rights, error, 10 * len(rights))
+        for i, group in seed.items()
+        for sample, (rights, error) in enumerate(group)
+    ]
     path = epath.Path(folder)
     (path / suite).mkdir(parents=True)
     responses.write_parquet(path / suite / "answers.parquet", rows)

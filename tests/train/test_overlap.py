@@ -42,7 +42,9 @@ def judge(tmp_path, monkeypatch):
     config = tiny_config(vocab_size=len(tokenizer), n_layers=1)
     llama.save(epath.Path(tmp_path / "judge"), config, tiny_params(config, scale=0.1), tokenizer)
     (tmp_path / "rubric.txt").write_text("{{ problem }} {{ solution }}?")
-    monkeypatch.setattr(judging, "read_verdict", lambda text, verdicts: text and text.endswith(verdicts[0]))
+    monkeypatch.setattr(
+        judging, "read_verdict", lambda text, verdicts: text[-1] if text and text[-1] in verdicts else None
+    )
     settings = cfg.Judge(model=str(tmp_path / "judge"), num_samples=4, pass_share=0.25, max_tokens=32)
     c = cfg.Config(verify=cfg.Verify(judge=settings, verdicts=("e", "t")), sampler=cfg.Sampler(max_num_seqs=4))
     return RunJudge(c, prompts.load({"evaluate": str(tmp_path / "rubric.txt")})["evaluate"], one_device())
