@@ -32,7 +32,7 @@ from astro_jax.sampler.kv_cache import CacheLayout, KVCache
 from astro_jax.sampler.programs import DecodeInputs
 from astro_jax.sampler.sample import SamplingInputs
 from astro_jax.traces import dataset
-from astro_jax.train import grpo, losses, sft
+from astro_jax.train import grpo, losses, micro_batches, sft
 from astro_jax.train.losses import Batch
 from astro_jax.train.policy_loss import RolloutBatch
 from astro_jax.train.state import TrainState, abstract_state, make_accumulate, make_apply, make_optimizer, make_step
@@ -189,7 +189,7 @@ class Plan:
         c = self.c.grpo
         sampler = self.c.rollout_sampler
         layout = self.layout(c.num_generations, self.prompt, c.max_completion_length, c.dtype, sampler)
-        cost = self._train_cost(c, grpo.micro_batch_size(c, self.train), update=False)
+        cost = self._train_cost(c, micro_batches.micro_batch_size(c, self.train), update=False)
         # The reference model of the KL term stays on the devices.
         reference = llama_params.abstract(self.config, self.train, jnp.dtype(c.dtype)) if c.beta else ()
         return [
@@ -300,7 +300,7 @@ class Plan:
 
     def grpo_gradient(self) -> jax.stages.Lowered:
         """Lower the gradient of one micro-batch of GRPO."""
-        shape = (grpo.micro_batch_size(self.c.grpo, self.train), self.c.grpo.max_length)
+        shape = (micro_batches.micro_batch_size(self.c.grpo, self.train), self.c.grpo.max_length)
         loss = grpo.make_loss(self.c.grpo, self.config, self.train)
         c, scores = self.c.grpo, floats(*shape)
         rollouts = RolloutBatch(

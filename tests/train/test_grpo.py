@@ -38,7 +38,7 @@ from astro_jax.countdown import Game
 from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.sampler import Completion, Engine
-from astro_jax.train import grpo, policy_loss
+from astro_jax.train import grpo, micro_batches, policy_loss
 from astro_jax.train.rollouts import Rollout, rollout_metrics, sampling_metrics
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
@@ -173,9 +173,9 @@ def test_metrics_are_means_over_all_optimizer_steps():
     kept = jax.tree.map(np.array, state)
     state, skipped = update(state, broken, np.ones(9))
     assert_trees_equal(state, kept)
-    metrics = grpo.mean_metrics([good, no_gradient, skipped])
+    metrics = micro_batches.mean_metrics([good, no_gradient, skipped])
     assert metrics["skipped_steps"] == 1 and metrics["no_gradient_steps"] == 1
-    metrics = grpo.mean_metrics([good, no_gradient])
+    metrics = micro_batches.mean_metrics([good, no_gradient])
     assert metrics["grad_norm"] == pytest.approx(float(good["grad_norm"]) / 2)
     assert metrics["entropy"] == good["entropy"]  # the step without a gradient has none
     assert metrics["clip_fraction"] == good["clip_fraction"] / 2 > 0

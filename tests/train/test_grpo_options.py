@@ -29,7 +29,7 @@ from astro_jax import config as cfg
 from astro_jax.llama import params as llama_params
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.sampler import Engine
-from astro_jax.train.grpo import micro_batch_sizes, padding_rate
+from astro_jax.train.micro_batches import micro_batch_sizes, padding_rate
 from astro_jax.train.rewards import Rewarder
 from astro_jax.train.rollouts import Rollout, RolloutLog, repetition, reward_array
 from astro_jax.train.state import abstract_state, make_optimizer
