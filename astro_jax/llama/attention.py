@@ -18,8 +18,9 @@ from jax.typing import DTypeLike
 from astro_jax.errors import AstroError
 from astro_jax.mesh import Sharding
 
-# Queries whose scores are live at once in plain XLA: the scores have the shape [B, H, QUERY_CHUNK, S].
-QUERY_CHUNK = 1024
+# Plain XLA takes so many queries at once, in the most groups that leave two such chunks or more to a group.
+QUERY_CHUNK = 128
+QUERY_GROUPS = (8, 4, 2)
 NEG_INF = -1e30
 # Block sizes of splash attention, in tokens. The largest that divides S is used.
 BLOCK_SIZES = (1024, 512, 256, 128)
@@ -193,37 +194,57 @@ def block_size(length: int) -> int:
 def computed_share(kernel: str, length: int) -> float:
     """The share of the S x S attention scores that a kernel computes.
 
-    Splash attention skips the blocks above the diagonal: of 8 x 8 blocks it computes 36, a share of 0.5625.
+    Splash attention and plain XLA skip the blocks above the diagonal: of 8 x 8 blocks they compute 36, a share of
+    0.5625.
     """
-    blocks = length // block_size(length) if kernel == "splash" else 1
+    blocks = length // block_size(length) if kernel == "splash" else query_groups(length) if kernel == "xla" else 1
     return (blocks + 1) / (2 * blocks)
 
 
 def xla(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Compute `attend` in plain XLA, QUERY_CHUNK queries at a time."""
+    """Compute `attend` in plain XLA.
+
+    From 512 tokens on, QUERY_CHUNK queries at a time with the keys up to the end of their group: scores of
+    [B, H, QUERY_CHUNK, S] are live at once, in the backward pass too, which computes them again.
+    """
     _assert_shapes(q, k, v, segment_ids)
     b, s, n, h = q.shape
     n_kv = k.shape[2]
     # Heads before sequence gives plain batched matmuls. XLA on a CPU runs these ten times faster than transposed ones.
     q = q.reshape(b, s, n_kv, n // n_kv, h).transpose(0, 2, 3, 1, 4) * h**-0.5  # [B, K, H / K, S, h]
     k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))  # [B, K, S, h]
-    key_index = jnp.arange(s)
-
-    def chunk(q: jax.Array, q_segment_ids: jax.Array, q_index: jax.Array) -> jax.Array:
-        scores = jnp.einsum("bkgsh,bkth->bkgst", q, k, preferred_element_type=jnp.float32)
-        same_segment = q_segment_ids[:, :, None] == segment_ids[:, None, :]
-        mask = same_segment & (q_index[:, None] >= key_index[None, :])[None]
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEG_INF), axis=-1)
-        return jnp.einsum("bkgst,bkth->bkgsh", weights.astype(v.dtype), v)
-
-    if s <= QUERY_CHUNK or s % QUERY_CHUNK:
-        out = chunk(q, segment_ids, key_index)
+    groups, index = query_groups(s), jnp.arange(s)
+    if groups == 1:
+        out = _attend_chunk(q, segment_ids, index, k, v, segment_ids)
     else:
-        split = functools.partial(_split, chunks=s // QUERY_CHUNK)
-        chunks = (split(q, axis=3), split(segment_ids, axis=1), split(key_index, axis=0))
-        out = jax.lax.map(lambda c: jax.checkpoint(chunk)(*c), chunks)  # [chunks, B, K, H / K, QUERY_CHUNK, h]
+        outs = []
+        for i in range(groups):
+            begin, end = i * s // groups, (i + 1) * s // groups
+            split = functools.partial(_split, chunks=(end - begin) // QUERY_CHUNK)
+            chunks = (split(q[..., begin:end, :], axis=3), split(segment_ids[:, begin:end], axis=1),
+                      split(index[begin:end], axis=0))  # fmt: skip
+            keys = (k[:, :, :end], v[:, :, :end], segment_ids[:, :end])
+            outs.append(jax.lax.map(lambda c, keys=keys: jax.checkpoint(_attend_chunk)(*c, *keys), chunks))
+        out = jnp.concatenate(outs)  # [chunks, B, K, H / K, QUERY_CHUNK, h]
         out = jnp.moveaxis(out, 0, 3).reshape(b, n_kv, n // n_kv, s, h)
     return out.transpose(0, 3, 1, 2, 4).reshape(b, s, n, h)
+
+
+def query_groups(length: int) -> int:
+    """The groups of queries of plain XLA's attention: 4 for 1024 tokens."""
+    return next((n for n in QUERY_GROUPS if length % n == 0 and length // n % (2 * QUERY_CHUNK) == 0), 1)
+
+
+def _attend_chunk(
+    q: jax.Array, q_segment_ids: jax.Array, q_index: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+    """Attend from Q tokens to T: q [B, K, H / K, Q, h], q_segment_ids [B, Q], q_index [Q], k and v [B, K, T, h],
+    segment_ids [B, T]."""
+    scores = jnp.einsum("bkgsh,bkth->bkgst", q, k, preferred_element_type=jnp.float32)
+    same_segment = q_segment_ids[:, :, None] == segment_ids[:, None, :]
+    mask = same_segment & (q_index[:, None] >= jnp.arange(k.shape[2])[None, :])[None]
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEG_INF), axis=-1)
+    return jnp.einsum("bkgst,bkth->bkgsh", weights.astype(v.dtype), v)
 
 
 def _split(x: jax.Array, chunks: int, axis: int) -> jax.Array:
