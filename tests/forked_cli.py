@@ -104,3 +104,9 @@ def start_group(count: int, arguments: list[str], output: Path, prepare: Callabl
         AstroProcess([*arguments, *flags], output.with_name(f"{output.name}-{i}.log"), prepare)
         for i, flags in enumerate(group_flags(count))
     ]
+
+
+def assert_success(processes):
+    """Wait for the end of all processes, and check that each has succeeded."""
+    ends = [process.wait() for process in processes]
+    assert {code for code, _ in ends} == {0}, ends[0][1]

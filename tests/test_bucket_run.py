@@ -6,7 +6,7 @@ import time
 import bucket_server
 import pytest
 import yaml
-from forked_cli import AstroProcess, start_group
+from forked_cli import AstroProcess, assert_success, start_group
 from micro_run import MICRO, products
 
 pytest.importorskip("gcsfs", reason="extra `plan` (gcsfs) is not installed")
@@ -30,8 +30,7 @@ def test_run_in_a_bucket_that_refuses_with_a_killed_process_equals_a_run_on_a_di
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(RUN))
     command = ["run", str(config), "--timeout=20", "--start-timeout=120"]
-    ends = [process.wait() for process in start_group(2, [*command, f"out={tmp_path}/disk"], tmp_path / "disk")]
-    assert [code for code, _ in ends] == [0, 0], ends[0][1]
+    assert_success(start_group(2, [*command, f"out={tmp_path}/disk"], tmp_path / "disk"))
 
     command.append(f"out=gs://{bucket_server.BUCKET}/run")
     with bucket_server.serve() as server:
@@ -44,8 +43,7 @@ def test_run_in_a_bucket_that_refuses_with_a_killed_process_equals_a_run_on_a_di
         second.send_signal(signal.SIGKILL)
         code, output = first.wait()
         assert code == 1 and "process 1 of 2" in output, output
-        ends = [process.wait() for process in start_group(2, command, tmp_path / "again", server.prepare())]
-        assert [code for code, _ in ends] == [0, 0], ends[0][1]
+        assert_success(start_group(2, command, tmp_path / "again", server.prepare()))
         assert server.answered[503] and server.delayed
         assert products(server.download(tmp_path) / "run") == products(tmp_path / "disk")
 

@@ -9,7 +9,7 @@ from collections import Counter
 import bucket_server
 import pytest
 import yaml
-from forked_cli import full_disk, start_group
+from forked_cli import assert_success, full_disk, start_group
 from micro_run import MICRO, products
 
 NUM_PROCESSES = 3
@@ -69,12 +69,6 @@ def interrupt(processes, kind, index, seconds, server):
     return were_alive, codes
 
 
-def undisturbed(out, config, log, prepare=None):
-    """Start the processes of a run, and wait for their end."""
-    ends = [process.wait() for process in start(out, config, log, prepare)]
-    assert [code for code, _ in ends] == [0] * NUM_PROCESSES, ends[0][1]
-
-
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
@@ -85,7 +79,7 @@ def test_random_interruptions_of_three_processes_change_no_byte(place, tmp_path)
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump(RUN))
     # One process would round the sums of three devices in another order.
-    undisturbed(tmp_path / "undisturbed", config, tmp_path / "undisturbed")
+    assert_success(start(tmp_path / "undisturbed", config, tmp_path / "undisturbed"))
     expected, rng = products(tmp_path / "undisturbed"), random.Random(0)
     parent = f"gs://{bucket_server.BUCKET}" if place == "bucket" else str(tmp_path)
     interruptions, finished = Counter(), 0
@@ -107,5 +101,5 @@ def test_random_interruptions_of_three_processes_change_no_byte(place, tmp_path)
                 finished += 1
             print(f"{interruptions.total()} {kind} of process {index}: {codes}; {finished} runs finished")
         name = f"run-{finished}"
-        undisturbed(f"{parent}/{name}", config, tmp_path / name, prepare)
+        assert_success(start(f"{parent}/{name}", config, tmp_path / name, prepare))
         assert_finished(name)

@@ -3,14 +3,13 @@
 1. cut off: the answer reached the limit of tokens.
 2. gave up: the answer is empty, or says that it does not know or that there is no solution, and gives none.
 3. format: the answer is right by another rule of grading, or no answer can be read; Countdown: a line of no known form.
-4. arithmetic: an equation is false.
+4. arithmetic: an equation is false (equations).
 5. rule broken: Countdown only: a number that is not there is used, or numbers are left at the end.
-6. copying: a number of the problem or of an earlier line is stated wrongly.
+6. copying: a number of the problem or of an earlier line is stated wrongly. In a text: an operand that neither the
+   problem, nor an earlier line, nor everyday knowledge gives, or an answer that no calculation gives.
 7. planning: all that can be checked is valid, and leads to a wrong answer.
 
-For Countdown the verifier decides, by the last branch alone. For texts the rules are rough: an equation counts if it
-has two operands, and a number counts as copied wrongly if it is an operand that neither the problem, nor an earlier
-line, nor everyday knowledge gives.
+For Countdown the verifier decides, by the last branch alone. For texts the rules are rough (`is_open`).
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal, get_args
 
+from astro_jax.evaluate import equations
 from astro_jax.types import Problem
 from astro_jax.verify import countdown
 from astro_jax.verify.number import NUMBER, SIGNED, UNSIGNED, parse
-from astro_jax.verify.numeric_answer import false_equations
 
 ErrorClass = Literal["cut off", "gave up", "format", "arithmetic", "rule broken", "copying", "planning"]
 CLASSES: tuple[ErrorClass, ...] = get_args(ErrorClass)
@@ -40,12 +39,11 @@ _GAVE_UP = re.compile(
     re.IGNORECASE,
 )
 _OPERANDS = re.compile(rf"(?<![\w.,])({UNSIGNED})\s*[-+*/x×÷]\s*(?=({UNSIGNED}))")
+_ANSWER = re.compile(r"\\boxed\{[^{}]*\}|####.*|answer is\b[^.\n]*(?:\.\d+)?", re.IGNORECASE)
 _RESULTS = re.compile(rf"=\s*\$?\s*({SIGNED})")
 _LATEX = (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("\\$", ""), ("$", ""), ("\\,", ""), ("−", "-"))
-# Numbers that a solution may use without the problem: units of time, length and angle, percent, squares.
-_EVERYDAY = frozenset(
-    map(Fraction, (0, 1, 2, 3, 4, 7, 8, 10, 12, 24, 30, 31, 36, 52, 60, 90, 100, 180, 360, 365, 1000))
-)
+# Numbers that a solution may use without the problem: pairs, sides, units of time, length and angle, percent.
+_EVERYDAY = frozenset(map(Fraction, (0, 2, 4, 7, 12, 24, 30, 31, 52, 60, 90, 100, 180, 360, 365, 1000)))
 _WORDS = {
     word: Fraction(value)
     for value, words in enumerate(
@@ -76,11 +74,13 @@ def classify(
     text = _plain(response)
     if right_by_other_rule:
         return "format"
-    if false_equations(text):
+    if equations.find_false(text):
         return "arithmetic"
     if answer is None:
         return "format"
-    return "copying" if unknown_operands(problem.prompt, text) else "planning"
+    if unknown_operands(problem.prompt, text) or _is_underived(problem.prompt, text, answer):
+        return "copying"
+    return "planning"
 
 
 def is_open(problem: Problem, error: ErrorClass) -> bool:
@@ -99,12 +99,26 @@ def _plain(text: str) -> str:
     return text
 
 
+def _is_underived(prompt: str, text: str, answer: str) -> bool:
+    """Whether the answer is a number that no calculation gives, of the problem or from nowhere."""
+    value, rest = parse(answer), _ANSWER.sub(" ", text)
+    if value is None:
+        return False
+    results = {abs(x) for number in _RESULTS.findall(rest) if (x := parse(number)) is not None}
+    return abs(value) not in results and (abs(value) in _numbers(prompt) or abs(value) not in _numbers(rest))
+
+
+def _numbers(text: str) -> set[Fraction]:
+    """The numbers of a text, in figures and in words, without their signs."""
+    values = {abs(value) for number in NUMBER.findall(_plain(text)) if (value := parse(number)) is not None}
+    return values | {_WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in _WORDS}
+
+
 def unknown_operands(prompt: str, text: str) -> list[str]:
     """Find the operands that neither the problem, nor an earlier result, nor everyday knowledge gives."""
-    prompt = _plain(prompt)
-    known = {value for number in NUMBER.findall(prompt) if (value := parse(number)) is not None} | _EVERYDAY
-    known |= {abs(x) for x in known} | {_WORDS[w] for w in re.findall(r"[a-z]+", prompt.lower()) if w in _WORDS}
-    known |= {x / 100 for x in known} | {1 - x / 100 for x in known} | {1 + x / 100 for x in known}  # percents
+    given = _numbers(prompt)
+    percents = {1 + sign * x / 100 for x in given for sign in (-1, 1)} | {x / 100 for x in given}
+    known = given | percents | _EVERYDAY
     unknown = []
     for match in sorted([*_OPERANDS.finditer(text), *_RESULTS.finditer(text)], key=re.Match.start):
         if match.re is _OPERANDS:

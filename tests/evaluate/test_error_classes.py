@@ -1,5 +1,8 @@
 """The error classes of wrong responses, against labels by hand."""
 
+import json
+from pathlib import Path
+
 import pytest
 from error_labels import GAMES, TEXTS
 
@@ -28,10 +31,28 @@ def test_at_least_100_responses_are_labelled_and_each_class_is_there():
     assert all(labels.count(name) >= 8 for name in error_classes.CLASSES)
 
 
-@pytest.mark.parametrize("responses", [GAMES, TEXTS], ids=["Countdown", "texts"])
+# Responses of SmolLM2-135M-Instruct to word problems made up for this project, labelled by readers who did not know the
+# rules. The rules were written after the first 125 labels, and the rule on underived answers after all.
+SMOLLM2 = [
+    (row["error"], row["prompt"], row["gold"], row["response"])
+    for row in map(json.loads, Path(__file__).with_name("smollm2_errors.jsonl").read_text().splitlines())
+]
+
+
+@pytest.mark.parametrize("responses", [GAMES, TEXTS, SMOLLM2], ids=["Countdown", "texts", "SmolLM2"])
 def test_rules_agree_with_the_labels(responses):
     agree = [class_of(*entry) == label for label, *entry in responses]
     assert sum(agree) / len(agree) >= 0.85
+
+
+@pytest.mark.parametrize(
+    "text, error",
+    [("The answer is 12.", "copying"), ("So it is \\boxed{9}.", "copying"),
+     ("Nine is left. The answer is 9.", "planning"), ("12 - 3 = 9. The answer is 9.", "planning"),
+     ("12 - 3 = 9. The answer is 12.", "copying")],
+)  # fmt: skip
+def test_an_answer_that_no_calculation_gives_is_copied(text, error):
+    assert class_of("Tom has 12 jars and sells 3 dozen eggs.", "5", text) == error
 
 
 @pytest.mark.parametrize(
