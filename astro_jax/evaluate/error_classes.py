@@ -20,9 +20,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal, get_args
 
-from astro_jax.evaluate import equations
 from astro_jax.types import Problem
-from astro_jax.verify import countdown
+from astro_jax.verify import countdown, equations
 from astro_jax.verify.number import NUMBER, SIGNED, UNSIGNED, parse
 
 ErrorClass = Literal["cut off", "gave up", "format", "arithmetic", "rule broken", "copying", "planning"]

@@ -40,7 +40,8 @@ def test_last_marked_answer_counts(response, answer, correct):
         ("8 / 3 = 2.7\nThe answer is 2.7", True),
         ("8 / 3 = 2.5\nThe answer is 2.5", False),
         ("5 * 7 = 35.5 The answer is 35.5", False),
-        ("3 + 4 + 5 = 12\nThe answer is 12", True),  # equations of three operands are not checked
+        ("3 + 4 + 5 = 12\nThe answer is 12", True),
+        ("3 apples + 4 + 5 = 13 apples\nThe answer is 13", False),
         ("5 x 7 = 35, 4 / 0 = 3\nThe answer is 3", False),
         ("No number", False),
     ],

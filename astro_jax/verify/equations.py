@@ -17,6 +17,7 @@ from astro_jax.verify.number import UNSIGNED, calculate, parse
 
 _OPERATORS = {"+": "+", "-": "-", "−": "-", "*": "*", "x": "*", "×": "*", "/": "/", "÷": "/"}
 _SIGN = r"[-−+*/x×÷]"
+# Words after a number that are not its unit, so that "3 and 4 * 2" begins at 4.
 _NO_UNIT = (
     "x|is|are|was|and|or|so|then|equals?|times|plus|minus|divided|by|than|more|less|of|to|from|in|on|at|for|which"
 )
@@ -25,12 +26,13 @@ _UNIT = (
     r"|(?:cm|mm|km|kg|mg|ml|lbs?|oz|mph)(?!\w))"
 )
 _NUMBER = rf"(?:\$[ ]?)?{UNSIGNED}(?![\d])(?![.,]\d)%?(?![A-Za-z]*\d)"
+# All repetitions are bounded, since a text may be hostile.
 _TERM = rf"{_NUMBER}(?:{_UNIT}){{0,4}}"
 _SIDE = rf"{_TERM}(?:[ ]*{_SIGN}[ ]*{_TERM}){{0,11}}"
 _EQUATION = re.compile(rf"(?<![\w.,$:])({_SIDE}(?:[ ]*=[ ]*{_SIDE}){{1,11}})(?![\w^({{\\:])(?![ ]*{_SIGN}[ ]*[\w($\\])")
 _TOKEN = re.compile(rf"({UNSIGNED})(%?)|(?<![A-Za-z])({_SIGN})(?![A-Za-z])")
 _CONTINUES = re.compile(r"[-−+*/x×÷^({\\][ ]*$")  # before an equation: it begins earlier
-_MOST_PERCENTS = 4
+_MOST_PERCENTS = 4  # each has two values
 
 
 class _Side(NamedTuple):
@@ -103,7 +105,7 @@ def _agree(a: _Side, b: _Side) -> bool:
     if sum(a.is_percent) + sum(b.is_percent) > _MOST_PERCENTS:
         return True
     left, right = a.values(), b.values()
-    if not left or not right or any(x == y for x, _ in left for y, _ in right):
+    if any(x == y for x, _ in left for y, _ in right):
         return True
     if b.signs:
         right = [(b.numbers[0], Fraction(1, 10**b.places))] if a.signs else []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from astro_jax.evaluate import equations
+from astro_jax.verify import equations
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from astro_jax.evaluate import equations
         "$12 * 2 = $25", "18 cm + 18 = 26 cm", "16 / 25 = 16%", "32 cups = 75 cents * 6 = 40 cents",
         "1,200 - 1 = 1,000", "20 = 5 * 3", "35 / 65 = 1/5", "20 apples = 5 apples * 3",
         "16 km / 2.5 hours = 8.5 km", "2.5 * 2.5 = 6.5", "15 * 100% = 1500",
-        "5 + 3 = 8 * 2 = 17", "x = 2 * 3 = 7",
+        "5 + 3 = 8 * 2 = 17", "x = 2 * 3 = 7", "4 / 0 = 3",
         "5kg + 3kg = 9kg", "7 x 8 = 54", "9 − 4 ÷ 2 = 2.5",
     ],
 )  # fmt: skip
@@ -29,7 +29,7 @@ def test_false_equations_are_found(text):
         "25% * 80 = 20", "100% - 25% = 75%", "10 / 3 = 3.33", "10 / 3 = 3", "10 / 3 = 3.34", "5 + 3 = 8 * 2 = 16",
         "2.5 * 2.5 = 6.2", "8 litres = 800 litres", "3 hours = 3 * 60 minutes = 180", "2 dozen = 2 * 12 = 24",
         "10 / 3 = 3.33 * 6 = 19.98",
-        "4 / 0 = 3", "$3.60 * 2 = $7.20",
+        "$3.60 * 2 = $7.20",
         # What is left alone: variables, brackets, powers, times of day, LaTeX, words in the place of a sign.
         "2x + 3 = 11", "2 x + 3 = 11", "y - 5 * 3 = 15", "(5 + 3) * 2 = 16", "5 + (3 * 2) = 11", "20 = 2 * (3 + 7)",
         "2 + 4^2 = 18",
