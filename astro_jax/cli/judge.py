@@ -6,12 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
 from astro_jax import distributed
 from astro_jax.errors import AstroError
+
+if TYPE_CHECKING:
+    from astro_jax.judge import Judge
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,16 +40,15 @@ def _add_options(parser: argparse.ArgumentParser, rubric: str) -> None:
     parser.add_argument("--n", type=int, default=8, metavar="N", help="judgements of each answer (default %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="T",
                         help="most tokens of a judgement (default %(default)s)")  # fmt: skip
-    parser.add_argument("--limit", type=int, metavar="ANSWERS", help="only the first answers")
+    parser.add_argument("--limit", type=int, metavar="L", help="read only the first L answers, right ones too")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace, command: str) -> int:
     """Judge answers, print the rates, and write them beside the answers."""
     from astro_jax.evaluate import judged
-    from astro_jax.judge import Judge
 
-    judge = _Judge(args, "evaluate", judged.folder_of)
+    judge = _JudgeCommand(args, "evaluate", judged.folder_of)
     rule = judge.c.verify.report_rule
     answers = judged.read(judge.answers, rule)[: args.limit]
 
@@ -60,9 +62,8 @@ def run_errors(args: argparse.Namespace, command: str) -> int:
     """Let a model name the errors that the rules leave open, and print and write the classes."""
     from astro_jax import storage
     from astro_jax.evaluate import judged_errors
-    from astro_jax.judge import Judge
 
-    judge = _Judge(args, "classify", judged_errors.folder_of)
+    judge = _JudgeCommand(args, "classify", judged_errors.folder_of)
     wrong, answers = judged_errors.read(judge.answers, args.limit)
     labels = judged_errors.read_labels(storage.absolute(args.labels), wrong) if args.labels else {}
 
@@ -72,7 +73,7 @@ def run_errors(args: argparse.Namespace, command: str) -> int:
     return judge.run(command, tuple(judged_errors.VERDICTS), measure, _errors_table)
 
 
-class _Judge:
+class _JudgeCommand:
     """What both commands share: the settings of the judge, and the course of a command."""
 
     def __init__(self, args: argparse.Namespace, rubric: str, folder_of: Callable[[epath.Path, str], epath.Path]):

@@ -1,15 +1,18 @@
-"""Class the wrong answers of a model by rules. Each wrong answer has one class, the first that applies:
+"""Class the wrong responses of a model by rules. Each has one class.
 
-1. cut off: the answer reached the limit of tokens.
-2. gave up: the answer is empty, or says that it does not know or that there is no solution, and gives none.
-3. format: the answer is right by another rule of grading, or no answer can be read; Countdown: a line of no known form.
-4. arithmetic: an equation is false (equations).
-5. rule broken: Countdown only: a number that is not there is used, or numbers are left at the end.
-6. copying: a number of the problem or of an earlier line is stated wrongly. In a text: an operand that neither the
-   problem, nor an earlier line, nor everyday knowledge gives, or an answer that no calculation gives.
+For a text it is the first that applies:
+1. cut off: the response reached the limit of tokens.
+2. gave up: it is empty, or says that it does not know or that there is no solution, and gives no answer.
+3. format: its answer is right by another rule of grading.
+4. arithmetic: an equation is false (`verify.equations`).
+5. format: no answer can be read.
+6. copying: an operand comes neither from the problem, nor from an earlier line, nor from everyday knowledge, or no
+   calculation gives the answer.
 7. planning: all that can be checked is valid, and leads to a wrong answer.
 
-For Countdown the verifier decides, by the last branch alone. For texts the rules are rough (`is_open`).
+For Countdown the verifier decides after the first two, by the first line of the last branch that has a fault: format (a
+line of no known form), arithmetic, rule broken (a number that is not there is used, or numbers are left at the end) or
+copying (numbers are stated wrongly). Without such a line it is planning.
 """
 
 from __future__ import annotations
@@ -83,7 +86,7 @@ def classify(
 
 
 def is_open(problem: Problem, error: ErrorClass) -> bool:
-    """Whether the rules only guess the class: in a text they see few false sums, and no wrong reading in words."""
+    """Whether the rules only guess the class: in a text they see no calculation in words."""
     return problem.task != "countdown" and error in ("copying", "planning")
 
 
@@ -115,9 +118,9 @@ def _numbers(text: str) -> set[Fraction]:
 
 def unknown_operands(prompt: str, text: str) -> list[str]:
     """Find the operands that neither the problem, nor an earlier result, nor everyday knowledge gives."""
-    given = _numbers(prompt)
-    percents = {1 + sign * x / 100 for x in given for sign in (-1, 1)} | {x / 100 for x in given}
-    known = given | percents | _EVERYDAY
+    of_prompt = _numbers(prompt)
+    percents = {1 + sign * x / 100 for x in of_prompt for sign in (-1, 1)} | {x / 100 for x in of_prompt}
+    known = of_prompt | percents | _EVERYDAY
     unknown = []
     for match in sorted([*_OPERANDS.finditer(text), *_RESULTS.finditer(text)], key=re.Match.start):
         if match.re is _OPERANDS:

@@ -1,8 +1,7 @@
 """A model as a judge of wrong answers: it names the error where the rules (error_classes) only guess.
 
-The rules decide on games, on false equations, and on texts without an end or an answer. In a text they do not see a sum
-in words, or a number that is read wrongly in words. There the class is the one that most judgements name, else that of
-the rules.
+The rules leave the texts of the classes copying and planning open: they see no calculation in words. The judge gives N
+judgements of each, and the class that most of them name wins. In a tie, and without a class, that of the rules stays.
 
 OUT/judgements-*.jsonl  the votes of each open answer; resumable
 OUT/errors-00000.jsonl  the class of each open answer
@@ -60,7 +59,7 @@ def read(folder: epath.Path, limit: int | None = None) -> tuple[list[WrongAnswer
       limit: only so many answers, right ones too.
 
     Raises:
-      AstroError: when the folder holds none, or answers of an older version, and when the rules decide on all.
+      AstroError: when the folder holds none, or answers of an older version, and when no class is open.
     """
     if not (folder / suites.ANSWERS).exists():
         raise AstroError(
@@ -73,9 +72,7 @@ def read(folder: epath.Path, limit: int | None = None) -> tuple[list[WrongAnswer
         )
     wrong = [_wrong_answer(row) for row in rows if row["error"] is not None]
     if not any(answer.is_open for answer in wrong):
-        raise AstroError(
-            f"{folder}: the rules decide on the class of all {len(wrong)} wrong answers, so there is nothing to judge"
-        )
+        raise AstroError(f"{folder}: {len(wrong)} answers are wrong, and the rules leave none of their classes open")
     return wrong, len(rows)
 
 
@@ -86,7 +83,7 @@ def _wrong_answer(row: Json) -> WrongAnswer:
 
 
 def read_labels(path: epath.Path, wrong: Sequence[WrongAnswer]) -> dict[Key, ErrorClass]:
-    """Read error classes by hand: JSONL of `problem_id`, `sample` and `error`. Other fields are ignored.
+    """Read error classes by hand: JSONL of `problem_id`, `sample` (else 0) and `error`. Other fields are ignored.
 
     Raises:
       AstroError: for a file without a label, a class that is not known, and an answer that is not among the wrong ones.
@@ -97,7 +94,9 @@ def read_labels(path: epath.Path, wrong: Sequence[WrongAnswer]) -> dict[Key, Err
         if label not in CLASSES:
             raise AstroError(f"{path}, line {number}: error is {label!r}; the classes are {', '.join(CLASSES)}")
         if key not in keys:
-            raise AstroError(f"{path}, line {number}: problem_id {key[0]!r}, sample {key[1]!r} is no wrong answer here")
+            raise AstroError(
+                f"{path}, line {number}: problem_id {key[0]!r}, sample {key[1]!r} is not among the wrong answers read"
+            )
         labels[key] = label
     if not labels:
         raise AstroError(f"{path}: no labels; a line needs problem_id, sample and error")
@@ -121,7 +120,8 @@ def measure(
       labels: classes by hand.
 
     Returns:
-      `answers`, `wrong` and `open`, counts; `unread`, the share of judgements that name no class; `changed`, the share
+      `answers`, `wrong` and `open`, counts; `unread`, the share of judgements that name no class, were cut off, or were
+      not sampled because the prompt was too long; `changed`, the share
       of the open answers whose class the judge changes; `by_rules` and `errors`, the shares of all answers by class,
       without and with the judge (error_classes.summarize); with labels `agreement` (`agreement`), of all labelled
       answers and of the open ones among them.
@@ -198,11 +198,14 @@ def read_classes(answers: epath.Path, judge: str) -> dict[Key, ErrorClass]:
     """Read the classes that a judge has given to answers. There are none where all classes are decided by rules.
 
     Raises:
-      AstroError: when the judge has not finished, or has not begun though the rules leave classes open.
+      AstroError: when the judge has not read all answers whose class the rules leave open.
     """
     folder = folder_of(answers, judge)
-    if (folder / judged.RESULT).exists():
+    result = folder / judged.RESULT
+    if result.exists() and storage.read_json(result)["settings"].get("limit") is None:
         return {(row["problem_id"], row["sample"]): row["error"] for row in Shards(folder, _ERRORS).read()}
     if any(row.get("error_is_open") for row in responses.read_parquet(answers / suites.ANSWERS)):
-        raise AstroError(f"{answers}: errors not judged; run `astro errors {judge} {answers}` to its end first")
+        raise AstroError(
+            f"{answers}: errors not judged; run `astro errors {judge} {answers}` to its end, without --limit"
+        )
     return {}

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from astro_jax.errors import AstroError
 from astro_jax.mesh import Sharding
 
-# Plain XLA takes so many queries at once, in the most groups that leave two such chunks or more to a group.
+# Plain XLA takes so many queries at once, in the most groups of equal length that have two such chunks or more.
 QUERY_CHUNK = 128
 QUERY_GROUPS = (8, 4, 2)
 NEG_INF = -1e30
@@ -195,16 +195,16 @@ def computed_share(kernel: str, length: int) -> float:
     """The share of the S x S attention scores that a kernel computes.
 
     Splash attention and plain XLA skip the blocks above the diagonal: of 8 x 8 blocks they compute 36, a share of
-    0.5625.
+    0.5625. What cuDNN skips is not counted.
     """
     blocks = length // block_size(length) if kernel == "splash" else query_groups(length) if kernel == "xla" else 1
     return (blocks + 1) / (2 * blocks)
 
 
 def xla(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Compute `attend` in plain XLA.
+    """Compute `attend` in plain XLA: all queries at once, or in `query_groups`.
 
-    From 512 tokens on, QUERY_CHUNK queries at a time with the keys up to the end of their group: scores of
+    A group takes QUERY_CHUNK queries at a time, with the keys up to the end of the group: scores of
     [B, H, QUERY_CHUNK, S] are live at once, in the backward pass too, which computes them again.
     """
     _assert_shapes(q, k, v, segment_ids)
@@ -231,15 +231,26 @@ def xla(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax
 
 
 def query_groups(length: int) -> int:
-    """The groups of queries of plain XLA's attention: 4 for 1024 tokens."""
-    return next((n for n in QUERY_GROUPS if length % n == 0 and length // n % (2 * QUERY_CHUNK) == 0), 1)
+    """Return the number of groups of queries in plain XLA's attention: 4 for 1024 tokens, 1 for 640."""
+    chunks, rest = divmod(length, QUERY_CHUNK)
+    return next((n for n in QUERY_GROUPS if not rest and chunks % n == 0 and chunks >= 2 * n), 1)
 
 
 def _attend_chunk(
     q: jax.Array, q_segment_ids: jax.Array, q_index: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
 ) -> jax.Array:
-    """Attend from Q tokens to T: q [B, K, H / K, Q, h], q_segment_ids [B, Q], q_index [Q], k and v [B, K, T, h],
-    segment_ids [B, T]."""
+    """Compute causal attention of N queries to the first P tokens.
+
+    Args:
+      q: [B, K, H / K, N, h], divided by the root of h.
+      q_segment_ids: [B, N].
+      q_index: [N] places of the queries.
+      k, v: [B, K, P, h].
+      segment_ids: [B, P].
+
+    Returns:
+      [B, K, H / K, N, h].
+    """
     scores = jnp.einsum("bkgsh,bkth->bkgst", q, k, preferred_element_type=jnp.float32)
     same_segment = q_segment_ids[:, :, None] == segment_ids[:, None, :]
     mask = same_segment & (q_index[:, None] >= jnp.arange(k.shape[2])[None, :])[None]

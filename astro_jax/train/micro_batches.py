@@ -20,7 +20,7 @@ class Update(NamedTuple):
     """The rollouts of one optimizer step.
 
     Attributes:
-      micro_batches: RolloutBatches of NumPy arrays [rows, max_length]. None if nothing can be learned.
+      micro_batches: RolloutBatches of NumPy arrays [rows, max_length]. Empty if nothing can be learned.
       tokens: of all completions of the update, also of those without an advantage.
     """
 
@@ -53,8 +53,8 @@ def pack(
     packed = RolloutBatch(batch, extras["advantages"], extras["sampler_logprobs"], chosen=extras.get("chosen"))
     packed = jax.tree.map(lambda x: np.pad(x, [(0, sum(row_counts) - len(x)), (0, 0)]), packed)
     bounds = [0, *np.cumsum(row_counts)]
-    cuts = [slice(*pair) for pair in itertools.pairwise(bounds)]
-    return Update([jax.tree.map(lambda x, cut=cut: x[cut], packed) for cut in cuts], sum(sizes))
+    slices = [slice(*pair) for pair in itertools.pairwise(bounds)]
+    return Update([jax.tree.map(lambda x, rows=rows: x[rows], packed) for rows in slices], sum(sizes))
 
 
 def _document(r: Rollout, advantage: float, weight: float, chosen: np.ndarray | None = None) -> data.Document:
@@ -79,23 +79,25 @@ def micro_batch_size(c: cfg.Grpo, sharding: Sharding) -> int:
 def micro_batch_sizes(rows: int, c: cfg.Grpo, sharding: Sharding) -> list[int]:
     """Return the rows of each micro-batch: as many whole ones as `rows` fill, then smaller ones.
 
-    There are two sizes, so that two programs are compiled: `micro_batch_size`, and an eighth of that. Example: 41 rows
-    with a size of 32 are 32 + 4 + 4 + 4. A size below 8 is not split.
+    There are two sizes, so that two programs are compiled: `micro_batch_size`, and an eighth of that, rounded up to a
+    multiple of the devices. Example: 41 rows with a size of 32 are 32 + 4 + 4 + 4. A whole one takes the place of
+    smaller ones that would have as many rows, so 31 rows are 32. A size below 8 is not split.
     """
     whole, devices = micro_batch_size(c, sharding), sharding.batch_size
     part = -(-(whole // 8) // devices) * devices or whole
     full, rest = divmod(rows, whole)
-    return full * [whole] + min([whole] * bool(rest), -(-rest // part) * [part], key=sum)
+    parts = -(-rest // part)
+    return [whole] * (full + 1) if parts * part >= whole else [whole] * full + [part] * parts
 
 
 def padding_rate(update: Update) -> float:
-    """Return the share of the tokens of an update's micro-batches that are padding."""
+    """Return the share of padding among the tokens of an update with at least one micro-batch."""
     is_token = [(m.batch.segment_ids > 0).reshape(-1) for m in update.micro_batches]
     return 1 - float(np.concatenate(is_token).mean())
 
 
 def token_metrics(parts: Sequence[dict[str, Any]], tokens: int) -> dict[str, float]:
-    """Join the metrics of the micro-batches of an update: means over tokens, and maxima.
+    """Join the metrics of the micro-batches of an update: the sum of `loss`, maxima, and means over tokens.
 
     Args:
       parts: of `make_loss`, one a micro-batch.

@@ -1,8 +1,8 @@
-"""Find the false equations of a text: "11 * 11 * 2 = 121", "27 sheep * 16 ducks = 420 legs", "5 + 3 = 8 * 2 = 16".
+"""Find the false equations of a text, such as "11 * 11 * 2 = 121" and "27 sheep * 16 ducks = 420 legs".
 
 A side of an equation is numbers with signs between them. Words may follow a number as its unit. An equation that holds
-anything else, such as a variable, brackets around numbers or a power, is left alone. Nothing is evaluated but sums of
-exact fractions.
+anything else, such as a variable, brackets around numbers or a power, is left alone. "5 + 3 = 8 * 2 = 16" counts as
+true: the second side goes on from 8. Only +, -, * and / of exact fractions are computed.
 """
 
 from __future__ import annotations
@@ -59,25 +59,29 @@ class _Side(NamedTuple):
         """
         unit, is_product = Fraction(1, 10**self.places), not {*self.signs}.isdisjoint("*/")
         scales = [(100,) if percent and is_product else (1, 100) if percent else (1,) for percent in self.is_percent]
-        found = []
+        values = []
         for scale in itertools.product(*scales):
             value = _compute([x / y for x, y in zip(self.numbers, scale, strict=True)], self.signs)
             if value is not None:
-                found.append((value, unit / scale[0]))
-        return found
+                values.append((value, unit / scale[0]))
+        return values
 
 
 def find_false(text: str) -> list[str]:
-    """Find the equations of which two neighbouring sides differ. A quotient may be rounded or cut."""
-    found = []
+    """Find the equations of which two neighbouring sides differ.
+
+    A quotient, and a result with decimals, may be off by less than one unit of its last place. A number alone is not
+    compared with another one alone, nor with a side that lacks its unit: "3 hours = 3 * 60 minutes".
+    """
+    equations = []
     for match in _EQUATION.finditer(text):
         before = text[text.rfind("\n", 0, match.start()) + 1 : match.start()].strip()
         if before not in ("-", "*") and _CONTINUES.search(before):  # these are the marks of a list
             continue
         sides = [_read(side) for side in match[1].split("=")]
         if not all(_agree(a, b) for a, b in itertools.pairwise(sides)):
-            found.append(match[0])
-    return found
+            equations.append(match[0])
+    return equations
 
 
 def _read(text: str) -> _Side:

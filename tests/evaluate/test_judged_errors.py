@@ -107,14 +107,22 @@ def test_pooled_figures_take_the_classes_of_the_judge(tmp_path):
     by_rules, by_judge = (pooled.read(folder, judge) for judge in (None, "org/judge"))
     assert [a.error for a in by_rules["a"] + by_rules["b"]] == [error for _, error, *_ in ANSWERS.values()]
     assert [a.error for a in by_judge["a"] + by_judge["b"]] == [None, "arithmetic", *BY_JUDGE.values()]
+    result = judged_errors.folder_of(folder, "org/judge") / "result.json"
+    result.write_text(
+        result.read_text()
+        .replace('"settings":{', '"settings":{"limit":2,')
+        .replace('"settings": {', '"settings": {"limit": 2,')
+    )
+    with pytest.raises(AstroError, match="to its end, without --limit"):
+        pooled.read(folder, "org/judge")
     decided = write(tmp_path / "decided", **behaviour, error="planning", error_is_open=False)
     assert {a.error for a in pooled.read(decided, "org/judge")["a"]} == {"planning"}
 
 
 @pytest.mark.parametrize(
     "changes, message",
-    [({"error_is_open": False}, "the rules decide on the class of all 5 wrong answers"),
-     ({"error": None}, "the rules decide on the class of all 0 wrong answers")],
+    [({"error_is_open": False}, "5 answers are wrong, and the rules leave none"),
+     ({"error": None}, "0 answers are wrong, and the rules leave none")],
 )  # fmt: skip
 def test_answers_without_an_open_class_are_refused(changes, message, tmp_path):
     with pytest.raises(AstroError, match=message):
@@ -135,7 +143,7 @@ def test_other_folders_are_refused(tmp_path):
         ([], "no labels; a line needs problem_id, sample and error"),
         ([sample("six") | {"error": "sums"}], "line 1: error is 'sums'; the classes are cut off, gave up, format"),
         ([sample("six") | {"error": "copying"}, sample("right") | {"error": "copying"}],
-         "line 2: problem_id 'a', sample 0 is no wrong answer here"),
+         "line 2: problem_id 'a', sample 0 is not among the wrong answers"),
     ],
 )  # fmt: skip
 def test_labels_that_do_not_fit_are_refused(rows, message, tmp_path):

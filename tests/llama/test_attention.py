@@ -257,3 +257,5 @@ def test_computed_share_has_no_blocks_above_the_diagonal():
     assert attention.computed_share("splash", 8192) == attention.computed_share("xla", 8192) == 36 / 64
     assert attention.computed_share("splash", 1024) == attention.computed_share("xla", 300) == 1
     assert attention.computed_share("xla", 1024) == 10 / 16
+    groups = {256: 1, 512: 2, 640: 1, 768: 2, 1024: 4, 1536: 4, 2048: 8, 4096: 8}
+    assert {length: attention.query_groups(length) for length in groups} == groups
