@@ -188,10 +188,10 @@ def test_behaviour_and_errors_stand_in_the_result_and_in_each_row(evaluated):
     assert result["behaviour"]["attempts"] == 1 and result["behaviour"]["first_attempt_right"] == round(6 / 12, 4)
     # "So $x = 2$." is right by the rule math500; "I do not know." gives up; the other wrong answers have valid steps.
     errors = {name: share for name, share in result["errors"].items() if share}
-    expected = {"cut off": 1, "gave up": 1, "format": 1, "planning": 5}
+    expected = {"cut off": 1, "gave up": 1, "format": 1, "copying": 5}
     assert errors == {name: round(n / 12, 4) for name, n in expected.items()}
     rows = responses.read_parquet(epath.Path(folder) / suites.ANSWERS)
-    assert [r["error"] for r in rows[8:]] == ["cut off", "gave up", "planning", "planning"]
+    assert [r["error"] for r in rows[8:]] == ["cut off", "gave up", "copying", "copying"]
     assert rows[0]["error"] is None and rows[0]["attempts"] == 1
 
 
