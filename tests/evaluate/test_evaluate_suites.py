@@ -186,7 +186,7 @@ def test_gold_answers_that_are_not_read_are_counted_and_listed(verifier):
 def test_behaviour_and_errors_stand_in_the_result_and_in_each_row(evaluated):
     folder, result, _ = evaluated
     assert result["behaviour"]["attempts"] == 1 and result["behaviour"]["first_attempt_right"] == round(6 / 12, 4)
-    # "So $x = 2$." is right by the rule math500; "I do not know." gives up; the other wrong answers have valid steps.
+    # "So $x = 2$." is right by the rule math500; "I do not know." gives up; the other wrong numbers come from nowhere.
     errors = {name: share for name, share in result["errors"].items() if share}
     expected = {"cut off": 1, "gave up": 1, "format": 1, "copying": 5}
     assert errors == {name: round(n / 12, 4) for name, n in expected.items()}
