@@ -196,7 +196,7 @@ def read(folder: epath.Path, judge: str | None = None) -> dict[str, list[Answer]
                 f"{folder}: judged by an older version; run the same `astro eval` again, which samples nothing"
             )
         # None for an answer that is right by the main rule
-        error = by_judge.get((row["problem_id"], row.get("sample")), row["error"])
+        error = by_judge.get((row["problem_id"], row["sample"]), row["error"])
         forced = bool(row["forced_at"]) if has_floor else None
         answer = Answer(error is None, row["tokens"], row["truncated"], error, Behaviour.from_json(row), forced)
         answers.setdefault(row["problem_id"], []).append(answer)

@@ -24,7 +24,7 @@ def write(run, name, answers):
             b = Behaviour(0, len(rights) - 1, 0, len(rights) - 1, rights, 0)
             error = None if rights[-1] else "planning"
             facts = {"correct": rights[-1], "tokens": 10 * len(rights), "truncated": False, "error": error}
-            rows.append({"problem_id": problem, **facts, "forced_at": [], **b.row()})
+            rows.append({"problem_id": problem, "sample": i, **facts, "forced_at": [], **b.row()})
             if not i:
                 held_out.append({"problem_id": problem, "sampled": facts | {"behaviour": vars(b)}})
     dump_lines(run / f"eval/{name}/answers-00000.jsonl", held_out)
