@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     """Judge answers, print the rates, and write them beside the answers."""
     from astro_jax.evaluate import judged
 
-    judge = _JudgeCommand(args, "evaluate", judged.folder_of)
+    judge = _JudgeCommand("judge", args, "evaluate", judged.folder_of)
     rule = judge.c.verify.report_rule
     answers = judged.read(judge.answers, rule)[: args.limit]
 
@@ -63,7 +63,7 @@ def run_errors(args: argparse.Namespace, command: str) -> int:
     from astro_jax import storage
     from astro_jax.evaluate import judged_errors
 
-    judge = _JudgeCommand(args, "classify", judged_errors.folder_of)
+    judge = _JudgeCommand("errors", args, "classify", judged_errors.folder_of)
     wrong, answers = judged_errors.read(judge.answers, args.limit)
     labels = judged_errors.read_labels(storage.absolute(args.labels), wrong) if args.labels else {}
 
@@ -76,13 +76,15 @@ def run_errors(args: argparse.Namespace, command: str) -> int:
 class _JudgeCommand:
     """What both commands share: the settings of the judge, and the course of a command."""
 
-    def __init__(self, args: argparse.Namespace, rubric: str, folder_of: Callable[[epath.Path, str], epath.Path]):
+    def __init__(
+        self, name: str, args: argparse.Namespace, rubric: str, folder_of: Callable[[epath.Path, str], epath.Path]
+    ):
         from astro_jax import config, prompts, storage
         from astro_jax.evaluate import model_suites
         from astro_jax.llama import paths
 
         if min(args.n, args.max_tokens, 1 if args.limit is None else args.limit) < 1:
-            raise AstroError("--n, --max-tokens and --limit are at least 1")
+            raise AstroError(f"{name}: --n, --max-tokens and --limit are at least 1")
         self.args, self.answers = args, storage.absolute(args.answers)
         self.model = paths.resolve(args.model, download=True)
         out = f"out={json.dumps(str(folder_of(self.answers, args.model)))}"

@@ -24,8 +24,8 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from astro_jax.types import Problem
-from astro_jax.verify import countdown, equations
-from astro_jax.verify.number import NUMBER, SIGNED, UNSIGNED, parse
+from astro_jax.verify import countdown, equations, number
+from astro_jax.verify.number import SIGNED, UNSIGNED, parse
 
 ErrorClass = Literal["cut off", "gave up", "format", "arithmetic", "rule broken", "copying", "planning"]
 CLASSES: tuple[ErrorClass, ...] = get_args(ErrorClass)
@@ -106,14 +106,15 @@ def _is_underived(prompt: str, text: str, answer: str) -> bool:
     value, rest = parse(answer), _ANSWER.sub(" ", text)
     if value is None:
         return False
-    results = {abs(x) for number in _RESULTS.findall(rest) if (x := parse(number)) is not None}
+    results = {abs(x) for result in _RESULTS.findall(rest) if (x := parse(result)) is not None}
     return abs(value) not in results and (abs(value) in _numbers(prompt) or abs(value) not in _numbers(rest))
 
 
 def _numbers(text: str) -> set[Fraction]:
     """The numbers of a text, in figures and in words, without their signs."""
-    values = {abs(value) for number in NUMBER.findall(_plain(text)) if (value := parse(number)) is not None}
-    return values | {_WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in _WORDS}
+    return {abs(value) for value in number.find(_plain(text)).values()} | {
+        _WORDS[word] for word in re.findall(r"[a-z]+", text.lower()) if word in _WORDS
+    }
 
 
 def unknown_operands(prompt: str, text: str) -> list[str]:
@@ -124,7 +125,7 @@ def unknown_operands(prompt: str, text: str) -> list[str]:
     unknown = []
     for match in sorted([*_OPERANDS.finditer(text), *_RESULTS.finditer(text)], key=re.Match.start):
         if match.re is _OPERANDS:
-            unknown += [number for number in match.groups() if parse(number) not in known]
+            unknown += [operand for operand in match.groups() if parse(operand) not in known]
         elif (value := parse(match[1])) is not None:
             known.add(value)
     return unknown

@@ -146,8 +146,8 @@ def rates(answers: Sequence[JudgedAnswer], approved: np.ndarray, rejected: np.nd
     for k in range(1, n + 1):
         passed = approved >= k
         table.append({
-            "share": round(k / n, 4), "fooled": mean_over_problems(ids, passed, ~correct),
-            "missed": mean_over_problems(ids, ~passed, correct),
+            "share": round(k / n, 4), "fooled": statistics.mean_over_problems(ids, passed, ~correct),
+            "missed": statistics.mean_over_problems(ids, ~passed, correct),
             "agreement": round(float((passed == correct).mean()), 4),
         })  # fmt: skip
     errors = [a.error for a in answers]
@@ -158,16 +158,3 @@ def rates(answers: Sequence[JudgedAnswer], approved: np.ndarray, rejected: np.nd
         "unread": round(float(1 - (approved + rejected).sum() / (n * len(answers))), 4), "by_share": table,
         "fooled_by_error": {e: round(share, 4) for e, share in by_error.items()},
     }  # fmt: skip
-
-
-def mean_over_problems(ids: Sequence[str], holds: np.ndarray, among: np.ndarray) -> dict[str, Any] | None:
-    """The mean over problems of a share among some of their answers; None without such answers.
-
-    Args:
-      ids: the problem of each answer.
-      holds, among: [A] of each answer.
-    """
-    by_problem: dict[str, list[bool]] = {}
-    for i in np.flatnonzero(among).tolist():
-        by_problem.setdefault(ids[i], []).append(bool(holds[i]))
-    return statistics.summarize([float(np.mean(x)) for x in by_problem.values()]) if by_problem else None

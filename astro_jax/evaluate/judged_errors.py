@@ -19,7 +19,7 @@ from etils import epath
 
 from astro_jax import storage
 from astro_jax.errors import AstroError
-from astro_jax.evaluate import error_classes, judged, model_suites, responses, suites
+from astro_jax.evaluate import error_classes, judged, model_suites, responses, statistics, suites
 from astro_jax.evaluate.error_classes import CLASSES, JUDGED, ErrorClass
 from astro_jax.judge import Judge, read_verdict
 from astro_jax.storage import Json, Shards
@@ -183,7 +183,7 @@ def agreement(
     is_open = np.asarray([a.is_open for a, _ in labelled])
     return {
         group: {"labelled": int(among.sum())} | {
-            name: judged.mean_over_problems(ids, holds, among) for name, holds in right.items()
+            name: statistics.mean_over_problems(ids, holds, among) for name, holds in right.items()
         } if among.any() else None
         for group, among in (("all", np.ones(len(ids), bool)), ("open", is_open))
     }  # fmt: skip

@@ -209,6 +209,19 @@ def summarize(rates: Sequence[float] | np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def mean_over_problems(ids: Sequence[str], holds: np.ndarray, among: np.ndarray) -> dict[str, Any] | None:
+    """The mean over problems of a share among some of their answers; None without such answers.
+
+    Args:
+      ids: the problem of each answer.
+      holds, among: [A] of each answer.
+    """
+    by_problem: dict[str, list[bool]] = {}
+    for i in np.flatnonzero(among).tolist():
+        by_problem.setdefault(ids[i], []).append(bool(holds[i]))
+    return summarize([float(np.mean(x)) for x in by_problem.values()]) if by_problem else None
+
+
 def paired_difference(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> dict[str, Any]:
     """The mean of b - a over the same problems, with its 95% interval.
 

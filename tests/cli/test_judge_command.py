@@ -69,7 +69,7 @@ def test_the_rules_decide_where_a_judge_names_no_error(folders, capsys):
     [
         (("nowhere", "answers"), "nowhere: no such folder"),
         (("countdown-base", "answers"), "answers: no answers of an evaluation; give runs/eval/MODEL/SUITE"),
-        (("countdown-base", "answers", "--limit", "0"), "--n, --max-tokens and --limit are at least 1"),
+        (("countdown-base", "answers", "--limit", "0"), "judge: --n, --max-tokens and --limit are at least 1"),
     ],
 )
 def test_bad_input_is_one_clear_line(words, message, tmp_path, monkeypatch, capsys):
