@@ -281,10 +281,12 @@ def test_checkpoint_that_cannot_be_written_is_one_line_and_the_run_goes_on(unint
         limited_files(4000),
         pytest.raises(TransientError, match=r"^test: the last checkpoint was not written .*File too large"),
     ):
-        run(tmp_path)
+        run(tmp_path / "failed")
     assert "Traceback" not in capfd.readouterr().err  # Orbax logs it
-    assert not (tmp_path / "checkpoints" / "3").exists()
-    assert_trees_equal(run(tmp_path)[0], uninterrupted[1])
+    assert not (tmp_path / "failed" / "checkpoints" / "3").exists()
+    # A run that has failed ends with its process. Here Orbax's other writers live on, and lose their folder.
+    (tmp_path / "failed").rename(tmp_path / "again")
+    assert_trees_equal(run(tmp_path / "again")[0], uninterrupted[1])
 
 
 @pytest.mark.parametrize("terminate_at, is_sampling, message", [(3, False, "after step 4"), (4, True, "in step 5")])
