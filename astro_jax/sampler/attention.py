@@ -1,10 +1,15 @@
 """Attention to the key-value cache, block by block, merged by an online softmax.
 
 `attend` is the attention of decoding: one new token a row. `attend_chunk` is that of prefill: a chunk of a prompt.
+
+Decoding loops over the blocks that hold columns of a live row. On a GPU the host decides before each turn of such a
+loop whether it goes on, and the card waits: two thirds of the time of a small model (docs/gpu.md). There `attend`
+reads all blocks of the cache at once.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +23,9 @@ from astro_jax.llama.attention import NEG_INF
 from astro_jax.llama.quantized import QuantizedArray
 from astro_jax.mesh import Sharding
 from astro_jax.sampler.kv_cache import KV, Array, KVCache
+
+# The platforms where decoding reads all blocks at once.
+LOOPLESS_PLATFORMS = {"gpu"}
 
 
 class _Softmax(NamedTuple):
@@ -35,6 +43,16 @@ class _Softmax(NamedTuple):
         keep = jnp.exp(self.max - top)
         out = _weighted_sum(weight, kv.v)
         return _Softmax(top, self.total * keep + weight.sum(-1, keepdims=True), self.out * keep + out)
+
+    def update_all(self, q: jax.Array, kv: KV, visible: jax.Array) -> _Softmax:
+        """Add the columns of J blocks: keys [J, ..., h, C], values [J, ..., C, h], visible [J, ..., n, C]."""
+        empty = _Softmax(jnp.full_like(self.max, NEG_INF), jnp.zeros_like(self.total), jnp.zeros_like(self.out))
+        blocks = jax.vmap(lambda kv, visible: empty.update(q, kv, visible))(kv, visible)
+        top = jnp.maximum(self.max, blocks.max.max(0))
+        keep, weight = jnp.exp(self.max - top), jnp.exp(blocks.max - top[None])
+        return _Softmax(
+            top, self.total * keep + (blocks.total * weight).sum(0), self.out * keep + (blocks.out * weight).sum(0)
+        )
 
     def map(self, f: Callable[[jax.Array], jax.Array]) -> _Softmax:
         return _Softmax(f(self.max), f(self.total), f(self.out))
@@ -66,6 +84,7 @@ class CacheView:
       prefix_blocks: int32 [prefixes_per_group], blocks that the longest prefix fills.
       oldest: int32 [row_groups], the step at which the oldest row of each row group started.
       layer: int32 [].
+      loops: whether to loop over the blocks that are needed. False: read all blocks at once.
     """
 
     cache: KVCache
@@ -75,6 +94,7 @@ class CacheView:
     prefix_blocks: Array
     oldest: Array
     layer: Array
+    loops: bool = struct.field(pytree_node=False, default=True)
 
 
 def attend(cache: CacheView, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -120,6 +140,12 @@ def _attend_prefixes(view: CacheView, q: jax.Array, softmax: _Softmax) -> _Softm
     q, softmax = to_groups(q), softmax.map(to_groups)
     for i in range(prefixes):
         limit = jnp.repeat(view.visible[i].reshape(groups, rows), heads, axis=1)[:, None, :, None]
+        if not view.loops:
+            grouped = jax.tree.map(lambda x: x[view.layer].reshape(-1, groups, prefixes, *x.shape[3:]), prefix)
+            blocks = jax.tree.map(operator.itemgetter((slice(None), slice(None), i)), grouped)
+            column = jnp.arange(len(blocks.keys) * columns).reshape(-1, 1, 1, 1, columns)
+            softmax = softmax.update_all(q, blocks, column < limit[None])
+            continue
 
         def add_block(j: jax.Array, softmax: _Softmax, i: int = i, limit: jax.Array = limit) -> _Softmax:
             # Reshape the block, not the cache: XLA on a CPU would copy the whole cache, each layer.
@@ -168,6 +194,11 @@ def _attend_completions(view: CacheView, q: jax.Array, softmax: _Softmax) -> _So
 
         is_own = _is_own((end_step - 1 - j * columns - jnp.arange(columns)) % ring, age)
         return softmax.update(q, jax.tree.map(read, completion), is_own)
+
+    if not view.loops:
+        back = (end_step - 1 - jnp.arange(ring)) % ring
+        is_own = jax.vmap(lambda back: _is_own(back, age))(back.reshape(blocks, columns))
+        return softmax.update_all(q, jax.tree.map(lambda x: x[view.layer], completion), is_own).map(to_rows)
 
     # The oldest and the newest column of a full ring may lie in the same block, which is read once.
     end = (end_step + columns - 1) // columns

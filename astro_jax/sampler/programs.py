@@ -250,7 +250,8 @@ def decode_step(
     step, age = inputs.step + carry.i, position - inputs.length
 
     def attend(layer: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        view = CacheView(cache, visible, age, step, inputs.prefix_blocks, inputs.oldest, layer)
+        loops = sharding.platform not in attention.LOOPLESS_PLATFORMS
+        view = CacheView(cache, visible, age, step, inputs.prefix_blocks, inputs.oldest, layer, loops)
         k, v = (kv_cache.rounded(x, cache.prefix.quantized) for x in (k, v))
         return attention.attend(view, q, k, v)
 

@@ -28,7 +28,7 @@ from helpers import tiny_config, tiny_params
 from astro_jax import llama
 from astro_jax.mesh import decode_sharding, make_mesh
 from astro_jax.policy import Policy
-from astro_jax.sampler import Request, RequestError, programs, write_buffer
+from astro_jax.sampler import Request, RequestError, attention, programs, write_buffer
 from astro_jax.sampler.engine import completion_key
 
 # ---- The reference: whole forward passes, one row at a time
@@ -131,6 +131,38 @@ def test_a_write_buffer_as_on_a_tpu_gives_the_same_completions(
     params = jax.device_put(PARAMS, llama.params.shardings(CONFIG, sharding))
     buffered = engine(max_num_seqs, sharding, block_size=block_size)
     assert_same(buffered.generate(params, REQUESTS, sampling()), plain)
+
+
+def programs_as_on_a_gpu(monkeypatch, request):
+    """Build programs that read all blocks of the cache at once, on this platform; no other test gets them."""
+    monkeypatch.setattr(attention, "LOOPLESS_PLATFORMS", {"cpu"})
+    programs.make_decode.cache_clear()
+    request.addfinalizer(programs.make_decode.cache_clear)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_all_blocks_at_once_as_on_a_gpu_give_the_same_completions(monkeypatch, request, quantized):
+    options = {"quantization": "int8", "kv_cache_dtype": "int8"} if quantized else {}
+    requests = make_requests(9, 30, 17, n=6)
+
+    def generate():
+        # Four prompts of several blocks share a prefix group, and 16 columns go round the ring buffer.
+        made = engine(max_num_seqs=8, block_size=8, **options)
+        return made.generate(made.quantize(PARAMS), requests, sampling())
+
+    loops = generate()
+    programs_as_on_a_gpu(monkeypatch, request)
+    assert_same(generate(), loops)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data, tp", [(2, 1), (1, 2)])
+def test_all_blocks_at_once_on_a_mesh_give_the_same_completions(monkeypatch, request, data, tp):
+    plain = expected()
+    programs_as_on_a_gpu(monkeypatch, request)
+    sharding = decode_sharding(make_mesh(data, 1, tp))
+    params = jax.device_put(PARAMS, llama.params.shardings(CONFIG, sharding))
+    assert_same(engine(4, sharding).generate(params, REQUESTS, sampling()), plain)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from helpers import count_compilations, one_device, tiny_config, tiny_params
 from astro_jax import llama
 from astro_jax.errors import AstroError
 from astro_jax.mesh import decode_sharding, make_mesh
-from astro_jax.sampler import Request, kv_cache, programs
+from astro_jax.sampler import Request, attention, kv_cache, programs
 from astro_jax.sampler.engine import completion_key, power_of_two
 from astro_jax.sampler.kv_cache import CacheLayout
 from astro_jax.sampler.sample import SamplingInputs
@@ -202,6 +202,17 @@ def test_a_decode_step_does_not_copy_the_cache(group_size):
         size = math.prod(axes) * CONFIG.n_kv_heads * CONFIG.head_dim * layout.block_size
         operations = {operation for dims, operation in arrays if math.prod(map(int, dims.split(","))) == size}
         assert operations and "copy" not in operations  # the ring buffer is written in place, prefixes are only read
+
+
+@pytest.mark.parametrize("loopless", [False, True])
+def test_on_a_gpu_decode_has_no_loop_of_unknown_length_but_that_over_tokens(monkeypatch, request, loopless):
+    """The card waits for the host before each turn of such a loop; the loop over layers has a known length."""
+    monkeypatch.setattr(attention, "LOOPLESS_PLATFORMS", {"cpu"} if loopless else set())
+    programs.make_decode.cache_clear()
+    request.addfinalizer(programs.make_decode.cache_clear)
+    text = compiled_decode(CONFIG, one_device(), CacheLayout(8, 4, 6, 12, 8))
+    loops = [line for line in text.splitlines() if " while(" in line and "known_trip_count" not in line]
+    assert (len(loops) == 1) == loopless
 
 
 def test_a_decode_step_moves_no_cache_between_devices():
