@@ -90,6 +90,11 @@ def _tokens_plot(rows: Sequence[Row]) -> dict[str, Any]:
     def y(value: float) -> float:
         return round(margin + height * (top - value) / max(top - bottom, 0.01), 1)
 
+    dots = [
+        {"name": row["variant"], "x": x(row["search_tokens"]), "y": y(row["mean"]), "low": y(row["mean_low"]),
+         "high": y(row["mean_high"]), "text": f"{points(row['mean'])}%, {row['search_tokens']:,.0f} tokens"}
+        for row in rows
+    ]  # fmt: skip
     step = next(t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 1.0) if (top - bottom) / t <= 6)
     levels = [i * step for i in range(math.ceil(bottom / step), math.floor(top / step) + 1)]
     return {
@@ -97,9 +102,21 @@ def _tokens_plot(rows: Sequence[Row]) -> dict[str, Any]:
         "bottom": height + 2 * margin,
         "x_ticks": [{"x": x(t), "label": f"{t:,}"} for t in static_page.log_ticks(min(tokens), max(tokens))],
         "y_ticks": [{"y": y(v), "label": points(v)} for v in levels],
-        "dots": [
-            {"name": row["variant"], "x": x(row["search_tokens"]), "y": y(row["mean"]), "low": y(row["mean_low"]),
-             "high": y(row["mean_high"]), "text": f"{points(row['mean'])}%, {row['search_tokens']:,.0f} tokens"}
-            for row in rows
-        ],
+        "dots": [dot | {"label_y": label_y} for dot, label_y in zip(dots, _label_heights(dots), strict=True)],
     }  # fmt: skip
+
+
+def _label_heights(dots: Sequence[dict[str, Any]]) -> list[float]:
+    """The height of each dot's label, to the right of the dot, or a line or two off where another label stands."""
+    line, letter = 14, 7  # pixels, at most
+    placed: list[tuple[float, float, float]] = []  # left, right, height
+    for dot in dots:
+        left, right = dot["x"], dot["x"] + letter * (len(dot["name"]) + 2)
+        heights = [dot["y"] + line * offset for offset in (0, 1, -1, 2, -2, 3)]
+        free = (
+            height
+            for height in heights
+            if not any(a < right and left < b and abs(height - other) < line for a, b, other in placed)
+        )
+        placed.append((left, right, next(free, dot["y"])))
+    return [height for _, _, height in placed]

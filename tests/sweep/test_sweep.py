@@ -1,5 +1,6 @@
 """Sweeps: the variants, the stages that run once, and the paired differences with their intervals."""
 
+import itertools
 import json
 import shutil
 
@@ -81,6 +82,23 @@ def test_the_page_shows_accuracy_over_the_tokens_of_the_search():
     assert few["low"] > few["y"] > few["high"] and few["y"] - default["y"] == pytest.approx(default["y"] - many["y"])
     assert "few: 40.0%, 100 tokens" in page.html("s", "astro sweep", rows)
     assert page._tokens_plot([row | {"search_tokens": 5.0} for row in rows]) == {} == page._tokens_plot([])
+
+
+def test_labels_of_neighbouring_dots_lie_apart_in_the_picture_of_the_search():
+    rows = [
+        {"variant": f"search.num_samples={n}", "mean": mean, "mean_low": 0.4, "mean_high": 0.7, "search_tokens": tokens}
+        for n, mean, tokens in ((8, 0.502, 100), (16, 0.5, 110), (32, 0.501, 120), (4, 0.6, 100), (64, 0.5, 10000))
+    ]  # fmt: skip
+    dots = page._tokens_plot(rows)["dots"]
+    heights = [dot["label_y"] for dot in dots]
+    assert all(abs(a - b) >= 14 for a, b in itertools.combinations(heights[:4], 2))
+    assert [dot["label_y"] == dot["y"] for dot in dots] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]  # the others stay where they are
 
 
 @pytest.mark.nightly
