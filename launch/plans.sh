@@ -21,12 +21,15 @@ plan() { # CONFIG TOPOLOGY [key=value ...]
     echo "- *of HBM*: total memory as a share of the chip's memory for programs."
     echo "- *roofline*: tokens/s of the slice at the chips' peak FLOP/s or HBM bandwidth, without the links between chips."
     echo "- *MFU bound*: the model FLOPs utilization at the roofline."
-    echo "- *a whole run*: the most tokens of each program, and their time at the given share of the roofline's speed."
-    echo "  *no prefix shared*: if each sample kept its own copy of its prefix. *one iteration a tree*: if every search tree"
-    echo "  stopped after its first simulation, or its first round."
+    echo "- *a whole run*: the tokens of each program, and their time at the given share of the roofline's speed. Trees of"
+    echo "  rounds end as \`early_stop\` says, with problems of all difficulties in equal numbers. *hours at most*: if every"
+    echo "  sample has its greatest length and no tree ends early. *no prefix shared*: if each sample kept its own copy of its"
+    echo "  prefix."
     echo
     plan configs/llama3.1-8b.yaml v5e:4x4
     plan configs/llama3.1-8b.yaml v6e:2x4 "mesh={fsdp: 2, tp: 4}"
     plan configs/llama3.1-70b-paper.yaml v5p:4x4x8
+    plan configs/llama-instruct.yaml v5p:4x4x8 model=weights/Llama-3.1-70B-Instruct "mesh={fsdp: 16, tp: 8}" \
+        grpo.max_steps=136 grpo.micro_batch_size=16 sft.remat_policy=minimal_with_context
 } >docs/plans.part
 mv docs/plans.part docs/plans.md

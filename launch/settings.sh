@@ -151,7 +151,7 @@ grant() { # MEMBER
 
 # Refuses what the run would refuse, and a run that is estimated to take longer than MAX_HOURS: before anything is rented.
 check_run() {
-    local bin=${ASTRO_VENV:-.venv}/bin planned='' answer hours chip_hours
+    local bin=${ASTRO_VENV:-.venv}/bin planned='' answer hours chip_hours longest
     local config=("$CONFIG" "out=$out" "${OVERRIDES[@]}" --topology "$all_slices")
     case $STAGE in
         run) planned=all ;;
@@ -172,11 +172,13 @@ check_run() {
     fi
     hours=$(sed -n 's/.*"total_hours": \([0-9.]*\).*/\1/p' <<<"$answer")
     chip_hours=$(sed -n 's/.*"total_chip_hours": \([0-9.]*\).*/\1/p' <<<"$answer")
-    [[ $hours && $chip_hours ]] || fail "the time of the run cannot be estimated: nothing was created"
+    longest=$(sed -n 's/.*"longest_total_hours": \([0-9.]*\).*/\1/p' <<<"$answer")
+    [[ $hours && $chip_hours && $longest ]] || fail "the time of the run cannot be estimated: nothing was created"
     hours=$(awk "BEGIN { print $hours / ${shards:-1} }") # shares of a search run at the same time
+    longest=$(awk "BEGIN { print $longest / ${shards:-1} }")
     [[ ! $SHARD ]] || chip_hours=$(awk "BEGIN { print $chip_hours / $shards }")
-    echo "estimate: $hours hours on $all_chips chips, $chip_hours chip-hours$(price "$chip_hours"), if every sample has its" \
-        "maximum length; the run stops after MAX_HOURS=$MAX_HOURS hours" >&2
+    echo "estimate: $hours hours on $all_chips chips, $chip_hours chip-hours$(price "$chip_hours"); $longest hours" \
+        "if every sample is as long as it may be; the run stops after MAX_HOURS=$MAX_HOURS hours" >&2
     awk "BEGIN { exit !($hours <= $MAX_HOURS) }" ||
         fail "the estimate of $hours hours exceeds MAX_HOURS=$MAX_HOURS: lower problems.search or grpo.max_steps, take a larger slice, or raise MAX_HOURS; nothing was created"
 }

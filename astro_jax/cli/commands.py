@@ -393,7 +393,7 @@ def plan(args: argparse.Namespace, command: str) -> int:
     if args.no_compile and (args.compile_only or args.markdown):
         raise AstroError("plan: --no-compile goes with neither --compile-only nor --markdown")
     result = planner.plan_run(
-        c, args.topology, stages, args.prompt, args.reached, args.compile_only, not args.no_compile
+        c, args.topology, stages, args.prompt, args.reached, args.compile_only, not args.no_compile, args.mean_length
     )
     if args.json:
         print(json.dumps(result))
@@ -410,7 +410,7 @@ def _plan_search(args: argparse.Namespace, c: cfg.Config, stages: Sequence[str])
     """Try every mesh of the slice. Exit code 3 when none fits."""
     from astro_jax.plan import mesh_search
 
-    results = mesh_search.search_meshes(c, args.topology, stages, args.prompt, args.reached)
+    results = mesh_search.search_meshes(c, args.topology, stages, args.prompt, args.reached, args.mean_length)
     if args.json:
         print(json.dumps(results))
     else:

@@ -241,6 +241,8 @@ def _plan(parser: Parser) -> None:
     parser.add_argument("--prompt", type=int, default=512, metavar="P", help="tokens of a prompt (default 512)")
     parser.add_argument("--reached", type=float, default=0.4, metavar="SHARE",
                         help="assumed share of the roofline, for the recipe's time (default 0.4)")  # fmt: skip
+    parser.add_argument("--mean-length", type=float, default=0.5, metavar="SHARE",
+                        help="mean length of samples, as a share of the greatest length (default 0.5)")  # fmt: skip
     parser.add_argument("--search", action="store_true", help="try every fsdp x tp, and smaller batches if none fits")
     parser.add_argument("--remat", action="store_true", help="compare the policies of sft.remat_policy")
     parser.add_argument("--compile-only", action="store_true", help="print memory and compile times only")

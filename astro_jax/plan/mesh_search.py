@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
@@ -25,6 +26,7 @@ def search_meshes(
     stages: Sequence[str] = PLANNED,
     prompt_tokens: int = 512,
     roofline_share: float = 0.4,
+    mean_length: float = 0.5,
 ) -> list[Json]:
     """Plan a run for every mesh fsdp x tp of a slice that divides the model and the batches.
 
@@ -36,6 +38,7 @@ def search_meshes(
       stages: some of stages.PLANNED.
       prompt_tokens: length of a problem's prompt.
       roofline_share: share of the roofline's speed that the cost of the whole run assumes.
+      mean_length: mean length of samples, as a share of the most that they may have.
 
     Returns:
       one object a mesh, best first: `mesh`; `changes`, the new batch sizes by config key; `fits`; `at_once_gib`, of the
@@ -56,21 +59,23 @@ def search_meshes(
         except AstroError as e:
             error = e
             continue
-        candidates.append(_fit_batches(trial, topology_name, stages, prompt_tokens, roofline_share))
+        plan = functools.partial(
+            planner.plan_run, topology_name=topology_name, prompt_tokens=prompt_tokens, roofline_share=roofline_share,
+            mean_length=mean_length,
+        )  # fmt: skip
+        candidates.append(_fit_batches(trial, stages, plan))
     if not candidates:
         raise AstroError(f"plan: no mesh fsdp x tp of {chips} chips divides the model and the batches; {error}")
     return sorted(candidates, key=lambda candidate: (not candidate["fits"], candidate["hours"]))
 
 
-def _fit_batches(
-    c: cfg.Config, topology_name: str, stages: Sequence[str], prompt_tokens: int, roofline_share: float
-) -> Json:
+def _fit_batches(c: cfg.Config, stages: Sequence[str], plan_run: Callable[..., Json]) -> Json:
     """Plan one mesh, stage by stage, and halve the batch sizes of a stage until its programs fit."""
     changes: dict[str, int] = {}
     fits, total_gib, hours = True, 0.0, 0.0
     for stage in stages:
         while True:
-            plan = planner.plan_run(c, topology_name, (stage,), prompt_tokens, roofline_share)
+            plan = plan_run(c, stages=(stage,))
             smaller = _halve_batches(c, plan)
             if plan["fits"] or not smaller:
                 break

@@ -41,6 +41,7 @@ def plan_run(
     roofline_share: float = 0.4,
     compile_only: bool = False,
     compiles: bool = True,
+    mean_length: float = 0.5,
 ) -> Json:
     """Compile the programs of some stages for a slice.
 
@@ -52,6 +53,7 @@ def plan_run(
       roofline_share: share of the roofline's speed that the cost of the whole run assumes.
       compile_only: report memory and compile times only.
       compiles: whether to compile. Without it the programs have rooflines only, and `fits` is missing.
+      mean_length: mean length of samples, as a share of the most that they may have.
 
     Returns:
       the object that `astro plan --json` prints. `topology`, `chips`, `hbm_gib` (of a chip, for programs), `mesh`,
@@ -63,6 +65,8 @@ def plan_run(
     """
     if prompt_tokens < 1 or not 0 < roofline_share <= 1:
         raise AstroError("plan: --prompt must be at least 1, --reached above 0 and at most 1")
+    if not 0 < mean_length <= 1:
+        raise AstroError("plan: --mean-length must be above 0 and at most 1")
     chip, chips = topology.parse(topology_name)
     if (devices := c.mesh.data * c.mesh.fsdp * c.mesh.tp) != chips:
         raise AstroError(
@@ -84,7 +88,7 @@ def plan_run(
     return {
         "topology": topology_name, "chips": chips, "hbm_gib": round(chip.hbm_bytes / GIB, 2), "prompt": prompt_tokens,
         "mesh": c.mesh.model_dump(), "libtpu": libtpu_versions(), "programs": rows,
-        "recipe": {} if compile_only else run_cost(c, prompt_tokens, chips, rows, roofline_share),
+        "recipe": {} if compile_only else run_cost(c, prompt_tokens, chips, rows, roofline_share, mean_length),
     } | ({"fits": all(row["fits"] for row in rows)} if compiles else {})  # fmt: skip
 
 

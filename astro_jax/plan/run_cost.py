@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from scipy import stats
+
 from astro_jax import config as cfg
 from astro_jax import stage_inputs, stages
 from astro_jax.problems import source
@@ -12,14 +15,16 @@ from astro_jax.traces import dataset
 from astro_jax.traces.rewriting import model_kinds
 
 
-def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json], roofline_share: float) -> Json:
-    """Return the most tokens of each program in a whole run, and their time at a share of the roofline.
+def run_cost(
+    c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json], roofline_share: float, mean_length: float = 0.5
+) -> Json:
+    """Return the tokens of each program in a whole run, and their time at a share of the roofline.
 
     Search by mcts: each simulation of each tree expands `num_parallel_leaves` nodes. Each node gets `num_proposals`
-    steps, and each step `num_rollouts` rollouts. Search by rounds: each tree samples the rollouts of all rounds, though
-    most trees end before. Search by best-of-n: `num_samples` rollouts. SFT of ASTRO: an example is a prompt and one
+    steps, and each step `num_rollouts` rollouts. Search by rounds: see `mean_rollouts`; at most, each tree samples the
+    rollouts of all rounds. Search by best-of-n: `num_samples` rollouts. SFT of ASTRO: an example is a prompt and one
     rollout for each branch; of Direct: a prompt and one rollout. RL: one response for each sample, and two for each
-    held-out prompt in each measurement. All steps, rollouts and responses have their maximum length.
+    held-out prompt in each measurement.
 
     Traces that a model writes: each branch of each example of ASTRO is written once, and each example ends at a
     solution of its own that the model judges. Direct's samples count too. Difficulty: `problems.rl` prompts, or
@@ -27,9 +32,8 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
     since their number follows from the answers. A judge (`verify.judge`) samples all its judgements of each rollout or
     response of a stage that asks it.
 
-    Two more entries say how much a feature can save. "..., no prefix shared" is decoding when each sample has its own
-    copy of its prefix, with as much memory for caches. "..., one iteration a tree" is the search when every tree ends
-    after its first simulation or round, the most that `search.early_stop` can save.
+    Another entry, "..., no prefix shared", is decoding when each sample has its own copy of its prefix, with as much
+    memory for caches.
 
     Args:
       c: config of the run.
@@ -37,76 +41,114 @@ def run_cost(c: cfg.Config, prompt_tokens: int, chips: int, rows: Sequence[Json]
       chips: of the slice.
       rows: `programs` of planner.plan_run.
       roofline_share: share of the roofline's speed that the run is assumed to reach.
+      mean_length: mean length of steps, rollouts and responses, as a share of the most that they may have.
 
     Returns:
-      `reached` (the share), `total_hours` and `total_chip_hours` of these programs, and by stage and program, such as
-      "astro-sft step": `tokens`, `hours`, `chip_hours`, and `of` [stage, program], the row that the cost belongs to.
-      The two entries above have no `of`.
+      `reached` and `mean_length` (the two shares), `total_hours` and `total_chip_hours` of these programs, and by stage
+      and program, such as "astro-sft step": `tokens`, `hours`, `chip_hours`, and `of` [stage, program], the row that
+      the cost belongs to. The entry above has no `of`. `longest_hours` of a program, and `longest_total_hours`, are
+      those if every sample has its greatest length and no tree ends early.
     """
-    costs: Json = {"reached": roofline_share}
+    costs: Json = {"reached": roofline_share, "mean_length": mean_length}
     by_program = {(row["stage"], row["program"]): row for row in rows if "tokens_per_s" in row}
 
     def cost(tokens: float, tokens_per_s: int) -> Json:
         hours = tokens / (tokens_per_s * roofline_share) / 3600
         return {"tokens": round(tokens), "hours": round(hours, 2), "chip_hours": round(hours * chips, 1)}
 
-    for stage, kind, program, tokens in _work(c, prompt_tokens):
+    usual = _work(c, prompt_tokens, mean_length, mean_rollouts(c.search))
+    most = _work(c, prompt_tokens, 1.0, sum(c.search.rounds))
+    for (stage, kind, program, tokens), (*_, most_tokens) in zip(usual, most, strict=True):
         if (row := by_program.get((kind, program))) is None:
             continue
-        name = f"{stage} {program}"
-        costs[name] = cost(tokens, row["tokens_per_s"]) | {"of": [kind, program]}
+        name, speed = f"{stage} {program}", row["tokens_per_s"]
+        longest = {"longest_hours": cost(most_tokens, speed)["hours"]}
+        costs[name] = cost(tokens, speed) | longest | {"of": [kind, program]}
         if "unshared_tokens_per_s" in row and kind in ("search", "grpo"):
             costs[f"{name}, no prefix shared"] = cost(tokens, row["unshared_tokens_per_s"])
-        if kind == "search":
-            s = c.search
-            share = {"mcts": 1 / s.num_simulations, "rounds": s.rounds[0] / sum(s.rounds), "best-of-n": 1}[s.method]
-            costs[f"{name}, one iteration a tree"] = cost(tokens * share, row["tokens_per_s"])
-    hours = sum(entry["hours"] for entry in costs.values() if isinstance(entry, dict) and "of" in entry)
-    return costs | {"total_hours": round(hours, 1), "total_chip_hours": round(hours * chips, 1)}
+    counted = [entry for entry in costs.values() if isinstance(entry, dict) and "of" in entry]
+    for total, key in (("total", "hours"), ("longest_total", "longest_hours")):
+        hours = sum(entry[key] for entry in counted)
+        costs |= {f"{total}_hours": round(hours, 1), f"{total}_chip_hours": round(hours * chips, 1)}
+    return costs
 
 
-def _work(c: cfg.Config, prompt_tokens: int) -> Iterator[tuple[str, str, str, float]]:
-    """Yield (stage of the run, planned stage, program, tokens in a whole run)."""
+def mean_rollouts(s: cfg.Search) -> float:
+    """The mean number of rollouts of a tree that grows by rounds, for problems of all difficulties in equal numbers.
+
+    The share of correct rollouts of a problem is uniform between 0 and 1, rollouts are independent, and no two wrong
+    ones have the same answer.
+    """
+    if (stop := s.early_stop) is None:
+        return sum(s.rounds)
+    rates = (np.arange(200) + 0.5) / 200
+    going = np.ones((len(rates), 1))  # [rate, correct rollouts]: the probability that the tree goes on with so many
+    mean = 0.0
+    for size in s.rounds:
+        mean += size * going.sum(1).mean()
+        drawn = stats.binom.pmf(np.arange(size + 1), size, rates[:, None])
+        going = np.stack([np.convolve(a, b) for a, b in zip(going, drawn, strict=True)])
+        correct = np.arange(going.shape[1])
+        wrong = correct[::-1]
+        ends = (correct >= stop.correct) & (wrong >= stop.wrong)
+        if stop.hopeless and len(correct) > stop.hopeless:
+            ends |= correct == 0
+        if stop.trivial and len(correct) > stop.trivial:
+            ends |= wrong == 0
+        going[:, ends] = 0
+    return float(mean)
+
+
+def _work(c: cfg.Config, prompt_tokens: int, length: float, rollouts: float) -> Iterator[tuple[str, str, str, float]]:
+    """Yield (stage of the run, planned stage, program, tokens in a whole run).
+
+    Args:
+      c: config of the run.
+      prompt_tokens: length of a problem's prompt.
+      length: of each sample, as a share of the most that it may have.
+      rollouts: of a tree that grows by rounds.
+    """
 
     def judge(stage: str, kind: str, responses: float) -> Iterator[tuple[str, str, str, float]]:
         if (j := c.verify.judge) is not None and stage_inputs.asks_judge(c, stage):
-            yield stage, kind, "judge", responses * j.num_samples * j.max_tokens
+            yield stage, kind, "judge", responses * j.num_samples * length * j.max_tokens
 
     s, t, g, p = c.search, c.traces, c.grpo, c.problems
+    rollout, response, answer = (length * x for x in (s.max_rollout_tokens, g.max_completion_length, c.eval.max_tokens))
     if c.base_sft is not None and "base" in c.stages:
         solutions = p.search + p.rl if source.has_source(p) else c.corpus.documents
-        yield "base", "base", "step", c.base_sft.num_train_epochs * solutions * (prompt_tokens + s.max_rollout_tokens)
+        yield "base", "base", "step", c.base_sft.num_train_epochs * solutions * (prompt_tokens + rollout)
     steps = s.num_simulations * s.num_parallel_leaves * s.num_proposals
-    per_tree = {"mcts": steps * s.num_rollouts, "rounds": sum(s.rounds), "best-of-n": s.num_samples}[s.method]
-    proposed = steps * s.max_step_tokens if s.method == "mcts" else 0
+    per_tree = {"mcts": steps * s.num_rollouts, "rounds": rollouts, "best-of-n": s.num_samples}[s.method]
+    proposed = steps * length * s.max_step_tokens if s.method == "mcts" else 0
     if "search" in c.stages:
-        yield "search", "search", "decode", p.search * (proposed + per_tree * s.max_rollout_tokens)
+        yield "search", "search", "decode", p.search * (proposed + per_tree * rollout)
         yield from judge("search", "search", p.search * per_tree)
     examples = t.direct_examples + t.search_examples
     branches = t.direct_examples + t.search_examples * (1 + (1 + t.max_backtracks) / 2)
     if "traces" in c.stages and dataset.needs_model(t):
-        written = branches * s.max_rollout_tokens if model_kinds(t) else 0
-        judged = examples * t.self_evaluation * t.self_evaluation_tokens
+        written = branches * rollout if model_kinds(t) else 0
+        judged = examples * t.self_evaluation * length * t.self_evaluation_tokens
         direct = t.direct_samples if t.direct == "best-of-n" else 0
-        yield "traces", "traces", "decode", p.search * (written + judged + direct * t.direct_tokens)
+        yield "traces", "traces", "decode", p.search * (written + judged + direct * length * t.direct_tokens)
         yield from judge("traces", "traces", p.search * (direct + (branches if model_kinds(t) else 0)))
-    for name, rollouts in (("direct-sft", examples), ("astro-sft", branches)):
+    for name, attempts in (("direct-sft", examples), ("astro-sft", branches)):
         if name in c.stages:
-            tokens = examples * prompt_tokens + rollouts * s.max_rollout_tokens
+            tokens = examples * prompt_tokens + attempts * rollout
             yield name, "sft", "step", c.sft.num_train_epochs * p.search * tokens
     if n := p.difficulty_samples:
         prompts = p.max_difficulty_prompts or p.rl
         models = stages.difficulty_models(c.stages, p.difficulty_model)
         for model in models:
-            yield f"difficulty of {model}", "difficulty", "decode", prompts * n * c.eval.max_tokens
+            yield f"difficulty of {model}", "difficulty", "decode", prompts * n * answer
         yield from judge("difficulty", "difficulty", len(models) * prompts * n)
     responses = g.max_steps * g.prompts_per_step * g.num_generations
     held_out = 2 * round(g.eval_share * p.rl) * -(-g.max_steps // g.eval_steps)
     for name in (name for name in c.stages if stages.get(name).command == "grpo"):
-        yield name, "grpo", "decode", (responses + held_out) * g.max_completion_length
+        yield name, "grpo", "decode", (responses + held_out) * response
         yield from judge(name, "grpo", responses + held_out)
-        yield name, "grpo", "gradient", responses * (prompt_tokens + g.max_completion_length)
+        yield name, "grpo", "gradient", responses * (prompt_tokens + response)
     if "eval" in c.stages:
         answers = len(stages.models_of(c.stages)) * p.eval * 2
-        yield "eval", "eval", "decode", answers * c.eval.max_tokens
+        yield "eval", "eval", "decode", answers * answer
         yield from judge("eval", "eval", answers)

@@ -11,7 +11,7 @@ from rich.table import Table
 from astro_jax import markdown
 from astro_jax.storage import Json
 
-RUN_COST_TITLE = "A whole run, every sample at its maximum length, at {} of the roofline's speed"
+RUN_COST_TITLE = "A whole run at {reached} of the roofline's speed, samples at {mean_length} of their greatest length"
 
 
 def print_plan(plan: Json) -> None:
@@ -36,18 +36,23 @@ def print_plan(plan: Json) -> None:
     if unprinted := [f"{r['stage']} {r['program']}" for r in plan["programs"] if r.get("collectives", ()) is None]:
         print(f"collectives unknown, because libtpu does not print the program: {', '.join(unprinted)}")
     costs = [
-        {"stage": name} | {key: value for key, value in cost.items() if key != "of"}
+        {"stage": name, "tokens": cost["tokens"], "hours": cost["hours"], "chip hours": cost["chip_hours"],
+         "hours at most": cost.get("longest_hours", "")}
         for name, cost in plan["recipe"].items()
         if isinstance(cost, dict)
-    ]
-    print_tables(table(RUN_COST_TITLE.format(plan["recipe"]["reached"]), costs))
+    ]  # fmt: skip
+    print_tables(table(RUN_COST_TITLE.format(**plan["recipe"]), costs))
     print(total(plan))
 
 
 def total(plan: Json) -> str:
     """Say how long a run takes, and which libtpu the figures are from where the run has another."""
     recipe, versions = plan["recipe"], plan["libtpu"]
-    text = f"these programs take {recipe['total_hours']:,} hours, {recipe['total_chip_hours']:,} chip-hours"
+    text = (
+        f"these programs take {recipe['total_hours']:,} hours, {recipe['total_chip_hours']:,} chip-hours; if every "
+        f"sample has its greatest length and no tree ends early, {recipe['longest_total_hours']:,} hours, "
+        f"{recipe['longest_total_chip_hours']:,} chip-hours"
+    )
     if versions["plan"] != versions["run"] and not versions["plan"].startswith(versions["run"].rstrip("*")):
         text += f"; compiled by libtpu {versions['plan']}, and a run has {versions['run']}: its memory may differ"
     return text
@@ -66,12 +71,13 @@ def format_markdown(plan: Json) -> str:
         for row in plan["programs"]
     ]  # fmt: skip
     costs = [
-        {"stage": name, "tokens": f"{v['tokens']:.3g}", "hours": v["hours"], "chip-hours": f"{v['chip_hours']:,}"}
+        {"stage": name, "tokens": f"{v['tokens']:.3g}", "hours": v["hours"], "chip-hours": f"{v['chip_hours']:,}",
+         "hours at most": v.get("longest_hours", "")}
         for name, v in plan["recipe"].items()
         if isinstance(v, dict)
-    ]
+    ]  # fmt: skip
     heading = f"{plan['topology']}: {plan['chips']} chips with {plan['hbm_gib']} GiB each for programs; mesh {mesh}."
-    cost_heading = f"{RUN_COST_TITLE.format(plan['recipe']['reached'])}:"
+    cost_heading = f"{RUN_COST_TITLE.format(**plan['recipe'])}:"
     return (
         "\n\n".join((heading, _markdown_table(programs), cost_heading, _markdown_table(costs), f"{total(plan)}."))
         + "\n"

@@ -40,7 +40,7 @@ def test_the_first_hour_runs_on_one_chip_with_its_own_settings(cloud):
     done = cloud.run("tpu.sh", "retry", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "--accelerator-type=v5litepod-1 " in done.stdout and "--spot" not in done.stdout
-    cloud.put(plan='{"recipe": {"total_hours": 0.1, "total_chip_hours": 0.1}}')
+    cloud.put(plan='{"recipe": {"total_hours": 0.1, "total_chip_hours": 0.1, "longest_total_hours": 999.5}}')
     done = cloud.run("tpu.sh", "check")
     assert "estimate: 0.1 hours on 1 chips, 0.1 chip-hours, 0 at PRICE=1.2" in done.stderr
     assert "the run stops after MAX_HOURS=1 hours" in done.stderr
@@ -258,7 +258,10 @@ def test_stop_deletes_the_slice_and_ends_a_retry(cloud):
 @pytest.mark.parametrize(
     "plan, message",
     [
-        ('{"recipe": {"total_hours": 24.1, "total_chip_hours": 385.6}}', "24.1 hours exceeds MAX_HOURS=24"),
+        (
+            '{"recipe": {"total_hours": 24.1, "total_chip_hours": 385.6, "longest_total_hours": 999.5}}',
+            "24.1 hours exceeds MAX_HOURS=24",
+        ),
         ("{}", "cannot be estimated"),
     ],
 )

@@ -20,7 +20,7 @@ def planned(monkeypatch):
     """
     calls = []
 
-    def plan_run(c, name, stages, *_):
+    def plan_run(c, stages, **_):
         rows = c.sft.micro_batch_size or c.sft.batch_size
         calls.append((stages[0], c.mesh.tp, rows))
         peak = 6.0 * rows / c.mesh.fsdp if c.mesh.tp > 1 else 30.0

@@ -36,6 +36,7 @@ def test_published_architectures_have_their_published_number_of_parameters():
         (["--topology", "v5e:4x4:2:1"], "'2:1' is no number of slices"),
         (["--topology", "v5e:1x1", "--prompt", "0"], "--prompt must be at least 1"),
         (["--topology", "v5e:1x1", "--reached", "0"], "--reached above 0"),
+        (["--topology", "v5e:1x1", "--mean-length", "1.5"], "--mean-length must be above 0 and at most 1"),
         (["--topology", "v5e:1x1", "mesh.data=1", "model=nowhere"], "published shapes are llama-3.1-8b"),
     ],
 )
@@ -56,7 +57,8 @@ def test_program_that_does_not_fit_exits_with_3_and_names_the_config_keys(capsys
     row = {"stage": "sft", "program": "step", "peak_gib": 20.0, "held_gib": 0.0, "at_once_gib": 20.0, "fits": False}
     plan = {"topology": "v5e:4x4", "chips": 16, "hbm_gib": 15.75, "fits": False, "programs": [row]}
     plan |= {"libtpu": {"plan": "0.1", "run": "0.1"}}
-    recipe = {"reached": 0.4, "total_hours": 0.0, "total_chip_hours": 0.0}
+    totals = ("total_hours", "total_chip_hours", "longest_total_hours", "longest_total_chip_hours")
+    recipe = {"reached": 0.4, "mean_length": 0.5} | dict.fromkeys(totals, 0.0)
     monkeypatch.setattr(planner, "plan_run", lambda *_: plan | {"recipe": recipe})
     assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4"]) == 3
     out, err = capsys.readouterr()

@@ -1,9 +1,10 @@
 """The cost of a whole run."""
 
+import numpy as np
 import pytest
 
 from astro_jax import config as cfg
-from astro_jax.plan.run_cost import run_cost
+from astro_jax.plan.run_cost import mean_rollouts, run_cost
 
 
 def test_run_cost_equals_a_count_by_hand():
@@ -27,14 +28,14 @@ def test_run_cost_equals_a_count_by_hand():
     rows = [{"stage": stage, "program": program, "tokens_per_s": 100} for stage, program in programs]
     del rows[-1]["tokens_per_s"]
     rows[0]["unshared_tokens_per_s"] = 20
-    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
-    assert costs.pop("reached") == 0.5
+    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5, mean_length=1.0)
+    assert costs.pop("reached") == 0.5 and costs.pop("mean_length") == 1.0
     total_hours, total_chip_hours = costs.pop("total_hours"), costs.pop("total_chip_hours")
+    assert (costs.pop("longest_total_hours"), costs.pop("longest_total_chip_hours")) == (total_hours, total_chip_hours)
     search = costs["search decode"]
-    unshared, one_simulation = (costs.pop(f"search decode, {x}") for x in ("no prefix shared", "one iteration a tree"))
+    unshared = costs.pop("search decode, no prefix shared")
     assert unshared["hours"] == pytest.approx(5 * search["hours"], abs=0.02)
     assert unshared["tokens"] == search["tokens"]
-    assert one_simulation["tokens"] == pytest.approx(search["tokens"] / 3, abs=1)
     tokens = {
         "search decode": 10 * 3 * 2 * 4 * (7 + 5 * 11),
         "traces decode": round(10 * (8.5 * 11 + 4 * 8 * 19 + 3 * 23)),
@@ -54,18 +55,51 @@ def test_run_cost_equals_a_count_by_hand():
     assert total_hours == pytest.approx(sum(tokens.values()) / 50 / 3600, abs=0.1)
     assert total_chip_hours == pytest.approx(4 * total_hours, abs=0.3)
 
+    shorter = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5, mean_length=0.25)
+    assert shorter["longest_total_hours"] == total_hours
+    for name, length in tokens.items():
+        prompts = {"direct-sft step": 2 * 10 * 4 * 17, "astro-sft step": 2 * 10 * 4 * 17}.get(name, 0)
+        prompts += 6 * 8 * 4 * 17 * name.endswith("gradient")
+        assert shorter[name]["tokens"] == pytest.approx(prompts + (length - prompts) / 4, abs=1), name
+        assert shorter[name]["longest_hours"] == costs[name]["hours"]
+
 
 @pytest.mark.parametrize(
-    "search, tokens, first",
-    [({"method": "rounds", "rounds": [2, 6]}, 10 * 8 * 11, 10 * 2 * 11),
-     ({"method": "best-of-n", "num_samples": 9, "num_simulations": 1}, 10 * 9 * 11, 10 * 9 * 11)],
+    "search, tokens",
+    [({"method": "rounds", "rounds": [2, 6]}, 10 * 8 * 11),
+     ({"method": "best-of-n", "num_samples": 9, "num_simulations": 1}, 10 * 9 * 11)],
 )  # fmt: skip
-def test_the_search_without_proposals_costs_its_rollouts(search, tokens, first):
+def test_the_search_without_proposals_costs_its_rollouts(search, tokens):
     c = cfg.parse({"problems": {"search": 10}, "search": {"max_rollout_tokens": 11} | search})
-    rows = [{"stage": "search", "program": "decode", "tokens_per_s": 100}]
-    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
+    rows = [{"stage": "search", "program": "decode", "tokens_per_s": 100000}]
+    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5, mean_length=1.0)
     assert costs["search decode"]["tokens"] == tokens
-    assert costs["search decode, one iteration a tree"]["tokens"] == first
+
+
+@pytest.mark.parametrize(
+    "rounds, early_stop",
+    [
+        ([1, 1], {"correct": 1, "wrong": 0}),
+        ([2, 3, 8], {"correct": 1, "wrong": 2}),
+        ([4, 4, 8, 8], {"correct": 1, "wrong": 2, "hopeless": 8, "trivial": 16}),
+    ],
+)
+def test_the_mean_number_of_rollouts_is_that_of_simulated_trees(rounds, early_stop):
+    s = cfg.parse({"search": {"method": "rounds", "rounds": rounds, "early_stop": early_stop}}).search
+    rng, trees = np.random.default_rng(0), 200_000
+    rate, sampled = rng.random(trees), np.zeros(trees, int)
+    correct, going = np.zeros(trees, int), np.ones(trees, bool)
+    for size in rounds:
+        sampled[going] += size
+        correct[going] += rng.binomial(size, rate[going])
+        wrong = sampled - correct
+        going &= ~((correct >= early_stop["correct"]) & (wrong >= early_stop["wrong"]))
+        going &= ~((correct == 0) & (sampled >= early_stop.get("hopeless", 99)))
+        going &= ~((wrong == 0) & (sampled >= early_stop.get("trivial", 99)))
+    assert mean_rollouts(s) == pytest.approx(sampled.mean(), rel=0.01)
+    if rounds == [1, 1]:  # half of the first rollouts are right
+        assert mean_rollouts(s) == pytest.approx(1.5)
+    assert mean_rollouts(s.model_copy(update={"early_stop": None})) == sum(rounds)
 
 
 def test_a_judge_costs_its_judgements_of_each_rollout_and_response():
@@ -77,7 +111,7 @@ def test_a_judge_costs_its_judgements_of_each_rollout_and_response():
     })  # fmt: skip
     planned = ("search", "traces", "difficulty", "grpo", "eval")
     rows = [{"stage": stage, "program": "judge", "tokens_per_s": 100} for stage in planned]
-    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
+    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5, mean_length=1.0)
     judged = {"search": 10 * 8, "difficulty": 6 * 5, "direct-rl": 6 * 8 * 4, "astro-rl": 6 * 8 * 4}
     tokens = {f"{stage} judge": 5 * 31 * responses for stage, responses in judged.items()}
     # Evaluation keeps the exact verifier, and templates write the traces.
@@ -92,5 +126,5 @@ def test_base_sft_costs_the_corpus_of_the_game_or_a_solution_of_each_problem(pro
         "base_sft": {"num_train_epochs": 2}, "search": {"max_rollout_tokens": 11},
     })  # fmt: skip
     rows = [{"stage": "base", "program": "step", "tokens_per_s": 100}]
-    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5)
+    costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5, mean_length=1.0)
     assert costs["base step"]["tokens"] == 2 * documents * (17 + 11)
