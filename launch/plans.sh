@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes docs/plans.md: a plan of each large config for a TPU slice. Compiling all programs takes about ten minutes.
+# Writes docs/plans.md: a plan of each large config for a TPU slice. Compiling all programs takes about a quarter of an hour.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/setup.sh requirements-plan.lock
@@ -16,6 +16,7 @@ plan() { # CONFIG TOPOLOGY [key=value ...]
     echo
     echo "Memory, speed limit and cost of the large configs on TPU slices. No figure on this page was measured on a TPU:"
     echo "\`astro plan\` compiles each program ahead of time and computes its roofline. \`bash launch/plans.sh\` writes the page."
+    echo "This one was made on $(date +%F) at commit $(git rev-parse --short HEAD)."
     echo
     echo "- *peak*: memory of the program on one chip. *with resident arrays*: the same and the run's other arrays."
     echo "- *of HBM*: total memory as a share of the chip's memory for programs."
