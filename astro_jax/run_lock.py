@@ -77,12 +77,12 @@ def _disk_lock(run: epath.Path, holder: Holder, shared: bool) -> Iterator[None]:
 def _bucket_lock(run: epath.Path, holder: Holder) -> Iterator[None]:
     path = run / _FILE
     first, deadline = _read(path), time.monotonic() + STALE_SECONDS
-    while first and time.monotonic() < deadline:  # a living holder renews the file in this time
+    while first is not None and time.monotonic() < deadline:  # a living holder renews the file in this time
         time.sleep(1)
         text = _read(path)
-        if not text:
+        if text is None:
             break
-        if text != first:
+        if text not in ("", first):
             raise AstroError(_refusal(run, text))
 
     def renew() -> None:
@@ -97,11 +97,12 @@ def _bucket_lock(run: epath.Path, holder: Holder) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _read(path: epath.Path) -> str:
+def _read(path: epath.Path) -> str | None:
+    """The text of a lock: None where there is none, empty while it is written to a disk that counts as a bucket."""
     try:
         return path.read_text()
     except OSError:
-        return ""
+        return None
 
 
 def _refusal(run: epath.Path, text: str) -> str:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 
 import pytest
 from etils import epath
@@ -62,6 +63,17 @@ def test_in_a_bucket_a_living_holder_is_seen_by_its_renewals(bucket):
         with pytest.raises(AstroError, match=r"in use by process \d+ .*\(first\)"), run_lock.hold(bucket, "second"):
             pass
     assert not (bucket / ".lock").exists()
+
+
+def test_a_lock_that_is_just_being_written_is_not_taken(bucket):
+    """A write to a disk first empties the file; a second command that read it then took the lock."""
+    (bucket / ".lock").write_text("")
+    holder = '{"host": "here", "pid": 1, "start": "now", "command": "first"}'
+    writer = threading.Timer(0.3, (bucket / ".lock").write_text, (holder,))
+    writer.start()
+    with pytest.raises(AstroError, match=r"in use by process 1 .*\(first\)"), run_lock.hold(bucket, "second"):
+        pass
+    writer.join()
 
 
 def test_in_a_bucket_a_lock_without_renewals_holds_nobody_up(bucket):

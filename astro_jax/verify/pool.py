@@ -181,7 +181,12 @@ class WorkerPool:
                 n = max(1, min(MAX_BATCH, len(batch.waiting) // len(self._workers)))
                 w.queue.extend(batch.waiting.popleft() for _ in range(n))
                 w.since = time.monotonic()
-                w.connection.send([(i, *batch.calls[i]) for i in w.queue])
+                try:
+                    w.connection.send([(i, *batch.calls[i]) for i in w.queue])
+                except OSError:  # it died before it took a call: no call is to blame, so it counts as a dead start
+                    batch.waiting.extendleft(reversed(w.queue))
+                    w.queue.clear()
+                    w.ready = False
 
     def _wait(self, wake: Connection | None) -> list[_Worker]:
         """Wait for messages until the next deadline, and return the workers that have sent a message.
@@ -204,8 +209,9 @@ class WorkerPool:
         except (EOFError, OSError):
             return self._fail(w, batch, RuntimeError("the worker died"))
         if not w.ready:
-            w.ready, self._dead_starts = True, 0
+            w.ready = True
             return None
+        self._dead_starts = 0
         index, result = message
         w.queue.remove(index)
         batch.finish(w, index, result)
