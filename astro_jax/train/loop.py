@@ -110,6 +110,8 @@ class _Training:
         except termination.Terminated:
             self._save_before_the_end()
             termination.end(f"{self.stage}, in step {self.i + 1}")
+        if jax.default_backend() == "cpu":  # there each step that is dispatched ahead has temporary arrays of its own
+            jax.block_until_ready(metrics)
         self.skip_guard.add(self.i + 1, examples(self.i))
         self.i += 1
         records = self.logger.add(self.i, metrics)
