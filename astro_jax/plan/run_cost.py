@@ -56,8 +56,9 @@ def run_cost(
         hours = tokens / (tokens_per_s * roofline_share) / 3600
         return {"tokens": round(tokens), "hours": round(hours, 2), "chip_hours": round(hours * chips, 1)}
 
-    usual = _work(c, prompt_tokens, mean_length, mean_rollouts(c.search))
-    most = _work(c, prompt_tokens, 1.0, sum(c.search.rounds))
+    rollouts = sum(c.search.rounds)
+    usual = _work(c, prompt_tokens, mean_length, mean_rollouts(c.search) if c.search.method == "rounds" else rollouts)
+    most = _work(c, prompt_tokens, 1.0, rollouts)
     for (stage, kind, program, tokens), (*_, most_tokens) in zip(usual, most, strict=True):
         if (row := by_program.get((kind, program))) is None:
             continue
