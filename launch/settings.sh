@@ -170,17 +170,23 @@ check_run() {
         echo "$answer"
         return
     fi
-    hours=$(sed -n 's/.*"total_hours": \([0-9.]*\).*/\1/p' <<<"$answer")
-    chip_hours=$(sed -n 's/.*"total_chip_hours": \([0-9.]*\).*/\1/p' <<<"$answer")
-    longest=$(sed -n 's/.*"longest_total_hours": \([0-9.]*\).*/\1/p' <<<"$answer")
+    hours=$(estimated total_hours) chip_hours=$(estimated total_chip_hours) longest=$(estimated longest_total_hours)
     [[ $hours && $chip_hours && $longest ]] || fail "the time of the run cannot be estimated: nothing was created"
-    hours=$(awk "BEGIN { print $hours / ${shards:-1} }") # shares of a search run at the same time
-    longest=$(awk "BEGIN { print $longest / ${shards:-1} }")
-    [[ ! $SHARD ]] || chip_hours=$(awk "BEGIN { print $chip_hours / $shards }")
+    if [[ $SHARD ]]; then # shares of a search run at the same time
+        hours=$(share "$hours") chip_hours=$(share "$chip_hours") longest=$(share "$longest")
+    fi
     echo "estimate: $hours hours on $all_chips chips, $chip_hours chip-hours$(price "$chip_hours"); $longest hours" \
-        "if every sample is as long as it may be; the run stops after MAX_HOURS=$MAX_HOURS hours" >&2
+        "if every sample is as long as it may be and no tree ends early; the run stops after MAX_HOURS=$MAX_HOURS hours" >&2
     awk "BEGIN { exit !($hours <= $MAX_HOURS) }" ||
         fail "the estimate of $hours hours exceeds MAX_HOURS=$MAX_HOURS: lower problems.search or grpo.max_steps, take a larger slice, or raise MAX_HOURS; nothing was created"
+}
+
+estimated() { # KEY: prints its number in the answer of astro plan
+    sed -n "s/.*\"$1\": \([0-9.]*\).*/\1/p" <<<"$answer"
+}
+
+share() { # HOURS
+    awk "BEGIN { print $1 / $shards }"
 }
 
 price() { # CHIP_HOURS

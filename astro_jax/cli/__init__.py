@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
         return 130, "stopped"
     except Exception as e:
         if lacks_space(str(e)):
-            return _fail(f"no space left on device: free some, and {_resume_hint(args)}")
+            return _fail(f"no space left on device, or in your quota: free some, and {_resume_hint(args)}")
         if isinstance(e, AstroError):
             return _fail(str(e), code=1 if is_transient(e) else 2)
         if isinstance(e, PermissionError):

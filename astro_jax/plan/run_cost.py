@@ -57,14 +57,16 @@ def run_cost(
         return {"tokens": round(tokens), "hours": round(hours, 2), "chip_hours": round(hours * chips, 1)}
 
     rollouts = sum(c.search.rounds)
-    usual = _work(c, prompt_tokens, mean_length, mean_rollouts(c.search) if c.search.method == "rounds" else rollouts)
-    most = _work(c, prompt_tokens, 1.0, rollouts)
-    for (stage, kind, program, tokens), (*_, most_tokens) in zip(usual, most, strict=True):
+    typical = _work(c, prompt_tokens, mean_length, mean_rollouts(c.search) if c.search.method == "rounds" else rollouts)
+    longest = _work(c, prompt_tokens, 1.0, rollouts)
+    for (stage, kind, program, tokens), (*_, longest_tokens) in zip(typical, longest, strict=True):
         if (row := by_program.get((kind, program))) is None:
             continue
         name, speed = f"{stage} {program}", row["tokens_per_s"]
-        longest = {"longest_hours": cost(most_tokens, speed)["hours"]}
-        costs[name] = cost(tokens, speed) | longest | {"of": [kind, program]}
+        costs[name] = cost(tokens, speed) | {
+            "longest_hours": cost(longest_tokens, speed)["hours"],
+            "of": [kind, program],
+        }
         if "unshared_tokens_per_s" in row and kind in ("search", "grpo"):
             costs[f"{name}, no prefix shared"] = cost(tokens, row["unshared_tokens_per_s"])
     counted = [entry for entry in costs.values() if isinstance(entry, dict) and "of" in entry]
@@ -83,20 +85,20 @@ def mean_rollouts(s: cfg.Search) -> float:
     if (stop := s.early_stop) is None:
         return sum(s.rounds)
     rates = (np.arange(200) + 0.5) / 200
-    going = np.ones((len(rates), 1))  # [rate, correct rollouts]: the probability that the tree goes on with so many
+    grows = np.ones((len(rates), 1))  # [rate, correct rollouts]: the probability that the tree grows on with so many
     mean = 0.0
     for size in s.rounds:
-        mean += size * going.sum(1).mean()
+        mean += size * grows.sum(1).mean()
         drawn = stats.binom.pmf(np.arange(size + 1), size, rates[:, None])
-        going = np.stack([np.convolve(a, b) for a, b in zip(going, drawn, strict=True)])
-        correct = np.arange(going.shape[1])
+        grows = np.stack([np.convolve(a, b) for a, b in zip(grows, drawn, strict=True)])
+        correct = np.arange(grows.shape[1])
         wrong = correct[::-1]
         ends = (correct >= stop.correct) & (wrong >= stop.wrong)
         if stop.hopeless and len(correct) > stop.hopeless:
             ends |= correct == 0
         if stop.trivial and len(correct) > stop.trivial:
             ends |= wrong == 0
-        going[:, ends] = 0
+        grows[:, ends] = 0
     return float(mean)
 
 
