@@ -130,6 +130,12 @@ class Grpo(Training):
         "0: none.",
         _LITERATURE, ge=0,
     )  # fmt: skip
+    repeat_penalty: float = key(
+        0.0,
+        "Penalty of each attempt of a response that repeats an earlier one, at most 1 a response "
+        "(docs/findings.md, \"The price of a repeated attempt\"). 0: none.",
+        ge=0,
+    )  # fmt: skip
     max_length: int = key(512, "Tokens of a packed row: at least a prompt with its response.", ge=8)
     micro_batch_size: int = key(32, "Packed rows of one gradient computation.", ge=1, effect="rounding")
     logged_groups: int = key(

@@ -13,7 +13,7 @@ GuardMetric = Literal[
     "approx_kl", "clip_fraction", "clip_high", "clip_low", "correct_logprob", "entropy", "eval_mean_backtracks",
     "eval_solve_rate", "eval_solve_rate_greedy", "gen_batches", "grad_norm", "kl", "logp_gap", "loss",
     "max_logp_gap", "max_ratio", "max_tokens", "mean_backtracks", "mean_tokens", "mean_tokens_stopped",
-    "no_gradient_steps", "p95_tokens", "repetition", "reward_mean", "reward_std", "sampled_entropy",
+    "no_gradient_steps", "p95_tokens", "repeat_rate", "repetition", "reward_mean", "reward_std", "sampled_entropy",
     "skipped_steps", "solve_rate", "truncated_rate", "unjudged_rate", "valid_rate", "zero_std_rate",
 ]  # fmt: skip
 GUARD_METRICS: tuple[str, ...] = get_args(GuardMetric)

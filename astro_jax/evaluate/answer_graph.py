@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-from astro_jax.evaluate import behaviour, detector
-from astro_jax.evaluate.detector import Event
+from astro_jax import attempts
+from astro_jax.attempts import detector
+from astro_jax.attempts.detector import Event
 from astro_jax.verify.answer import until_end_token
 
 ROOT = 0  # the node of the problem
@@ -61,7 +62,7 @@ def build(response: str, rights: Sequence[bool | None]) -> Graph:
     """
     response = until_end_token(response)
     events = detector.find(response)
-    ends = [*behaviour.attempt_ends(response, events), len(response)]
+    ends = [*attempts.ends(response, events), len(response)]
     parents, texts, segments = [-1], [""], list[Segment]()
     verdicts: list[bool | None] = [None]
     at, position, attempt = ROOT, 0, 0

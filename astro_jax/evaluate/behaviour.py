@@ -8,6 +8,7 @@ right already.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from astro_jax.evaluate import detector
-from astro_jax.evaluate.detector import Event
+from astro_jax import attempts
+from astro_jax.attempts import detector
 from astro_jax.evaluate.metrics import success_rate
 from astro_jax.phrases import count_backtracks
 from astro_jax.types import Problem
@@ -25,7 +26,6 @@ from astro_jax.verify.answer import extract, until_end_token
 from astro_jax.verify.number import NUMBER, SIGNED
 from astro_jax.verify.same_answer import value_key
 
-_EQUATION = re.compile(r"[^\s=,;.][^=\n,;.]*=\s*[^\s=,;.\n]+")
 _RESULT = re.compile(r"=\s*\$?([-\d.,/\\a-z{}()^*+ ]*\d[})]*|[a-z])\$?(?=[\s,.;]|$)", re.IGNORECASE)
 _WITH_UNIT = re.compile(rf"\$?({SIGNED})\s+[a-zA-Z].*")  # "15 dollars"
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -40,7 +40,7 @@ class Behaviour:
       reflections, backtracks, restarts: events in any words (detector). Restarts are not among the backtracks.
       phrase_backtracks: backtracks and restarts in our fixed phrases.
       rights: for each attempt whether its answer is right; None for an attempt without an answer.
-      repeats: attempts that repeat the equations of an earlier attempt from the same place.
+      repeats: attempts that repeat an earlier attempt (attempts.count_repeats).
     """
 
     reflections: int
@@ -97,46 +97,13 @@ def measure(problem: Problem, response: str) -> Behaviour:
     """Measure the search in one answer."""
     response = until_end_token(response)
     events = detector.find(response)
-    ends = attempt_ends(response, events)
-    segments = [response[a:b] for a, b in zip((0, *ends), (*ends, len(response)), strict=True)]
-    rights = tuple(
-        _is_right(problem, segment, response[:end])
-        for segment, end in zip(segments, (*ends, len(response)), strict=True)
-    )
-    kept = [_content(segment) for segment in segments]
+    segments = attempts.split(response, events)
+    positions = itertools.accumulate(map(len, segments))
+    rights = tuple(_is_right(problem, s, response[:end]) for s, end in zip(segments, positions, strict=True))
     return Behaviour(
         detector.count(events, "reflection"), detector.count(events, "backtrack"), detector.count(events, "restart"),
-        count_backtracks(response), rights, sum(bool(x) and x in kept[:i] for i, x in enumerate(kept)),
+        count_backtracks(response), rights, attempts.count_repeats(segments),
     )  # fmt: skip
-
-
-def attempt_ends(response: str, events: Sequence[Event] | None = None) -> list[int]:
-    """Where attempts end: at each backtrack, with the doubts just before it.
-
-    Backtracks without a number between them belong together ("That is wrong. Let me try again. From the beginning:").
-    A backtrack before the first number of a response leaves no attempt behind.
-
-    Args:
-      events: of the response. None: find them.
-    """
-    events = detector.find(response) if events is None else events
-    ends: list[int] = []
-    last = 0
-    for event in events:
-        if event.kind != "reflection":
-            if any(c.isdigit() for c in response[last : event.begin]):
-                ends.append(_with_doubts(event.begin, events, response))
-            last = event.end
-    return ends
-
-
-def _with_doubts(begin: int, events: Sequence[Event], response: str) -> int:
-    """Move the end of an attempt before the reflections that lead to its backtrack."""
-    for event in reversed([e for e in events if e.kind == "reflection" and e.end <= begin]):
-        if response[event.end : begin].strip():
-            break
-        begin = event.begin
-    return begin
 
 
 def _is_right(problem: Problem, segment: str, response: str) -> bool | None:
@@ -163,12 +130,6 @@ def attempt_answer(segment: str) -> str | None:
         return results[-1].strip(" .,")
     numbers = NUMBER.findall(segment)
     return numbers[-1] if numbers else None
-
-
-def _content(segment: str) -> tuple[str, ...]:
-    """What an attempt does: its equations without spaces, or its words if it has none."""
-    equations = tuple(re.sub(r"\s", "", e) for e in _EQUATION.findall(segment))
-    return equations or tuple(re.findall(r"\w+", segment.lower()))
 
 
 def summarize(behaviours: Sequence[Behaviour], correct: Sequence[bool]) -> dict[str, Any]:

@@ -18,8 +18,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from astro_jax import phrases
-from astro_jax.evaluate import behaviour
+from astro_jax import attempts, phrases
 from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.policy import Policy
 from astro_jax.sampler import Completion, Request, SamplingParams
@@ -99,7 +98,7 @@ def most_forced_tokens(tokenizer: Tokenizer, min_backtracks: int) -> int:
 
 def _backtracks(answer: SampledText, tokenizer: Tokenizer) -> int:
     """The backtracks and restarts that leave an attempt, in any words, as the cap on backtracks counts them."""
-    return len(behaviour.attempt_ends(tokenizer.decode(answer.token_ids)))
+    return len(attempts.ends(tokenizer.decode(answer.token_ids)))
 
 
 def _go_back(answer: SampledText, tokenizer: Tokenizer) -> SampledText:

@@ -42,6 +42,7 @@ function trainingFigures() {
       pair(rl, "Held-out solve rate, greedy", "eval_solve_rate_greedy", { unit: "held-out problems solved", format: share }),
       pair(rl, "Response length", "mean_tokens", { unit: "tokens per response", format: plain }),
       pair(rl, "Backtracks", "mean_backtracks", { unit: "backtracks per response", format: plain }),
+      pair(rl, "Repeated attempts", "repeat_rate", { unit: "responses that repeat an attempt", format: share }),
       correlationFigure(rl, "", "Backtracks against solve rate", "training problems solved"),
       correlationFigure(rl, "eval_", "Backtracks against held-out solve rate", "held-out problems solved, pass@1")]),
     rl.some((s) => DATA.metrics[s]) && el("details", {}, el("summary", { text: "Is the training healthy? Reward, entropy, sampler gap, clipping" }), el("div", { class: "grid" }, more())),

@@ -78,3 +78,16 @@ def length_penalty(lengths: np.ndarray, max_completion_length: int, soft_punish_
     if soft_punish_cache == 0:
         return np.zeros(lengths.shape)
     return np.clip((max_completion_length - soft_punish_cache - lengths) / soft_punish_cache, -1.0, 0.0)
+
+
+def repeat_penalty(repeats: np.ndarray, penalty: float) -> np.ndarray:
+    """The penalty of repeated attempts, which is added to the reward: ours, not in the paper.
+
+    Args:
+      repeats: int [...], attempts of each completion that repeat an earlier one.
+      penalty: of one such attempt. 0: no penalty.
+
+    Returns:
+      float64 [...], from -1 to 0.
+    """
+    return -np.minimum(penalty * repeats, 1.0)

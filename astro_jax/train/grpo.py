@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from astro_jax import attempts
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
 from astro_jax.llama import params as llama_params
@@ -30,7 +31,7 @@ from astro_jax.mesh import Sharding
 from astro_jax.policy import Policy
 from astro_jax.sampler import Completion, Engine, Request, SamplingParams
 from astro_jax.train import losses, micro_batches, policy_loss
-from astro_jax.train.advantages import comparable, group_advantages, has_variance, length_penalty
+from astro_jax.train.advantages import comparable, group_advantages, has_variance, length_penalty, repeat_penalty
 from astro_jax.train.collapse_guard import CollapseGuard
 from astro_jax.train.held_out import HeldOut
 from astro_jax.train.losses import Batch
@@ -267,11 +268,11 @@ class GRPOTrainer:
             [
                 Rollout(
                     request.prompt_token_ids, s.token_ids, s.logprobs if c.temperature == 1 else s.sampling_logprobs,
-                    j.verdict, s.stopped, j.reward, begin.text,
+                    j.verdict, s.stopped, j.reward, begin.text, attempts.count_repeats(attempts.split(response.text)),
                 )
-                for s, j in zip(group, judged, strict=True)
+                for (response, s), j in zip(group, judged, strict=True)
             ]
-            for request, begin, group, judged in zip(requests, begins, groups, judgements, strict=True)
+            for request, begin, group, judged in zip(requests, begins, answered, judgements, strict=True)
         ]  # fmt: skip
 
     def _beginning(self, problem: Problem, i: int, place: int) -> Beginning:
@@ -296,14 +297,16 @@ class GRPOTrainer:
           (advantages, float64 [G * M]; which rollouts are learned, bool [G * M]).
         """
         c, lengths = self.c, np.asarray([[len(r.completion_ids) for r in group] for group in groups])
-        rewards_of_lengths = rewards + length_penalty(lengths, c.max_completion_length, c.soft_punish_cache)
+        repeats = np.asarray([[r.repeats for r in group] for group in groups])
+        penalties = length_penalty(lengths, c.max_completion_length, c.soft_punish_cache)
+        penalties += repeat_penalty(repeats, c.repeat_penalty)
         is_learned = comparable(rewards)
         if c.mask_truncated_completions:
             is_learned &= np.asarray([[r.stopped for r in group] for group in groups])
         if c.max_num_gen_batches > 1:
             chosen = np.flatnonzero(has_variance(rewards))[: c.prompts_per_step]
             is_learned &= np.isin(np.arange(len(groups)), chosen)[:, None]
-        advantages = group_advantages(rewards_of_lengths, c.scale_rewards)
+        advantages = group_advantages(rewards + penalties, c.scale_rewards)
         if c.positive_advantages_only:  # the others keep their part in the mean of the group and in the token weights
             advantages = np.maximum(advantages, 0.0)
         return advantages.reshape(-1), is_learned.reshape(-1)

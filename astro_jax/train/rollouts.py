@@ -29,6 +29,7 @@ class Rollout:
       stopped: whether an end token ended the completion. False: it was truncated.
       reward: +1 or -1 by the verdict, or of `grpo.reward`. None: no reward.
       beginning: the text of the beginning of the response, where it is given.
+      repeats: attempts that repeat an earlier one, in the beginning too (attempts.count_repeats).
     """
 
     prompt_ids: tuple[int, ...]
@@ -38,6 +39,7 @@ class Rollout:
     stopped: bool
     reward: float | None
     beginning: str = ""
+    repeats: int = 0
 
 
 def reward_array(groups: Sequence[Sequence[Rollout]]) -> np.ndarray:
@@ -91,6 +93,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "p95_tokens": float(np.quantile(lengths, 0.95)),
         "max_tokens": float(lengths.max()),
         "mean_backtracks": mean(r.verdict.backtracks for r in rollouts),
+        "repeat_rate": mean(r.repeats > 0 for r in rollouts),
         "valid_rate": mean(r.verdict.valid for r in rollouts),
         "truncated_rate": mean(~stopped),
         "repetition": mean(repetition(r.completion_ids) for r in rollouts),

@@ -3,7 +3,8 @@
 import pytest
 from behaviour_labels import OWN_WORDS, PHRASES
 
-from astro_jax.evaluate import behaviour, detector
+from astro_jax.attempts import detector
+from astro_jax.evaluate import behaviour
 from astro_jax.evaluate.metrics import success_rate
 from astro_jax.types import Problem
 
@@ -53,6 +54,12 @@ def test_neighbouring_sentences_of_a_kind_are_one_event():
 def test_each_backtrack_repairs_or_spoils(response, rights, changes):
     b = behaviour.measure(SUM, response)
     assert (b.rights, b.changes) == (rights, changes) and b.attempts == len(rights)
+
+
+def test_numbers_of_attempts_tell_a_first_from_a_second():
+    assert [detector.find(f"Attempt {n}: 3 + 4 = 8.") != [] for n in (0, 1, 2, 3, 9, 10)] == [False] * 2 + [
+        True
+    ] * 3 + [False]
 
 
 def test_attempts_of_countdown_are_judged_by_its_verifier():

@@ -33,13 +33,13 @@ from helpers import (
     tiny_params,
 )
 
-from astro_jax import countdown
+from astro_jax import countdown, phrases
 from astro_jax.countdown import Game
 from astro_jax.errors import AstroError
 from astro_jax.mesh import make_mesh, train_sharding
 from astro_jax.sampler import Completion, Engine
 from astro_jax.train import grpo, micro_batches, policy_loss
-from astro_jax.train.rollouts import Rollout, rollout_metrics, sampling_metrics
+from astro_jax.train.rollouts import Rollout, reward_array, rollout_metrics, sampling_metrics
 from astro_jax.types import Problem, Verdict
 from astro_jax.verify import Verifier
 
@@ -306,13 +306,36 @@ def test_truncated_response_is_wrong():
     assert [r.reward for r in group] == [1, -1, -1, -1]
     assert rollout_metrics(group) == {
         "reward_mean": -0.5, "solve_rate": 0.25, "mean_tokens": (2 * len(solution) + len(solution) + 2) / 4,
-        "mean_backtracks": 0.0, "valid_rate": 0.5, "truncated_rate": 0.25, "unjudged_rate": 0.0,
+        "mean_backtracks": 0.0, "valid_rate": 0.5, "truncated_rate": 0.25, "unjudged_rate": 0.0, "repeat_rate": 0.0,
         "mean_tokens_stopped": (2 * len(solution) + 2) / 3, "max_tokens": len(solution) + 1, "repetition": 0.0,
         "p95_tokens": pytest.approx(len(solution) + 0.85),
     }  # fmt: skip
     # The shortest completion is an end token alone. It is learned like any other.
     batch = fixed._pack(group, np.asarray([3.0, -1, -1, -1])).micro_batches[0].batch
     assert (batch.loss_weights > 0).sum() == sum(len(r.completion_ids) for r in group)
+
+
+def test_penalty_of_repeats_counts_the_repeated_attempts_of_the_text():
+    game = Game(count=2, max_number=4, max_value=9)
+    (problem,) = countdown.problems(game, 1, 0, held_out=False)
+    tokenizer = countdown_tokenizer(9)
+    numbers, target = tuple(problem.meta["numbers"]), problem.meta["target"]
+    paths = countdown.reachable(numbers, game)
+    right, wrong = (countdown.attempt_text(numbers, paths[t][0], target) for t in (target, min(set(paths) - {target})))
+    again = f"{phrases.DOUBT}{phrases.UNSURE}{phrases.RESTART} make {target} from {' '.join(map(str, numbers))}.\n"
+    texts = (right, wrong + again + right, again.join([wrong, wrong, wrong, right]), again.join([wrong] * 9))
+    tokens = [[*tokenizer.encode(text), tokenizer.eos_token_id] for text in texts]
+    engine = FixedEngine(*(completion(ids, True) for ids in tokens))
+    priced = make(
+        [problem], engine=engine, tokenizer=tokenizer, verifier=Verifier(), prompts_per_step=1, repeat_penalty=0.25
+    )
+    groups = priced.generate_rollouts(None, 0)
+    assert [r.repeats for r in groups[0]] == [0, 0, 2, 8] and rollout_metrics(groups[0])["repeat_rate"] == 0.5
+    rewards = reward_array(groups)
+    np.testing.assert_array_equal(rewards, [[1, 1, 1, -1]])
+    advantages, _ = priced._advantages(groups, rewards)
+    r = np.asarray([1, 1, 0.5, -2])  # 8 repeats cost 1, not 2
+    np.testing.assert_allclose(advantages, (r - r.mean()) / (r.std() + 1e-6), atol=1e-9)
 
 
 # ---- Learning

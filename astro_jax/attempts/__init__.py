@@ -1,0 +1,62 @@
+"""The attempts of a response, which are the texts between its backtracks and restarts, and those that come again."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+from astro_jax.attempts import detector
+from astro_jax.attempts.detector import Event
+
+_EQUATION = re.compile(r"[^\s=,;.][^=\n,;.]*=\s*[^\s=,;.\n]+")
+
+
+def ends(response: str, events: Sequence[Event] | None = None) -> list[int]:
+    """Where attempts end: at each backtrack, with the doubts just before it.
+
+    Backtracks without a number between them belong together ("That is wrong. Let me try again. From the beginning:").
+    A backtrack before the first number of a response leaves no attempt behind.
+
+    Args:
+      events: of the response. None: find them.
+
+    Returns:
+      Positions in the response: the end of each attempt but the last.
+    """
+    events = detector.find(response) if events is None else events
+    found: list[int] = []
+    last = 0
+    for event in events:
+        if event.kind != "reflection":
+            if any(c.isdigit() for c in response[last : event.begin]):
+                found.append(_with_doubts(event.begin, events, response))
+            last = event.end
+    return found
+
+
+def split(response: str, events: Sequence[Event] | None = None) -> list[str]:
+    """Split a response into its attempts, at least one. Their texts, one after the other, are the whole response."""
+    borders = [0, *ends(response, events), len(response)]
+    return [response[a:b] for a, b in itertools.pairwise(borders)]
+
+
+def count_repeats(attempts: Sequence[str]) -> int:
+    """Count the attempts with the equations of an earlier attempt, or with its words where it has no equation."""
+    contents = [_content(attempt) for attempt in attempts]
+    return sum(bool(content) and content in contents[:i] for i, content in enumerate(contents))
+
+
+def _with_doubts(begin: int, events: Sequence[Event], response: str) -> int:
+    """Move the end of an attempt before the reflections that lead to its backtrack."""
+    for event in reversed([e for e in events if e.kind == "reflection" and e.end <= begin]):
+        if response[event.end : begin].strip():
+            break
+        begin = event.begin
+    return begin
+
+
+def _content(attempt: str) -> tuple[str, ...]:
+    """What an attempt does: its equations without spaces, or its words if it has none."""
+    equations = tuple(re.sub(r"\s", "", e) for e in _EQUATION.findall(attempt))
+    return equations or tuple(re.findall(r"\w+", attempt.lower()))
