@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import logging
 import os
@@ -12,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from astro_jax import distributed
+from astro_jax import distributed, host_memory
 from astro_jax.cli.parser import parse
 from astro_jax.errors import AstroError, is_transient, lacks_space
 
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     _silence_libraries()
     if _computes_on_cpu():
-        keep_freed_memory()
+        host_memory.keep_freed()
     code, message = _run(args, shlex.join(["astro", *argv]))
     if code and distributed.process_count() > 1:
         distributed.exit_all(code, message)
@@ -89,18 +88,3 @@ def _computes_on_cpu() -> bool:
     plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
     platforms = os.environ.get("JAX_PLATFORMS")
     return platforms == "cpu" or (not platforms and not any(map(importlib.util.find_spec, plugins)))
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep the memory that is freed, for XLA on a CPU.
-
-    A compiled program allocates its temporaries at each call. By default glibc gives large blocks back to the kernel,
-    which has to clear their pages once more at the next call: an eighth of the CPU time of the quickstart's SFT. Other
-    C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_max, arena_max = -1, -4, -8  # names of mallopt(3)
-        mallopt(trim_threshold, -1)  # never
-        mallopt(mmap_max, 0)
-        mallopt(arena_max, 1)  # the arenas of threads would still map large blocks

@@ -10,7 +10,7 @@ import jax
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import distributed, termination
+from astro_jax import distributed, host_memory, termination
 from astro_jax.progress import ProgressBar, log
 from astro_jax.train.checkpoints import Checkpoints
 from astro_jax.train.collapse_guard import CollapseGuard
@@ -105,6 +105,7 @@ class _Training:
 
     def step(self, step_fn: StepFn, examples: Callable[[int], Sequence[str]], bar: ProgressBar) -> None:
         """Train one step. Then save, go back, or stop where it is due."""
+        host_memory.give_back()  # what the last step has freed by now
         try:
             self.state, metrics = step_fn(self.state, self.i)
         except termination.Terminated:

@@ -357,8 +357,8 @@ def test_an_error_is_one_line_whatever_its_text(monkeypatch, recipe, capsys):
 FAULTS = """
 import resource, jax, jax.numpy as jnp
 if {keep}:
-    from astro_jax.cli import keep_freed_memory
-    keep_freed_memory()
+    from astro_jax import host_memory
+    host_memory.keep_freed()
 x = jnp.ones((4096, 4096))
 program = jax.jit(lambda x: jax.lax.fori_loop(0, 2, lambda i, y: y + i, x).sum())
 for _ in range(16):  # until the heap has grown to its size

@@ -19,7 +19,7 @@ from event_file import read_scalars
 from helpers import assert_trees_equal, one_device_train, tiny_config, tiny_params
 
 from astro_jax import config as cfg
-from astro_jax import termination
+from astro_jax import host_memory, termination
 from astro_jax.errors import AstroError, TransientError
 from astro_jax.train import loop, sft, state
 from astro_jax.train.data import make_document, packed_batches, prefetched
@@ -118,6 +118,14 @@ def test_on_a_cpu_no_step_starts_before_the_last_has_ended(tmp_path, monkeypatch
     monkeypatch.setattr(sys.modules[__name__], "compiled_step", lambda: slow_step)
     run(tmp_path, max_steps=3)
     assert were_ready == [True, True]
+
+
+def test_each_step_begins_without_the_freed_memory_of_the_last(tmp_path, monkeypatch):
+    calls, step = [], compiled_step()
+    monkeypatch.setattr(host_memory, "give_back", lambda: calls.append("give back"))
+    monkeypatch.setattr(sys.modules[__name__], "compiled_step", lambda: lambda *x: calls.append("step") or step(*x))
+    run(tmp_path, max_steps=3)
+    assert calls == ["give back", "step"] * 3
 
 
 def assert_event_file_equals_metrics(folder):
