@@ -72,6 +72,7 @@ def run(
                 training.step(step_fn, examples, bar)
         checkpoints.wait()
         training.take_best()
+    host_memory.give_back()
     return training.state, training.i
 
 

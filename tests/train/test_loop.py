@@ -120,12 +120,12 @@ def test_on_a_cpu_no_step_starts_before_the_last_has_ended(tmp_path, monkeypatch
     assert were_ready == [True, True]
 
 
-def test_each_step_begins_without_the_freed_memory_of_the_last(tmp_path, monkeypatch):
+def test_each_step_begins_and_the_last_ends_with_freed_memory_given_back(tmp_path, monkeypatch):
     calls, step = [], compiled_step()
     monkeypatch.setattr(host_memory, "give_back", lambda: calls.append("give back"))
     monkeypatch.setattr(sys.modules[__name__], "compiled_step", lambda: lambda *x: calls.append("step") or step(*x))
     run(tmp_path, max_steps=3)
-    assert calls == ["give back", "step"] * 3
+    assert calls == [*["give back", "step"] * 3, "give back"]
 
 
 def assert_event_file_equals_metrics(folder):
