@@ -77,6 +77,8 @@ def _plan_stage(run: epath.Path, name: str, inputs: Inputs, others: Sequence[epa
         found = stage_folder.locate(run, name, digest)
     except AstroError as e:
         lost = e
+    if name == "report" and not all((run / file).exists() for file in ("results.json", "report.html")):
+        return StagePlan(inputs, "new", _reason(folder, inputs))
     if found == folder:
         return StagePlan(inputs, "kept", "kept" + _rounding(folder, inputs))
     if name == "report":  # its files lie in the folder of the run, and belong to this run alone

@@ -309,11 +309,12 @@ def read_jsonl(path: epath.Path, allow_truncated: bool = False) -> Iterator[Json
 
     Raises:
       AstroError: when the file is missing or cut short, or for a line that is not valid JSON or holds no object. The
-        message gives the line's number.
+        message gives the line's number. Blank lines are skipped.
     """
     for number, line in enumerate(read_lines(path, allow_truncated), 1):
         try:
-            yield _object(line)
+            if line.strip():
+                yield _object(line)
         except ValueError as e:
             raise AstroError(f"{path}, line {number}: not valid JSON ({e}); write the file again") from e
 

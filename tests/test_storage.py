@@ -96,7 +96,9 @@ def test_jsonl_round_trips_any_text(folder):
     assert len((folder / "a.jsonl").read_text().split("\n")) == 4
 
 
-def test_read_jsonl_names_a_damaged_line_by_its_number(folder):
+def test_read_jsonl_names_a_damaged_line_by_its_number_and_skips_blank_lines(folder):
+    (folder / "a.jsonl").write_text('{"x": 1}\n\n{"x": 2}\n \n')
+    assert list(storage.read_jsonl(folder / "a.jsonl")) == [{"x": 1}, {"x": 2}]
     (folder / "a.jsonl").write_text('{"x": 1}\n{"x": \n')
     with pytest.raises(AstroError, match=r"a\.jsonl, line 2: not valid JSON"):
         list(storage.read_jsonl(folder / "a.jsonl"))

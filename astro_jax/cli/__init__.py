@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import os
+import select
 import shlex
 import sys
 import traceback
@@ -44,17 +46,23 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
                 import jax
 
                 jax.profiler.start_server(args.profile)
-        return args.call(args, command), ""
+        code = args.call(args, command)
+        sys.stdout.flush()
+        return code, ""
     except KeyboardInterrupt:
         print(f"astro: stopped; {_resume_hint(args)}", file=sys.stderr)
         return 130, "stopped"
     except Exception as e:
+        if isinstance(e, BrokenPipeError) and _reader_has_gone():  # `head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 1, "nobody reads the output"
         if lacks_space(str(e)):
             return _fail(f"no space left on device, or in your quota: free some, and {_resume_hint(args)}")
         if isinstance(e, AstroError):
             return _fail(str(e), code=1 if is_transient(e) else 2)
-        if isinstance(e, PermissionError):
-            return _fail(f"{e.filename}: no permission; choose another folder with out=DIR")
+        if isinstance(e, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError) and e.filename:
+            reason = "no permission" if isinstance(e, PermissionError) else (e.strerror or "").lower()
+            return _fail(f"{e.filename}: {reason}; name another path (that of a run is out=DIR)")
         if is_transient(e):
             return _fail(f"{type(e).__name__}: {e}; {_resume_hint(args)}", code=1)
         if distributed.process_count() == 1:
@@ -63,6 +71,15 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
             return _fail(f"{lost} has gone; {_resume_hint(args)}", code=1)
         traceback.print_exc()
         return 1, f"{type(e).__name__}: {e}"
+
+
+def _reader_has_gone() -> bool:
+    """Whether stdout is a pipe that nobody reads any more."""
+    with contextlib.suppress(OSError):
+        poll = select.poll()
+        poll.register(1, 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
 
 
 def _resume_hint(args: argparse.Namespace) -> str:

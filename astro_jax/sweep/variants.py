@@ -103,8 +103,13 @@ def make_runs(
       overrides: "key=value" for all runs.
 
     Raises:
-      AstroError: for a config that cannot be read.
+      AstroError: for a config that cannot be read, a seed that comes twice, and a seed among the overrides.
     """
+    if len(set(seeds)) < len(seeds):
+        raise AstroError(f"--seeds {','.join(map(str, seeds))}: give each seed once")
+    for change in (*overrides, *(x for variant in variants for x in variant.overrides)):
+        if change.startswith("seed="):
+            raise AstroError(f"{change}: the seeds of a sweep are those of --seeds, as in --seeds 0,1,2")
     runs: list[Run] = []
     for variant in variants:
         for seed in seeds:

@@ -331,6 +331,50 @@ def test_a_forbidden_folder_is_one_line(recipe, monkeypatch, capsys):
     assert "/somewhere: no permission" in fails(capsys, "run", recipe)
 
 
+def test_a_file_in_the_place_of_a_folder_is_one_line(recipe, monkeypatch, capsys):
+    def not_a_folder(*args, **kwargs):
+        raise NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/page.html")
+
+    monkeypatch.setattr(pipeline.storage, "write_text", not_a_folder)
+    assert "file/page.html: not a directory; name another path" in fails(capsys, "run", recipe)
+
+
+def test_output_that_nobody_reads_ends_without_a_word():
+    command = f"{sys.executable} -m astro_jax check quickstart out=runs/never | true"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Error" not in run.stderr and "Traceback" not in run.stderr and "starts anew" not in run.stderr
+
+
+def test_a_report_whose_files_are_gone_is_made_again(recipe, tmp_path):
+    assert cli.main(["run", recipe]) == 0
+    for name in ("results.json", "report.html"):
+        (tmp_path / "runs/it" / name).unlink()
+        assert cli.main(["run", recipe]) == 0 and (tmp_path / "runs/it" / name).exists()
+
+
+def test_an_evaluation_does_not_overwrite_the_results_of_a_run(recipe, tmp_path, capsys):
+    assert cli.main(["run", recipe]) == 0
+    before = (tmp_path / "runs/it/results.json").read_bytes()
+    capsys.readouterr()
+    line = fails(
+        capsys,
+        "eval",
+        "runs/it/base/model",
+        "--suite",
+        "countdown:count=2,max_number=4,max_value=9,size=4",
+        "out=runs/it",
+    )
+    assert "a run, whose results.json would be lost" in line
+    assert (tmp_path / "runs/it/results.json").read_bytes() == before
+
+
+def test_traces_of_a_folder_without_trees_are_refused(recipe, capsys):
+    assert cli.main(["run", recipe]) == 0
+    capsys.readouterr()
+    line = fails(capsys, "traces", "--init", "runs/it/base/model", "--trees", "runs/it", "out=runs/traces")
+    assert "no trees; name the folder of a search" in line
+
+
 def test_ctrl_c_prints_one_line_and_exits_with_130(recipe, monkeypatch, capsys):
     def pressed(run, stage):
         raise KeyboardInterrupt

@@ -24,7 +24,10 @@ def test_same_text_with_other_spaces_and_capitals_is_one_problem(tmp_path):
 @pytest.mark.parametrize(
     "record, message",
     [
-        ({"answer": "5"}, "line 2: `problem` must be a text"),
+        (
+            {"answer": "5"},
+            "line 2: `problem` must be a text, found None; problems.fields names a field of another name",
+        ),
         ({"problem": " ", "answer": "5"}, "line 2: `problem` must be a text"),
         ({"problem": "a"}, "line 2: `answer` must be a number, found None"),
         ({"problem": "a", "answer": "five"}, "line 2: `answer` must be a number, found 'five'"),

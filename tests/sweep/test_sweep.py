@@ -37,6 +37,12 @@ def test_variants_that_cannot_be_read_are_one_line(vary):
         variants.parse("quickstart", vary)
 
 
+@pytest.mark.parametrize("seeds, overrides", [([0, 0], []), ([0], ["seed=3"])])
+def test_seeds_of_a_sweep_come_once_and_from_its_option(seeds, overrides):
+    with pytest.raises(AstroError, match="--seeds"):
+        variants.make_runs(epath.Path("runs/s"), variants.parse("quickstart", []), seeds, overrides)
+
+
 def test_the_interval_of_a_difference_covers_it_in_95_percent_of_simulations():
     """Two variants of 0.3 and 0.4, correlated over problems; one seed."""
     rng, covered = np.random.default_rng(0), 0
