@@ -244,8 +244,6 @@ def traces(run: RunContext, inputs: Inputs) -> dict[str, Any]:
     """Turn the trees into training examples, with a data card. Load a model only when it judges or writes."""
     c, folder = run.c, run.folder / "traces"
     trees = shards(stage_folder.follow(storage.absolute(c.trees)) if c.trees else run.folder_of("search"))
-    if c.trees and not trees.paths():
-        raise AstroError(f"trees={c.trees}: no trees; name the folder of a search, as in RUN/search")
     writer = TraceWriter(run.policy("base"), run.verifier, run.prompts) if dataset.needs_model(c.traces) else None
     tokenizer = tokenizers.load(str(run.folder_of("base") / "model"), c.chat)
     counts = dataset.run(folder, trees, c.traces, c.seed, writer, tokenizer)

@@ -14,6 +14,7 @@ from astro_jax import prompts, stage_folder, stage_inputs, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import paths
 from astro_jax.run_context import RunContext
+from astro_jax.search.store import shards
 from astro_jax.stage_folder import Inputs
 from astro_jax.train import rewards
 
@@ -77,11 +78,11 @@ def _plan_stage(run: epath.Path, name: str, inputs: Inputs, others: Sequence[epa
         found = stage_folder.locate(run, name, digest)
     except AstroError as e:
         lost = e
-    if name == "report" and not all((run / file).exists() for file in ("results.json", "report.html")):
-        return StagePlan(inputs, "new", _reason(folder, inputs))
-    if found == folder:
+    # The files of a report lie in the folder of the run, and belong to this run alone.
+    is_whole = name != "report" or all((run / file).exists() for file in ("results.json", "report.html"))
+    if found == folder and is_whole:
         return StagePlan(inputs, "kept", "kept" + _rounding(folder, inputs))
-    if name == "report":  # its files lie in the folder of the run, and belong to this run alone
+    if name == "report":
         return StagePlan(inputs, "new", _reason(folder, inputs))
     if found == previous:
         return StagePlan(inputs, "put aside", "kept, made before" + _rounding(previous, inputs))
@@ -151,6 +152,8 @@ def content(run: RunContext, name: str) -> str:
         path = stage_folder.follow(storage.absolute(getattr(run.c, name)))
         if not path.exists():
             raise AstroError(f"{name}={path}: is not there; give an existing path")
+        if name == "trees" and not shards(path).paths():
+            raise AstroError(f"{name}={path}: no trees; name the folder of a search, as in RUN/search")
         return storage.fingerprint(path)
     if name == "suites":
         return stage_folder.content_hash([suite.digest for suite in run.suites])

@@ -25,14 +25,14 @@ def ends(response: str, events: Sequence[Event] | None = None) -> list[int]:
       Positions in the response: the end of each attempt but the last.
     """
     events = detector.find(response) if events is None else events
-    found: list[int] = []
+    positions: list[int] = []
     last = 0
     for event in events:
         if event.kind != "reflection":
             if any(c.isdigit() for c in response[last : event.begin]):
-                found.append(_with_doubts(event.begin, events, response))
+                positions.append(_with_doubts(event.begin, events, response))
             last = event.end
-    return found
+    return positions
 
 
 def split(response: str, events: Sequence[Event] | None = None) -> list[str]:

@@ -105,9 +105,9 @@ def run(
       AstroError: for a model or a suite that cannot be read, before anything is sampled.
     """
     responses.require_parquet()
-    loaded = [problem_suites.load(spec, c.eval.limit) for spec in c.eval.suites]
     if (out / "config.json").exists():
         raise AstroError(f"out={out}: a run, whose {RESULTS} would be lost; choose another folder")
+    loaded = [problem_suites.load(spec, c.eval.limit) for spec in c.eval.suites]
     if against is not None and not (against / RESULTS).exists():
         raise AstroError(f"--against {against}: no evaluation is there; give the out= of another `astro eval`")
     policy = load_policy(c, folder)

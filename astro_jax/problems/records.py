@@ -74,19 +74,19 @@ def _problem(record: Mapping[str, Any], task: RecordTask) -> Problem | str:
     """Make a problem of a record, or return the reason why the record cannot be used."""
     text, answer, solution = record.get("problem"), record.get("answer"), record.get("solution") or ""
     if not isinstance(text, str) or not text.strip():
-        return f"`problem` must be a text, found {_found(text)}"
+        return f"`problem` must be a text, found {_shown(text)}"
     if not isinstance(solution, str):
         return "`solution` must be a text"
     if task == "number" and parse(str(answer)) is None:
-        return f"`answer` must be a number, found {_found(answer)}"
+        return f"`answer` must be a number, found {_shown(answer)}"
     if task == "math" and not is_mathematics(answer):
-        return f"`answer` must be mathematics, found {_found(answer)}"
+        return f"`answer` must be mathematics, found {_shown(answer)}"
     answer = "" if str(answer).strip().lower() in MISSING_ANSWERS else str(answer)
     digest = hashlib.blake2b(normalized(text).encode(), digest_size=8).hexdigest()
     return Problem(digest, text, answer, {"solution": solution}, task)
 
 
-def _found(value: Any) -> str:
+def _shown(value: Any) -> str:
     return f"{value!r}" if value is not None else "None; problems.fields names a field of another name"
 
 

@@ -1,4 +1,4 @@
-"""From rewards to advantages: groups, their comparison, and the penalty of length."""
+"""From rewards to advantages: groups, their comparison, and the penalties of length and of repeated attempts."""
 
 from __future__ import annotations
 

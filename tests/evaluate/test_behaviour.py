@@ -57,9 +57,8 @@ def test_each_backtrack_repairs_or_spoils(response, rights, changes):
 
 
 def test_numbers_of_attempts_tell_a_first_from_a_second():
-    assert [detector.find(f"Attempt {n}: 3 + 4 = 8.") != [] for n in (0, 1, 2, 3, 9, 10)] == [False] * 2 + [
-        True
-    ] * 3 + [False]
+    is_event = {n: bool(detector.find(f"Attempt {n}: 3 + 4 = 8.")) for n in (0, 1, 2, 3, 9, 10)}
+    assert is_event == {0: False, 1: False, 2: True, 3: True, 9: True, 10: False}
 
 
 def test_attempts_of_countdown_are_judged_by_its_verifier():
