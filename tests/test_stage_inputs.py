@@ -86,7 +86,7 @@ OTHER_VALUES = {
     "traces.min_value_reflect": 0.5, "traces.reflect_confidence": 0.9,
     "sampler.kv_cache_gib": 1.0, "sampler.quantization": None, "sampler.kv_cache_dtype": None,
     "prompts": {"reflect": "PROMPT"},
-    "examples": "PATH", "trees": "PATH", "grpo.reward": "REWARD:reward",
+    "examples": "PATH", "trees": "TREES", "grpo.reward": "REWARD:reward",
     "grpo.epsilon_high": 0.3, "grpo.delta": 2.0, "grpo.max_log_ratio": 5.0, "grpo.importance_sampling_cap": 2.0,
     "grpo.geometric_mask_bounds": [0.9, 1.1],
     "grpo.guard.rules": [{"metric": "entropy", "below": 0.1, "action": "stop"}],
@@ -117,7 +117,9 @@ def configs(tmp_path_factory):
         lines = [{"problem": f"{name}: {i} + {i} = ?", "answer": str(2 * i), "result": i} for i in range(40)]
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
     (folder / "reward.py").write_text("def reward(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
-    (folder / "PATHMODEL").mkdir()
+    for name in ("PATHMODEL", "TREES"):
+        (folder / name).mkdir()
+    (folder / "TREES" / "trees-00000.jsonl.gz").touch()
     (folder / "PROMPT").write_text("{{ problem }} {{ solution }} {{ correct }}: {{ correct }}?")
 
     def with_paths(value):
@@ -125,6 +127,7 @@ def configs(tmp_path_factory):
             json.dumps(value)
             .replace('"PATH', f'"{folder}/PATH')
             .replace('"PROMPT', f'"{folder}/PROMPT')
+            .replace('"TREES', f'"{folder}/TREES')
             .replace('"REWARD', f'"{folder}/reward.py')
         )
 
