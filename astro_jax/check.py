@@ -33,6 +33,7 @@ from astro_jax.plan import planner, programs, topology
 from astro_jax.problems import lengths, source, suites
 from astro_jax.problems.draws import Draws
 from astro_jax.run_context import RunContext
+from astro_jax.search.tree_sampler import max_prefix_tokens
 from astro_jax.traces import dataset
 from astro_jax.train.held_out import hold_out
 from astro_jax.types import Problem, Response
@@ -212,7 +213,7 @@ def _prompts(s: Subject) -> Iterator[str]:
         return
     c, sizes = s.c, {use: [len(s.tokenizer.prompt(p.prompt)) for p in s.problems(use)[:500]] for use in s.uses}
     limits = {
-        "search": (s.model.max_positions - c.search.max_rollout_tokens, "search.max_rollout_tokens"),
+        "search": (max_prefix_tokens(c.search, s.model), "search.max_rollout_tokens or search.max_step_tokens"),
         "rl": (lengths.max_prompt_tokens(c, s.model), "grpo.max_completion_length, or raise grpo.max_length"),
         "eval": (lengths.max_prompt_tokens(c, s.model, "eval"), "eval.max_tokens"),
     }

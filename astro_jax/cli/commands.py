@@ -381,17 +381,11 @@ def plan(args: argparse.Namespace, command: str) -> int:
     stages = PLANNED if args.stage == "all" else (args.stage,)
     c = config.load(args.config, args.overrides)
     if args.search:
-        if args.compile_only or args.no_compile or args.markdown:
-            raise AstroError("plan: --search goes with none of --compile-only, --no-compile and --markdown")
         return _plan_search(args, c, stages)
     if args.remat:
-        if args.compile_only or args.markdown or args.stage not in ("all", "sft"):
-            raise AstroError("plan: --remat is about SFT, and goes with neither --compile-only nor --markdown")
+        if args.stage not in ("all", "sft"):
+            raise AstroError(f"plan: --remat is about SFT; leave out --stage {args.stage}")
         return _plan_remat(args, c)
-    if args.compile_only and args.markdown:
-        raise AstroError("plan: --markdown prints the times that --compile-only leaves out")
-    if args.no_compile and (args.compile_only or args.markdown):
-        raise AstroError("plan: --no-compile goes with neither --compile-only nor --markdown")
     result = planner.plan_run(
         c, args.topology, stages, args.prompt, args.reached, args.compile_only, not args.no_compile, args.mean_length
     )

@@ -84,7 +84,8 @@ def require_suite(args: argparse.Namespace) -> None:
       AstroError: with the option's name.
     """
     for name in ("n", "limit", "max_tokens", "min_backtracks", "against", "lm_eval", "json"):
-        if getattr(args, name):
+        value = getattr(args, name)
+        if value is not None and value is not False:
             raise AstroError(f"eval: --{name.replace('_', '-')} needs --suite; for a run, set the keys of eval")
 
 

@@ -243,13 +243,13 @@ def _plan(parser: Parser) -> None:
                         help="assumed share of the roofline, for the recipe's time (default 0.4)")  # fmt: skip
     parser.add_argument("--mean-length", type=float, default=0.5, metavar="SHARE",
                         help="mean length of samples, as a share of the greatest length (default 0.5)")  # fmt: skip
-    parser.add_argument("--search", action="store_true", help="try every fsdp x tp, and smaller batches if none fits")
-    parser.add_argument("--remat", action="store_true", help="compare the policies of sft.remat_policy")
-    parser.add_argument("--compile-only", action="store_true", help="print memory and compile times only")
-    parser.add_argument("--no-compile", action="store_true", help="print the time of the run only, in a few seconds")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print one JSON object")
-    output.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--search", action="store_true", help="try every fsdp x tp, and smaller batches if none fits")
+    kinds.add_argument("--remat", action="store_true", help="compare the policies of sft.remat_policy")
+    kinds.add_argument("--compile-only", action="store_true", help="print memory and compile times only")
+    kinds.add_argument("--no-compile", action="store_true", help="print the time of the run only, in a few seconds")
+    kinds.add_argument("--markdown", action="store_true", help="print Markdown tables")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _bench_search(parser: Parser) -> None:

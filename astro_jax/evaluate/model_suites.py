@@ -15,7 +15,7 @@ from etils import epath
 from astro_jax import config as cfg
 from astro_jax import mesh as meshes
 from astro_jax import stage_folder, storage
-from astro_jax.errors import AstroError
+from astro_jax.errors import AstroError, is_transient
 from astro_jax.evaluate import responses, suites
 from astro_jax.llama import checkpoint, paths
 from astro_jax.llama import tokenizer as tokenizers
@@ -79,6 +79,8 @@ def training_problems(draws: Draws) -> list[Problem]:
     try:
         return [*{p.id: p for use in ("search", "rl") for p in draws.draw(use)}.values()]
     except AstroError as e:
+        if is_transient(e):
+            raise
         log(f"the training problems are not compared with the suites ({e})")
         return []
 

@@ -97,9 +97,14 @@ def _trip_count(condition: list[str], default: int) -> int:
 
 
 def _result_bytes(array_types: str, line: str) -> int:
-    """Return the bytes of an operation's result. The result of a `-start` operation lists its operand first."""
+    """Return the bytes of an operation's results, scalars left out.
+
+    The type of a `-start` operation lists the operands before the results, except that of an all-reduce.
+    """
     sizes = [
-        math.prod(map(int, dims.split(","))) * (int(bits or 8) // 8) if dims else 0
+        math.prod(map(int, dims.split(","))) * (int(bits or 8) // 8)
         for _, bits, dims in _ARRAY.findall(array_types)
+        if dims
     ]
-    return sizes[1] if "-start(" in line and len(sizes) > 1 else sum(sizes)
+    lists_operands = "-start(" in line and " all-reduce-start(" not in line
+    return sum(sizes[len(sizes) // 2 :] if lists_operands else sizes)

@@ -48,14 +48,14 @@ def search_meshes(
       AstroError: when no mesh divides the model and the batches.
     """
     slice_, (_, chips) = topology.get(topology_name), topology.parse(topology_name)
-    config, candidates, error = planner.model_config(c.model), [], None
+    config, judge, candidates, error = planner.model_config(c.model), planner.judge_config(c), [], None
     data = topology.slices(topology_name)
     for tp in (n for n in range(1, chips // data + 1) if chips // data % n == 0):
         mesh = cfg.Mesh(data=data, fsdp=chips // data // tp, tp=tp)
         trial = c.model_copy(update={"mesh": mesh})
         try:
             sharding = train_sharding(make_mesh(data, mesh.fsdp, mesh.tp, devices=slice_.devices), c.attention)
-            programs.check(trial, config, sharding)
+            programs.check(trial, config, sharding, judge)
         except AstroError as e:
             error = e
             continue

@@ -74,8 +74,7 @@ def plan_run(
         )
     config = model_config(c.model)
     mesh = make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp, devices=topology.get(topology_name).devices)
-    judge = model_config(c.verify.judge.model) if c.verify.judge is not None else None
-    plan = Plan(c, config, mesh, prompt_tokens, judge=judge)
+    plan = Plan(c, config, mesh, prompt_tokens, judge=judge_config(c))
     programs = [program for stage in stages for program in plan.programs(stage)]
     rows: list[Json] = []
     if compiles:
@@ -113,6 +112,11 @@ def model_config(model: str) -> LlamaConfig:
     except AstroError as e:
         raise AstroError(f"plan: {e}; published shapes are {', '.join(PUBLISHED)}") from e
     return checkpoint.read_config(path)
+
+
+def judge_config(c: cfg.Config) -> LlamaConfig | None:
+    """Return the architecture of the model of `verify.judge`; None without one. Raises as `model_config`."""
+    return None if c.verify.judge is None else model_config(c.verify.judge.model)
 
 
 def _compile_program(program: Program, chip: topology.Chip, compile_only: bool) -> Json:

@@ -31,7 +31,7 @@ from astro_jax.sampler.engine import batch_sizes
 from astro_jax.sampler.kv_cache import CacheLayout, KVCache
 from astro_jax.sampler.programs import DecodeInputs
 from astro_jax.sampler.sample import SamplingInputs
-from astro_jax.traces import dataset
+from astro_jax.traces import rewriting
 from astro_jax.train import grpo, losses, micro_batches, sft
 from astro_jax.train.losses import Batch
 from astro_jax.train.policy_loss import RolloutBatch
@@ -89,9 +89,7 @@ class Plan:
     ):  # fmt: skip
         self.c, self.config, self.mesh, self.prompt, self.steps, self.judge = c, config, mesh, prompt, steps, judge
         self.train, self.sample = train_sharding(mesh, c.attention), decode_sharding(mesh, c.attention)
-        check(c, config, self.train)
-        if judge is not None:
-            check_model(judge, self.train, "the judge's ")
+        check(c, config, self.train, judge)
         self.tx = make_optimizer(c.grpo, steps)
         self.state = abstract_state(config, self.tx, self.train)
 
@@ -143,7 +141,9 @@ class Plan:
             return self._fine_tuning("sft", c.sft)
         if stage == "search":
             # A rollout begins behind the steps of its node, which are at most as long as a rollout from the root.
-            layout = self.layout(s.num_rollouts, self.prompt + s.max_rollout_tokens, s.max_rollout_tokens, sampled)
+            group = {"mcts": s.num_rollouts, "rounds": s.rounds[0], "best-of-n": s.num_samples}[s.method]
+            steps = 0 if s.method == "best-of-n" else s.max_rollout_tokens
+            layout = self.layout(group, self.prompt + steps, s.max_rollout_tokens, sampled)
             return self._sampling("search", layout, sampled, ())
         if stage == "traces":
             return self._traces()
@@ -176,14 +176,19 @@ class Plan:
         return [Program("base", "load", None, self.state.params)]
 
     def _traces(self) -> list[Program]:
-        """The model that judges and writes traces. Its prompts hold a problem and a solution."""
+        """The model that judges and writes traces, and samples Direct's: of these calls, the one with the longest rows.
+
+        The prompts of a judgement and of a rewriting hold a problem and a solution.
+        """
         t, sampled = self.c.traces, self.c.sampler.dtype
-        if not dataset.needs_model(t):
+        with_solution = self.prompt + self.c.search.max_rollout_tokens
+        calls = [(t.self_evaluation, with_solution, t.self_evaluation_tokens)] if t.self_evaluation else []
+        calls += [(1, with_solution, t.clone_tokens)] if rewriting.model_kinds(t) else []
+        calls += [(t.direct_samples, self.prompt, t.direct_tokens)] if t.direct == "best-of-n" else []
+        if not calls:
             return []
-        solution = self.c.search.max_rollout_tokens
-        new = max(t.self_evaluation_tokens if t.self_evaluation else 0, t.clone_tokens)
-        layout = self.layout(max(t.self_evaluation, 1), self.prompt + solution, new, sampled)
-        return self._sampling("traces", layout, sampled, ())
+        group, prompt, new = max(calls, key=lambda call: call[1] / call[0] + call[2])  # a group shares its prompt
+        return self._sampling("traces", self.layout(group, prompt, new, sampled), sampled, ())
 
     def _grpo(self) -> list[Program]:
         c = self.c.grpo
@@ -353,17 +358,20 @@ class Plan:
         return _lower(program, self.weights(dtype, c), cache.prefix, cache.completion, inputs, sampling, stop_tokens)
 
 
-def check(c: cfg.Config, config: LlamaConfig | None, sharding: Sharding) -> None:
+def check(c: cfg.Config, config: LlamaConfig | None, sharding: Sharding, judge: LlamaConfig | None = None) -> None:
     """Check that a mesh divides the parameters and the batches, and that the attention kernel supports the lengths.
 
     Args:
       config: of the model; None for a model that is trained from scratch, whose parameters are not checked.
+      judge: the model of `verify.judge`; None without one.
 
     Raises:
       AstroError: when it does not. The message names the parameter or the config key.
     """
     if config is not None:
         check_model(config, sharding)
+    if judge is not None:
+        check_model(judge, sharding, "the judge's ")
     names = ("pretrain", "sft") if config is None else ("sft", *(("base_sft",) if c.base_sft else ()))
     head_dim = attention.HEAD_DIM_MULTIPLE if config is None else config.head_dim
     for length in (*(getattr(c, name).max_length for name in (*names, "grpo")), c.sampler.block_size):

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from astro_jax import config as cfg
+from astro_jax.llama.config import LlamaConfig
 from astro_jax.policy import Policy
 from astro_jax.sampler import Completion, Request, SamplingParams
 from astro_jax.search.tree import Node, Step, Tree
@@ -41,7 +42,7 @@ class TreeSampler:
         # A step ends with any token whose text ends with `c.step_end`, or with an end token.
         self.step_ends = (*policy.tokenizer.ending_with(c.step_end), *policy.tokenizer.stop_token_ids)
         self._step_end_set = frozenset(self.step_ends)
-        self._max_prefix = policy.engine.config.max_positions - max(c.max_step_tokens, c.max_rollout_tokens)
+        self._max_prefix = max_prefix_tokens(c, policy.engine.config)
         self.verdicts = self.correct_verdicts = 0
         self.seconds = 0.0
 
@@ -139,6 +140,11 @@ class TreeSampler:
         for (tree, _), group in zip(nodes, completions, strict=True):
             tree.sampled_tokens += sum(len(completion.token_ids) for completion in group)
         return completions
+
+
+def max_prefix_tokens(c: cfg.Search, model: LlamaConfig) -> int:
+    """The most tokens of a prefix behind which the model's context has room for a rollout, and for a proposed step."""
+    return model.max_positions - max(c.max_rollout_tokens, c.max_step_tokens if c.method == "mcts" else 0)
 
 
 def priors(scores: Mapping[K, float]) -> dict[K, float]:

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from astro_jax import config as cfg
 from astro_jax import distributed, sessions, storage
-from astro_jax.errors import AstroError, TransientError, lacks_space
+from astro_jax.errors import AstroError, TransientError, is_transient, lacks_space
 from astro_jax.progress import log
 from astro_jax.train.state import TrainState
 
@@ -164,6 +164,8 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:  # the devices have no memory left: the checkpoint is not to blame
             raise
         except Exception as e:  # Orbax, tensorstore and json each have exceptions of their own
+            if is_transient(e):
+                raise
             return " ".join(str(e).split())[:200] or type(e).__name__
         return loaded["state"]
 

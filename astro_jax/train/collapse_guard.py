@@ -125,7 +125,8 @@ class CollapseGuard:
         for record in records:
             self._records.append(record)
             for rule in self.c.rules:
-                if rule.action != "skip" and rule.metric in record and (rollback := self._act(rule, checkpoints)):
+                is_judged = rule.metric in record and len(self._records) > rule.baseline_steps
+                if rule.action != "skip" and is_judged and (rollback := self._act(rule, checkpoints)):
                     return rollback
         return None
 
@@ -188,7 +189,7 @@ class CollapseGuard:
         if not rule.baseline_steps:
             return bound
         first = [r[rule.metric] for r in self._records[: rule.baseline_steps] if rule.metric in r]
-        if len(self._records) <= rule.baseline_steps or not first:
+        if len(self._records) < rule.baseline_steps or not first:
             return None
         return bound * sum(first) / len(first)
 

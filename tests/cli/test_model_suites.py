@@ -84,6 +84,7 @@ def test_a_model_is_measured_in_a_run_and_on_its_own(model, tmp_path, monkeypatc
     "words, message",
     [
         (("quickstart", "--suite", "math500"), "quickstart is a config, and --suite measures a model"),
+        (("quickstart", "--n", "0"), "--n needs --suite; for a run, set the keys of eval"),
         (("quickstart", "--n", "4"), "--n needs --suite; for a run, set the keys of eval"),
         (("quickstart", "--min-backtracks", "1"), "--min-backtracks needs --suite; for a run, set the keys of eval"),
         (("countdown-base", "--suite", "countdown", "--min-backtracks", "-1"), "eval.min_backtracks"),

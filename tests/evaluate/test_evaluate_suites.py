@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import types
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from etils import epath
 from helpers import chat_tokenizer, tiny_config
 
 from astro_jax import config as cfg
-from astro_jax.errors import AstroError
-from astro_jax.evaluate import judged, lm_eval, responses, suites
+from astro_jax.errors import AstroError, TransientError
+from astro_jax.evaluate import judged, lm_eval, model_suites, responses, suites
 from astro_jax.policy import Policy
 from astro_jax.problems import suites as problem_suites
 from astro_jax.sampler import Completion
@@ -175,6 +176,14 @@ def test_overlap_with_training_problems_is_counted(suite):
     assert suites.training_overlap(suite, training) == {"compared": 2, "exact": 1, "near": 0, "contained": 0}
     games = problem_suites.load("countdown:count=2,size=3")
     assert suites.training_overlap(games, games.problems[:2]) == {"compared": 2, "exact": 2}
+
+
+def test_a_lost_connection_does_not_leave_the_overlap_with_training_problems_out():
+    def draw(use):
+        raise TransientError("the hub is busy")
+
+    with pytest.raises(TransientError):
+        model_suites.training_problems(types.SimpleNamespace(draw=draw))
 
 
 def test_gold_answers_that_are_not_read_are_counted_and_listed(verifier):

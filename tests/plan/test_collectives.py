@@ -118,3 +118,16 @@ def test_loop_without_a_constant_limit_has_the_default_trip_count():
 
     text = program.lower(jnp.ones(8), jnp.int32(3)).compile().as_text()
     assert collectives.count(text, default_trip_count=7)["all-reduce"].calls == 7
+
+
+@pytest.mark.parametrize(
+    "operation, kind, size",
+    [("(f32[8]{0}, f32[4,2]{1,0}) all-reduce-start(%a, %b)", "all-reduce", 32 + 32),
+     ("f32[8]{0} all-reduce-start(%a)", "all-reduce", 32),
+     ("(f32[8]{0}, f32[64]{0}) all-gather-start(%a)", "all-gather", 256),
+     ("((f32[8]{0}, bf16[2]{0}), (f32[64]{0}, bf16[16]{0})) all-gather-start(%a, %b)", "all-gather", 256 + 32),
+     ("(f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%a)", "collective-permute", 32)],
+)  # fmt: skip
+def test_an_asynchronous_collective_of_several_arrays_counts_all_its_results(operation, kind, size):
+    text = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n  %x = {operation}, channel_id=2\n}}"
+    assert collectives.count(text) == {kind: collectives.CollectiveStats(calls=1, bytes=size)}

@@ -32,10 +32,10 @@ def planned(monkeypatch):
 
     check = mesh_search.programs.check
 
-    def check_two_kv_heads(c, config, sharding):
-        if c.mesh.tp > 2:
+    def check_two_kv_heads(c, config, sharding, judge):
+        if c.mesh.tp > (2 if judge is None else 1):
             raise AstroError("mesh: 2 kv_heads")
-        check(c, config, sharding)
+        check(c, config, sharding, judge)
 
     monkeypatch.setattr(topology, "get", lambda name: topology.Topology(name, None, (object(),) * 16))
     monkeypatch.setattr(mesh_search, "make_mesh", lambda *shape, devices: make_mesh(1, 1, 1))
@@ -66,3 +66,8 @@ def test_search_without_a_mesh_that_fits_exits_with_3(planned, capsys):
     capsys.readouterr()
     assert cli.main([*COMMAND, "sft.batch_size=48"]) == 3
     assert "no mesh fits" in capsys.readouterr().err
+
+
+def test_search_passes_over_a_mesh_that_does_not_divide_the_judge(planned, capsys):
+    assert cli.main([*COMMAND, "--json", "verify.judge.model=countdown-base", "sft.batch_size=48"]) == 3
+    assert [candidate["mesh"] for candidate in json.loads(capsys.readouterr().out)] == ["{fsdp: 16, tp: 1}"]

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import sys
 import types
 
 import jax
@@ -140,11 +142,14 @@ def test_compile_only_reports_memory_without_roofline_and_collectives():
         ["--remat", "--stage", "grpo"],
         ["--search", "--no-compile"],
         ["--compile-only", "--no-compile"],
+        ["--search", "--remat"],
+        ["--remat", "--no-compile"],
     ],
 )
 def test_contradictory_flags_are_an_error(flags, capsys):
-    assert cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4", *flags]) == 2
-    assert capsys.readouterr().err.startswith("astro: plan: ")
+    with pytest.raises(SystemExit, match="2"):  # argparse exits by itself
+        sys.exit(cli.main(["plan", "configs/quickstart.yaml", "--topology", "v5e:4x4", *flags]))
+    assert re.search(r"not allowed with argument|leave out --stage grpo", capsys.readouterr().err)
 
 
 def test_plan_covers_the_base_and_a_resume():
@@ -172,6 +177,21 @@ def test_plan_covers_the_base_and_a_resume():
 def test_plan_has_the_programs_of_the_stages_that_the_run_has(changes, stage, names):
     plan = Plan(cfg.parse(changes), tiny_config(vocab_size=48), make_mesh(), prompt=20)
     assert [program.name for program in plan.programs(stage)] == names
+
+
+@pytest.mark.parametrize(
+    "changes, stage, group, prefix, completion",
+    [({"search": {"method": "mcts", "num_rollouts": 4}}, "search", 4, 20 + 64, 64),
+     ({"search": {"method": "rounds", "rounds": [2, 8]}}, "search", 2, 20 + 64, 64),
+     ({"search": {"method": "best-of-n", "num_samples": 16}}, "search", 16, 20, 64),
+     ({"traces": {"direct": "best-of-n", "direct_samples": 8, "direct_tokens": 128}}, "traces", 8, 20, 128),
+     ({"traces": {"self_evaluation": 4, "self_evaluation_tokens": 48}}, "traces", 4, 20 + 64, 48)],
+)  # fmt: skip
+def test_a_stage_is_planned_with_the_groups_and_lengths_of_its_own_calls(changes, stage, group, prefix, completion):
+    c = cfg.parse({"sampler": {"max_num_seqs": 32, "block_size": 4}} | changes)
+    plan = Plan(c, tiny_config(vocab_size=48), make_mesh(), prompt=20)
+    layout = next(p.layout for p in plan.programs(stage) if p.name == "decode")
+    assert layout == plan.layout(group, prefix, completion, c.sampler.dtype)
 
 
 def test_stack_trace_of_a_program_that_cannot_be_printed_is_hidden(capfd):

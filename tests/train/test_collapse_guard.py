@@ -49,6 +49,16 @@ def test_threshold_can_be_a_factor_of_the_first_steps(tmp_path):
         make_guard(tmp_path, rule).check(records("mean_tokens", 90, 10, 101), [])
 
 
+def test_a_skip_rule_judges_the_first_step_after_its_baseline(tmp_path):
+    guard = make_guard(
+        tmp_path, {"metric": "grad_norm", "above": 2.0, "baseline_steps": 2, "action": "skip"}
+    )  # fmt: skip
+    guard.start(records("grad_norm", 1.0))
+    assert not guard.should_skip({"grad_norm": 9.0})  # the second step belongs to the baseline
+    guard.start(records("grad_norm", 1.0, 3.0))
+    assert guard.should_skip({"grad_norm": 4.1}) and not guard.should_skip({"grad_norm": 3.9})
+
+
 def test_warning_is_printed_once_for_steps_in_a_row(tmp_path, capsys):
     rule = {"metric": "repetition", "above": 0.5, "steps": 2, "action": "warn"}
     assert make_guard(tmp_path, rule).check(records("repetition", 0.6, 0.7, 0.8, 0.1, 0.9, 0.9), [0]) is None

@@ -21,7 +21,7 @@ from helpers import assert_trees_equal, one_device_train, tiny_config, tiny_para
 from astro_jax import config as cfg
 from astro_jax import host_memory, termination
 from astro_jax.errors import AstroError, TransientError
-from astro_jax.train import loop, sft, state
+from astro_jax.train import checkpoints, loop, sft, state
 from astro_jax.train.data import make_document, packed_batches, prefetched
 
 CONFIG = tiny_config(n_layers=1)
@@ -377,3 +377,17 @@ def test_nan_loss_never_overwrites_the_good_checkpoint(tmp_path):
     with pytest.raises(AstroError, match="the last good checkpoint: step 2;"):
         run(tmp_path, save_steps=1, broken={3, 4, 5})
     assert saved_steps(tmp_path) == [2, 3]
+
+
+def test_a_lost_connection_is_no_damaged_checkpoint(tmp_path, monkeypatch, capsys):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=5)
+
+    def lose_connection(*_):
+        raise ConnectionResetError("the bucket closed the connection")
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionResetError):
+        patch.setattr(checkpoints.ocp.training.Checkpointer, "load_checkpointables", lose_connection)
+        run(tmp_path)
+    assert "passed over" not in capsys.readouterr().err
+    assert run(tmp_path)[1] == [3, 4, 5, 6]
