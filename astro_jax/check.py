@@ -264,7 +264,7 @@ def _judge(s: Subject) -> Iterator[str]:
 def _mesh(s: Subject) -> Iterator[str]:
     """A mesh of more devices than there are, or that does not divide the model and the batches."""
     c, m = s.c, s.c.mesh
-    need, devices = m.data * m.fsdp * m.tp, _device_count(s)
+    need, devices = m.num_devices, _device_count(s)
     if need > devices or (s.topology and need != devices):
         yield f"the mesh {m.data}x{m.fsdp}x{m.tp} needs {need} devices, but {devices} exist; set mesh.*"
     if s.topology:
@@ -339,7 +339,7 @@ _CHECKS: tuple[Callable[[Subject], Iterator[str]], ...] = (
 def _device_count(s: Subject) -> int:
     if s.topology:
         return topology.parse(s.topology)[1]
-    meshes.set_cpu_device_count(s.c.mesh.data * s.c.mesh.fsdp * s.c.mesh.tp)
+    meshes.set_cpu_device_count(s.c.mesh.num_devices)
     return len(jax.devices())
 
 

@@ -8,7 +8,6 @@ prompt `classify` the same judge names the error of a wrong response (`evaluate.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
@@ -18,11 +17,10 @@ import jax.numpy as jnp
 from astro_jax import config as cfg
 from astro_jax.llama import checkpoint, paths
 from astro_jax.llama import tokenizer as tokenizers
-from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.mesh import Sharding
-from astro_jax.policy import Policy
+from astro_jax.policy import Policy, Prompt
 from astro_jax.prompts import PromptTemplate
-from astro_jax.sampler import Engine, Request, SamplingParams
+from astro_jax.sampler import Engine
 from astro_jax.types import Response
 
 Verdicts = tuple[str, str]  # last lines that approve and reject
@@ -109,32 +107,19 @@ class Judge:
           the texts; None for one that was cut off. A response whose prompt is too long for the context has none.
         """
         asked = {self._key(r): r for r in responses}
-        requests = {key: self._request(key, r) for key, r in asked.items()}
-        room = self.policy.engine.config.max_positions - self.max_tokens
-        fitting = {key: request for key, request in requests.items() if len(request.prompt_token_ids) <= room}
-        sampling = SamplingParams(self.max_tokens, stop=tuple(self.verdicts))
-        groups = self.policy.generate([*fitting.values()], sampling, progress) if fitting else []
-        decode = self.policy.tokenizer.decode
-        texts = {
-            key: [decode(c.token_ids.tolist()) if c.stopped else None for c in group]
-            for key, group in zip(fitting, groups, strict=True)
-        }
-        return [texts.get(self._key(r), []) for r in responses]
+        prompts = [Prompt(self._text(r), self.n, ("judge", *key)) for key, r in asked.items()]
+        limits = [self.max_tokens] * len(prompts)
+        texts = self.policy.complete(prompts, limits, stop=self.verdicts, progress=progress)
+        by_key = dict(zip(asked, texts, strict=True))
+        return [by_key[self._key(r)] for r in responses]
 
     def _key(self, response: Response) -> tuple[str, str]:
         return response.problem.id, hashlib.sha256(response.text.encode()).hexdigest()[:16]
 
-    def _request(self, key: tuple[str, str], response: Response) -> Request:
+    def _text(self, response: Response) -> str:
         problem = response.problem
         values = {"problem": problem.prompt.strip(), "answer": problem.answer, "solution": response.text.strip()}
-        text = self.rubric.render(**values)
-        return Request(tuple(self._tokenizer.prompt(text)), self.n, ("judge", *key))
-
-    @functools.cached_property
-    def _tokenizer(self) -> Tokenizer:
-        """The tokenizer with the chat template, but without the system prompt of the problems."""
-        tokenizer = self.policy.tokenizer
-        return dataclasses.replace(tokenizer, chat=tokenizer.chat.model_copy(update={"system": None}))
+        return self.rubric.render(**values)
 
 
 class RunJudge:

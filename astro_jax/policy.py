@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from astro_jax import config as cfg
 from astro_jax.llama import checkpoint
@@ -17,6 +17,14 @@ from astro_jax.mesh import decode_sharding, make_mesh
 from astro_jax.sampler import Completion, Engine, PrefixCache, Request, SamplingParams
 from astro_jax.sampler.engine import OnCompletion
 from astro_jax.types import Problem, Response
+
+
+class Prompt(NamedTuple):
+    """A text that a model completes n times. `request_id` names the random draws."""
+
+    text: str
+    n: int
+    request_id: tuple[str | int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +97,41 @@ class Policy:
             self.params, requests, sampling, prefix_cache=prefix_cache, stop_fn=stop_fn, progress=progress,
             on_completion=on_completion,
         )  # fmt: skip
+
+    def complete(
+        self, prompts: Sequence[Prompt], max_tokens: Sequence[int], temperature: float = 1.0, stop: Sequence[str] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[str | None]]:  # fmt: skip
+        """Sample the completions of texts that are no problems, in one call of the sampler.
+
+        The prompts have the chat template, but not the system prompt of the problems.
+
+        Args:
+          max_tokens: the most new tokens of each prompt.
+          progress: as in `generate`.
+
+        Returns:
+          for each prompt n texts. A completion that reached its `max_tokens` is None. A prompt that is too long for the
+          model's context has no completions.
+        """
+        room = self.engine.config.max_positions
+        requests = [
+            Request(tuple(self._without_system.prompt(p.text)), p.n, p.request_id, (limit,) * p.n)
+            for p, limit in zip(prompts, max_tokens, strict=True)
+        ]
+        fitting = [i for i, r in enumerate(requests) if len(r.prompt_token_ids) + max_tokens[i] <= room]
+        texts: list[list[str | None]] = [[] for _ in prompts]
+        if fitting:
+            sampling = SamplingParams(max(max_tokens[i] for i in fitting), temperature, stop=tuple(stop))
+            groups = self.generate([requests[i] for i in fitting], sampling, progress)
+            for i, group in zip(fitting, groups, strict=True):
+                texts[i] = [self.tokenizer.decode(c.token_ids.tolist()) if c.stopped else None for c in group]
+        return texts
+
+    @functools.cached_property
+    def _without_system(self) -> Tokenizer:
+        """The tokenizer with the chat template, but without the system prompt of the problems."""
+        return dataclasses.replace(self.tokenizer, chat=self.tokenizer.chat.model_copy(update={"system": None}))
 
     def _stop_length(self, strings: tuple[str, ...], token_ids: list[int]) -> int | None:
         """The number of tokens up to the end of the first stop string; None if the text holds none."""

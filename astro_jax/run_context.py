@@ -50,7 +50,7 @@ class RunContext:
         self.c, self.folder, self.command, self.shard = c, storage.absolute(c.out), command, shard
         self.prompts = prompts.load(c.prompts)
         self._check_folder()
-        meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
+        meshes.set_cpu_device_count(c.mesh.num_devices)
         mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
         self.train_sharding = meshes.train_sharding(mesh, c.attention)
         self.decode_sharding = meshes.decode_sharding(mesh, c.attention)

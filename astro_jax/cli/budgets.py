@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, command: str) -> int:
     configs = [model.config([*changes, *first, *second, *args.overrides]) for model in found]
     sets = measure.load_sets(found, configs[0])
     folder = storage.absolute(configs[0].out)
-    meshes.set_cpu_device_count(max(c.mesh.data * c.mesh.fsdp * c.mesh.tp for c in configs))  # before any use of JAX
+    meshes.set_cpu_device_count(max(c.mesh.num_devices for c in configs))  # before any use of JAX
     with run_lock.hold(folder, command), compilation_cache.use(folder):
         results = measure.run(found, configs, sets, folder)
         storage.write_text(folder / "budgets.md", page.markdown_tables(results))

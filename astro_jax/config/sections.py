@@ -32,6 +32,10 @@ class Mesh(Section):
         1, "Devices over which heads and feed-forward columns are split (tensor parallelism).", ge=1, effect="rounding"
     )
 
+    @property
+    def num_devices(self) -> int:
+        return self.data * self.fsdp * self.tp
+
 
 class Architecture(Section):
     """The shape of a Llama that is trained from scratch (`model: scratch`)."""

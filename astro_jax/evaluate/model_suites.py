@@ -134,7 +134,7 @@ def load_policy(c: cfg.Config, folder: epath.Path) -> Policy:
     Raises:
       AstroError: for a model that cannot be read, and a mesh of too many devices.
     """
-    meshes.set_cpu_device_count(c.mesh.data * c.mesh.fsdp * c.mesh.tp)
+    meshes.set_cpu_device_count(c.mesh.num_devices)
     mesh = meshes.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tp)
     sharding = meshes.decode_sharding(mesh, c.attention)
     sampler = c.sampler

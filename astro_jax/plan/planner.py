@@ -68,7 +68,7 @@ def plan_run(
     if not 0 < mean_length <= 1:
         raise AstroError("plan: --mean-length must be above 0 and at most 1")
     chip, chips = topology.parse(topology_name)
-    if (devices := c.mesh.data * c.mesh.fsdp * c.mesh.tp) != chips:
+    if (devices := c.mesh.num_devices) != chips:
         raise AstroError(
             f"plan: the mesh data x fsdp x tp has {devices} devices and {topology_name} has {chips} chips: set mesh.*"
         )

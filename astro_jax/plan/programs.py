@@ -339,7 +339,7 @@ class Plan:
     def pack(self, layout: CacheLayout, dtype: str) -> jax.stages.Lowered:
         """Lower the copy of the remaining rows into a smaller batch."""
         n, cache = self.packed(layout), self.kv_cache(layout, dtype)
-        program = programs.make_pack(self.config, self.sample)
+        program = programs.make_pack(self.sample)
         return _lower(program, cache.prefix, cache.completion, ints(n), ints(n), layout.ungrouped(n))
 
     def decode(self, layout: CacheLayout, dtype: str, c: cfg.Sampler | None = None) -> jax.stages.Lowered:

@@ -301,7 +301,7 @@ def make_copy(
 
 
 @functools.lru_cache(maxsize=32)
-def make_pack(config: LlamaConfig, sharding: Sharding) -> Callable[[KV, KV, Array, Array, CacheLayout], tuple[KV, KV]]:
+def make_pack(sharding: Sharding) -> Callable[[KV, KV, Array, Array, CacheLayout], tuple[KV, KV]]:
     """Build the program that moves some rows to the cache of a smaller batch, where each row is its own prefix group.
 
     The program maps (prefix KV, completion KV, row int32 [B'], prefix_slot int32 [B'], layout) to both parts of the new
@@ -337,5 +337,5 @@ def make_programs(
         decode=make_decode(config, sharding, num_steps, filtered),
         copy=copy,
         copy_from=copy_from,
-        pack=make_pack(config, sharding),
+        pack=make_pack(sharding),
     )

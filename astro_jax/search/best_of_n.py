@@ -52,18 +52,13 @@ class BestOfN:
 
 
 def add(tree: Tree, steps: Sequence[Step], correct: bool, answer: str | None) -> list[Node]:
-    """Add one judged solution below the root. Each solution is one evaluation: N += 1 for the nodes of its path.
-
-    R(S) is Eq. 2 over the solutions that lead through S. Q = R follows from Eq. 4: the mean over the children of S is
-    the mean over the same solutions.
+    """Add one judged solution below the root. Each solution is one evaluation of the nodes of its path (`Node.count`).
 
     Returns:
       the nodes of the steps.
     """
     chain = tree.add_chain(0, steps)
     for node in (tree.nodes[0], *chain):
-        node.visits += 1
-        node.reward += (correct - node.reward) / node.visits
-        node.value = node.reward
+        node.count(correct)
     chain[-1].end(correct, answer)
     return chain

@@ -72,9 +72,7 @@ class RolloutRounds:
         else:
             tree.unfinished += 1
         for node in (start, *chain):
-            node.visits += 1
-            node.reward += (verdict.correct - node.reward) / node.visits
-            node.value = node.reward
+            node.count(verdict.correct)
 
 
 def allocate(tree: Tree, c: cfg.Search) -> list[tuple[Node, int]]:

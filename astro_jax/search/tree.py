@@ -89,6 +89,16 @@ class Node:
         margin = z * math.sqrt(self.value * (1 - self.value) / n + z * z / (4 * n * n))
         return (self.value + z * z / (2 * n) - margin) / (1 + z * z / n)
 
+    def count(self, correct: bool) -> None:
+        """Count one solution that leads through the node.
+
+        R(S) is Eq. 2 over these solutions. Q = R follows from Eq. 4: the mean over the children of S is the mean over
+        the same solutions.
+        """
+        self.visits += 1
+        self.reward += (correct - self.reward) / self.visits
+        self.value = self.reward
+
     def end(self, correct: bool, answer: str | None) -> None:
         """Make the node terminal, with the verdict on its solution."""
         self.terminal, self.correct, self.answer = True, correct, answer

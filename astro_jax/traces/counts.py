@@ -60,7 +60,7 @@ def _example_figures(examples: Sequence[PooledExample]) -> Json:
         "direct solutions": len(examples) - len(ks),
         "search solutions": len(ks),
         "mean k": round(sum(ks) / max(len(ks), 1), 3),
-        "mean backtracks": round(sum(example.backtracks for example in examples) / max(len(examples), 1), 3),
+        "mean backtracks": round(sum(ks) / max(len(examples), 1), 3),
         "distinct": len({example.digest for example in examples}),
     }
 

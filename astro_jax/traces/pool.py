@@ -18,15 +18,13 @@ class PooledExample(NamedTuple):
     Attributes:
       offset: its place in the file of the pool, in bytes.
       size: 1, or the number of its tokens where tokens are counted.
-      k: the number of backtracks that were asked for. 0 for a direct solution.
-      backtracks: the number of backtracks.
+      k: the number of backtracks. 0 for a direct solution.
       digest: equal for examples of one problem with equal responses.
     """
 
     offset: int
     size: int
     k: int
-    backtracks: int
     digest: bytes
 
 
@@ -44,10 +42,9 @@ class ExamplePool:
         """Add an example to the end of the file."""
         offset = self._file.tell()
         self._file.write(storage.to_line(example).encode())
-        backtracks = sum(segment["kind"] == "backtrack" for segment in example["segments"])
         text = repr((example["problem_id"], example["response"]))
         digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
-        return PooledExample(offset, size, example["k"], backtracks, digest)
+        return PooledExample(offset, size, example["k"], digest)
 
     def lines(self, examples: Iterable[PooledExample]) -> Iterator[bytes]:
         """Read examples as lines of a JSONL file, one at a time."""

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 
 from astro_jax import config as cfg
 from astro_jax import phrases
+from astro_jax.policy import Prompt
 from astro_jax.search.tree import Tree
 from astro_jax.traces import rewrite_checks
 from astro_jax.traces.procedure_cloning import Segment
-from astro_jax.traces.writer import Prompt, TraceWriter
+from astro_jax.traces.writer import TraceWriter
 from astro_jax.types import Response
 from astro_jax.verify.same_answer import value_key
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from astro_jax import config as cfg
 from astro_jax import judge
+from astro_jax.policy import Prompt
 from astro_jax.search.tree import Tree
 from astro_jax.storage import Json
-from astro_jax.traces.writer import Prompt, TraceWriter
+from astro_jax.traces.writer import TraceWriter
 
 
 def evaluate(trees: Sequence[Tree], c: cfg.Traces, writer: TraceWriter) -> list[Json]:

@@ -222,11 +222,7 @@ class GRPOTrainer:
 
     def examples(self, i: int) -> list[str]:
         """Return the ids of the problems of step i, the last step."""
-        return [self.problems[j].id for j in self._indices(i)]
-
-    def _indices(self, i: int) -> list[int]:
-        """The problems of all batches of prompts of step i, the last step."""
-        return [j for batch in range(self._batches) for j in self._prompt_indices(i, batch)]
+        return [self.problems[j].id for batch in range(self._batches) for j in self._prompt_indices(i, batch)]
 
     def generate_rollouts(self, params: Params, i: int, batch: int = 0) -> Groups:
         """Sample, judge and reward one group of M completions for each of the G prompts of step i.

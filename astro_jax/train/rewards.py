@@ -76,17 +76,12 @@ class Rewarder:
           The stream to add completions to. None where the step has a record, whose judgements count, and where a reward
           of the user must wait for the judge.
         """
-        if self.user_reward is not None and self.verifier.has_judge:
-            yield None
-            return
-        if self.records is not None and self.records.has(step * self.max_batches + batch):
+        is_recorded = self.records is not None and self.records.has(step * self.max_batches + batch)
+        if is_recorded or (self.user_reward is not None and self.verifier.has_judge):
             yield None
             return
         with contextlib.ExitStack() as stack:
             verdicts = stack.enter_context(self.verifier.stream(problems))
-            if verdicts is None:
-                yield None
-                return
             rewards = stack.enter_context(self.user_reward.stream()) if self.user_reward is not None else None
             columns = self.user_reward.columns if self.user_reward is not None else ()
             yield JudgementStream(verdicts, rewards, columns, num_generations)

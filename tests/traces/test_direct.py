@@ -15,7 +15,7 @@ def pool(**tokens):
     """The examples a1 and a2 of a problem, none of another, and b1 of a third."""
     size = dict.fromkeys(PLACES, 1) | tokens
     return [
-        [PooledExample(PLACES[name], size[name], 0, 0, b"") for name in names] for names in (("a1", "a2"), (), ("b1",))
+        [PooledExample(PLACES[name], size[name], 0, b"") for name in names] for names in (("a1", "a2"), (), ("b1",))
     ]
 
 

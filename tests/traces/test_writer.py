@@ -4,7 +4,7 @@ import pytest
 from traces_fixtures import TOKENIZER, scripted_writer
 
 from astro_jax.errors import AstroError
-from astro_jax.traces.writer import Prompt
+from astro_jax.policy import Prompt
 
 
 def test_a_prompt_has_the_chat_template_without_the_system_prompt_of_the_problems():
