@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from astro_jax.attempts import detector
 from astro_jax.attempts.detector import Event
 
-_EQUATION = re.compile(r"[^\s=,;.][^=\n,;.]*=\s*[^\s=,;.\n]+")
+# A run of text, and the rest of the equation if it is the left side of one. A run that is none is passed over as a
+# whole: a search that tried each of its characters would take minutes on an answer that repeats one word.
+_RUN = re.compile(r"[^\s=,;.][^=\n,;.]*(=\s*[^\s=,;.\n]+)?")
 
 
 def ends(response: str, events: Sequence[Event] | None = None) -> list[int]:
@@ -26,12 +28,15 @@ def ends(response: str, events: Sequence[Event] | None = None) -> list[int]:
     """
     events = detector.find(response) if events is None else events
     positions: list[int] = []
+    reflections: list[Event] = []
     last = 0
     for event in events:
-        if event.kind != "reflection":
-            if any(c.isdigit() for c in response[last : event.begin]):
-                positions.append(_with_doubts(event.begin, events, response))
-            last = event.end
+        if event.kind == "reflection":
+            reflections.append(event)
+            continue
+        if any(c.isdigit() for c in response[last : event.begin]):
+            positions.append(_with_doubts(event.begin, reflections, response))
+        last = event.end
     return positions
 
 
@@ -43,13 +48,15 @@ def split(response: str, events: Sequence[Event] | None = None) -> list[str]:
 
 def count_repeats(attempts: Sequence[str]) -> int:
     """Count the attempts with the equations of an earlier attempt, or with its words where it has no equation."""
-    contents = [_content(attempt) for attempt in attempts]
-    return sum(bool(content) and content in contents[:i] for i, content in enumerate(contents))
+    contents = [content for attempt in attempts if (content := _content(attempt))]
+    return len(contents) - len(set(contents))
 
 
-def _with_doubts(begin: int, events: Sequence[Event], response: str) -> int:
+def _with_doubts(begin: int, reflections: Sequence[Event], response: str) -> int:
     """Move the end of an attempt before the reflections that lead to its backtrack."""
-    for event in reversed([e for e in events if e.kind == "reflection" and e.end <= begin]):
+    for event in reversed(reflections):
+        if event.end > begin:
+            continue
         if response[event.end : begin].strip():
             break
         begin = event.begin
@@ -58,5 +65,5 @@ def _with_doubts(begin: int, events: Sequence[Event], response: str) -> int:
 
 def _content(attempt: str) -> tuple[str, ...]:
     """What an attempt does: its equations without spaces, or its words if it has none."""
-    equations = tuple(re.sub(r"\s", "", e) for e in _EQUATION.findall(attempt))
+    equations = tuple(re.sub(r"\s", "", run[0]) for run in _RUN.finditer(attempt) if run[1])
     return equations or tuple(re.findall(r"\w+", attempt.lower()))

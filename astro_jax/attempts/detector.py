@@ -32,7 +32,8 @@ class Event(NamedTuple):
     end: int
 
 
-_SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\d))+[.!?…]*\n*|[.!?\n…]+")
+# A longer sentence is cut: the patterns need time with the square of its length, and a collapsed policy repeats one word.
+_SENTENCE = re.compile(r"(?:[^.!?\n]|\.(?=\d)){1,500}[.!?…]*\n*|[.!?\n…]+")
 # In the patterns below, START is the beginning of a sentence, also after "But", "Hmm," and such. ME is that, or the
 # solver before the verb: "let me", "we should". A problem's own story has other subjects ("Tom starts again").
 _START = r"(?:^[\s\W]*(?:(?:but|oh|no|ok|okay|h+m+|and|so|well|ah|ugh|alright|right|now|then|yes|maybe|perhaps)\b[\s,.…!—–-]*)*)"

@@ -1,8 +1,11 @@
 """The detector on responses labelled by hand, and the measures of an answer on hand-worked cases."""
 
+import time
+
 import pytest
 from behaviour_labels import OWN_WORDS, PHRASES
 
+from astro_jax import attempts
 from astro_jax.attempts import detector
 from astro_jax.evaluate import behaviour
 from astro_jax.evaluate.metrics import success_rate
@@ -59,6 +62,19 @@ def test_each_backtrack_repairs_or_spoils(response, rights, changes):
 def test_numbers_of_attempts_tell_a_first_from_a_second():
     is_event = {n: bool(detector.find(f"Attempt {n}: 3 + 4 = 8.")) for n in (0, 1, 2, 3, 9, 10)}
     assert is_event == {0: False, 1: False, 2: True, 3: True, 9: True, 10: False}
+
+
+@pytest.mark.parametrize("word", ["we ", "i have ", "something is ", "let's x ", "a", "- ", "that is wrong let me "])
+def test_an_answer_of_one_repeated_word_does_not_hold_up_the_run(word):
+    """Of 60,000 characters, which took a minute. Now it takes hundredths of a second."""
+    start = time.process_time()
+    attempts.count_repeats(attempts.split(word * (60_000 // len(word))))
+    assert time.process_time() - start < 10
+
+
+def test_attempts_repeat_by_their_equations_or_else_by_their_words():
+    assert attempts.count_repeats(["so x = 1", "y = 1", "so x=1", "no sum here", "No sum here!", ""]) == 2
+    assert attempts.count_repeats(["a, b = 1; c", "b =\n1, = 2", "b = 1 c = 2", "b = 1"]) == 2
 
 
 def test_attempts_of_countdown_are_judged_by_its_verifier():
