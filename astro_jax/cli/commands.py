@@ -96,8 +96,9 @@ def show(args: argparse.Namespace, command: str) -> int:
     """Print the stages of a run as a tree, or completions of a stage of RL."""
     from rich.console import Console
 
-    from astro_jax.report import lineage, rollout_texts
+    from astro_jax.report import lineage, rollout_texts, run_folder
 
+    run_folder.require(args.run)
     if args.step is not None and not args.rollouts:
         raise AstroError("--step: name the stage too, as in --rollouts astro-rl")
     if args.rollouts:
@@ -126,6 +127,8 @@ def compare(args: argparse.Namespace, command: str) -> int:
     paths = [storage.absolute(path) for path in args.runs]
     if len(set(paths)) < max(2, len(paths)):
         raise AstroError("compare: name two different runs or more, as in astro compare runs/a runs/b")
+    for path in paths:
+        run_folder.require(path)
     report.write(paths, storage.absolute(args.out))
     names, compared = side_by_side.names(paths), side_by_side.compare([run_folder.read(path) for path in paths])
     print(json.dumps({"runs": names} | compared) if args.json else side_by_side.markdown_tables(names, compared))
