@@ -45,7 +45,8 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
             if args.profile:
                 import jax
 
-                jax.profiler.start_server(args.profile)
+                # The server would use the CPU, whose number of devices `mesh.*` sets later.
+                jax.profiler.start_server(args.profile, requires_backend=not _computes_on_cpu())
         code = args.call(args, command)
         sys.stdout.flush()
         return code, ""
