@@ -100,6 +100,7 @@ def execute(
         check.require(c, names)  # lists all that is wrong, not the first thing
         raise
     _require_parents(run, plans, names)
+    _require_models(run, plans, names)
     if running := [name for name in names if plans[name].runs]:
         check.require(c, running, run)
     states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
@@ -133,6 +134,22 @@ def _require_parents(run: RunContext, plans: Mapping[str, StagePlan], names: Seq
                     f"{run.folder}: {name} needs {parent}, which {lacks}; "
                     f"run `astro {registry.get(parent).command}` first"
                 )
+
+
+def _require_models(run: RunContext, plans: Mapping[str, StagePlan], names: Sequence[str]) -> None:
+    """Check that the models which finished stages have made, and stages that run will read, are still there."""
+    running = [name for name in names if plans[name].runs]
+    parents = {p: name for name in running for p in ("base" if name == "traces" else "", *plans[name].inputs.parents)}
+    for parent, name in parents.items():
+        if parent not in registry.MODELS or plans[parent].runs:
+            continue
+        stage = plans[parent]
+        folder = stage_folder.locate(stage.other or run.folder, parent, stage.inputs.digest)
+        if folder is not None and not paths.is_checkpoint(folder / "model"):
+            raise AstroError(
+                f"{folder / 'model'}: {name} needs this model, which is not there any more; put it back, or remove "
+                f"{folder} to make it again"
+            )
 
 
 def run_stage(run: RunContext, plan: StagePlan) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -350,6 +351,16 @@ def test_a_report_whose_files_are_gone_is_made_again(recipe, tmp_path):
     for name in ("results.json", "report.html"):
         (tmp_path / "runs/it" / name).unlink()
         assert cli.main(["run", recipe]) == 0 and (tmp_path / "runs/it" / name).exists()
+
+
+def test_a_deleted_model_of_a_finished_stage_is_found_before_anything_runs(recipe, tmp_path, capsys):
+    assert cli.main(["run", recipe]) == 0
+    shutil.rmtree(tmp_path / "runs/it/base/model")
+    assert cli.main(["run", recipe]) == 0  # nothing reads it
+    capsys.readouterr()
+    line = fails(capsys, "run", recipe, "eval.max_tokens=12")
+    assert "runs/it/base/model: eval/base needs this model, which is not there any more" in line
+    assert json.loads((tmp_path / "runs/it/config.json").read_text())["config"]["eval"]["max_tokens"] == 16
 
 
 def test_an_evaluation_does_not_overwrite_the_results_of_a_run(recipe, tmp_path, capsys):
