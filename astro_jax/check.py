@@ -34,6 +34,7 @@ from astro_jax.problems import lengths, source, suites
 from astro_jax.problems.draws import Draws
 from astro_jax.run_context import RunContext
 from astro_jax.traces import dataset
+from astro_jax.train import examples
 from astro_jax.train.held_out import hold_out
 from astro_jax.types import Problem, Response
 from astro_jax.verify import Verifier
@@ -211,6 +212,22 @@ def _suites(s: Subject) -> Iterator[str]:
     responses.require_parquet()
 
 
+def _sft(s: Subject) -> Iterator[str]:
+    """Rows that are longer than the model's context, and a file of examples that cannot be read."""
+    if s.model is None or s.tokenizer is None:
+        return
+    c, positions = s.c, s.model.max_positions
+    used = {"base_sft": "base" in s.names, "sft": any(registry.get(name).command == "sft" for name in s.names)}
+    for name in (name for name, is_used in used.items() if is_used and getattr(c, name) is not None):
+        if (length := getattr(c, name).max_length) > positions:
+            yield (
+                f"{name}.max_length={length}: longer than the {positions} positions of the model; set "
+                f"{name}.max_length={positions} or less"
+            )
+    if "sft" in s.names and c.examples:
+        examples.check(c.examples, s.tokenizer)
+
+
 def _prompts(s: Subject) -> Iterator[str]:
     """A chat template that is missing, and limits that leave no prompt."""
     if s.tokenizer is None or s.model is None or not s.uses:
@@ -336,7 +353,7 @@ def _workers(s: Subject) -> Iterator[str]:
 
 
 _CHECKS: tuple[Callable[[Subject], Iterator[str]], ...] = (
-    _settings, _bucket, _workers, _problems, _suites, _prompts, _answer_format, _judge, _mesh, _memory, _disk,
+    _settings, _bucket, _workers, _problems, _suites, _sft, _prompts, _answer_format, _judge, _mesh, _memory, _disk,
 )  # fmt: skip
 
 

@@ -96,6 +96,14 @@ def test_a_missing_chat_template_is_named(words):
     assert "chat template cannot be used" in found(words(chat={"template": True}), "search")
 
 
+@pytest.mark.parametrize("section, stage", [("base_sft", "base"), ("sft", "direct-sft"), ("sft", "sft")])
+def test_rows_of_sft_that_are_longer_than_the_models_context(section, stage, tmp_path):
+    line = f"{section}.max_length=8192: longer than the 512 positions of the model; set {section}.max_length=512"
+    for length, expected in ((8192, True), (512, False)):
+        c = micro(tmp_path / "run", model="countdown-base", **{section: {"max_length": length}})
+        assert (line in found(c, stage)) is expected and line not in found(c, "search")
+
+
 def test_limits_that_leave_no_prompt(tmp_path):
     c = micro(tmp_path / "run", model="countdown-base", eval=dict(max_tokens=400), grpo=dict(max_completion_length=60))
     text = found(c, "direct-rl", "eval/base")
