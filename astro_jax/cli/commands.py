@@ -260,16 +260,25 @@ def sample(args: argparse.Namespace, command: str) -> int:
         raise AstroError("sample: --n and --max-new-tokens are at least 1")
     if args.system is not None and not args.chat:
         raise AstroError("sample: --system is for a chat; add --chat")
+    if not args.prompt:
+        raise AstroError("sample: --prompt is empty; write a text to continue")
+    sampling = SamplingParams(
+        max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else args.temperature, top_k=args.top_k,
+        top_p=args.top_p, min_p=args.min_p, stop=tuple(args.stop),
+    )  # fmt: skip
     chat = config.Chat(template=args.chat, system=args.system)
     policy = Policy.load(args.checkpoint, args.seed, max_num_seqs=min(args.n, 64), chat=chat)
+    if args.chat and not policy.tokenizer.hf.chat_template:
+        raise AstroError(f"sample: {args.checkpoint} has no chat template; leave out --chat")
     request = policy.request(args.prompt, args.n, "sample")
-    (completions,) = policy.generate(
-        [request],
-        SamplingParams(
-            max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else args.temperature, top_k=args.top_k,
-            top_p=args.top_p, min_p=args.min_p, stop=tuple(args.stop),
-        ),
-    )  # fmt: skip
+    tokens, positions = len(request.prompt_token_ids), policy.engine.config.max_positions
+    if tokens + args.max_new_tokens > positions:
+        advice = "shorten --prompt" if tokens >= positions else f"set --max-new-tokens {positions - tokens} or less"
+        raise AstroError(
+            f"sample: a prompt of {tokens} tokens and {args.max_new_tokens} new ones do not fit the model's "
+            f"{positions} positions; {advice}"
+        )
+    (completions,) = policy.generate([request], sampling)
     for i, completion in enumerate(completions):
         if args.n > 1:
             print(f"--- {i + 1}")

@@ -246,11 +246,14 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
     "options, message",
     [
         (["--prompt", "make"], "no such folder"),
-        (["--prompt", ""], "a prompt of 0 tokens"),
+        (["--prompt", ""], "sample: --prompt is empty; write a text to continue"),
+        (["--prompt", " 1", "--chat"], "tiny has no chat template; leave out --chat"),
+        (["--prompt", " 1" * 64], "the model's 64 positions; shorten --prompt"),
+        (["--prompt", " 1", "--temperature", "-1"], "sampler: temperature is at least 0, got -1.0"),
         (["--prompt", " 1", "--n", "0"], "at least 1"),
         (["--prompt", " 1", "--top-p", "0"], "top_p is in (0, 1]"),
         (["--prompt", " 1", "--stop", ""], "a stop string must not be empty"),
-        (["--prompt", " 1", "--max-new-tokens", "64"], "do not fit the model's 64 positions"),
+        (["--prompt", " 1", "--max-new-tokens", "64"], "the model's 64 positions; set --max-new-tokens 63 or less"),
     ],
 )
 def test_an_invalid_sample_is_one_line(model, capsys, options, message):
