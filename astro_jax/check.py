@@ -86,8 +86,11 @@ class Subject:
             return None
         try:
             return checkpoint.read_config(self.model_folder)
-        except AstroError:
-            return planner.model_config(self.c.model)
+        except AstroError as e:
+            try:
+                return planner.model_config(self.c.model)
+            except AstroError:
+                raise e from None
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:

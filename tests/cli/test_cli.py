@@ -314,6 +314,17 @@ def test_bad_models_are_named(recipe, model, tmp_path, capsys):
     assert "lower eval.max_tokens" in fails(capsys, "run", recipe, "eval.max_tokens=60", "out=runs/long")
 
 
+def test_the_folder_of_a_run_or_of_a_stage_is_no_model(recipe, capsys):
+    assert cli.main(["run", recipe]) == 0
+    capsys.readouterr()
+    for folder, message in (
+        ("runs/it", "runs/it: the folder of a run; name one of its models, as in runs/it/base/model"),
+        ("runs/it/base", "runs/it/base: the folder of a stage; name its model, runs/it/base/model"),
+    ):
+        assert message in fails(capsys, "sample", folder, "--prompt", " 1")
+        assert fails(capsys, "run", recipe, f"model={folder}", "out=runs/other").count("the folder of a") == 1
+
+
 def test_a_failed_start_does_not_write_to_the_folder(recipe, capsys):
     fails(capsys, "run", recipe, "model=nowhere")
     assert cli.main(["base", recipe]) == 0

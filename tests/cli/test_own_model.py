@@ -88,7 +88,10 @@ def test_broken_examples_are_refused_before_the_base_is_copied(model, tmp_path, 
         (("sft",), "sft: give a config, or --init MODEL --data FILE"),
         (("sft", "--init", "countdown-base"), "sft: give both --init MODEL and --data FILE"),
         (("grpo", "--problems", "p.jsonl", "out=runs/a"), "grpo: give both --init MODEL and --problems FILE"),
-        (("sft", "--init", "countdown-base", "--data", "no.jsonl", "out=runs/a"), "no.jsonl: cannot be read (No such file"),
+        (
+            ("sft", "--init", "countdown-base", "--data", "no.jsonl", "out=runs/a"),
+            "no.jsonl: cannot be read (No such file",
+        ),
     ],
 )
 def test_missing_options_of_an_own_model_are_named(words, message, tmp_path, monkeypatch, capsys):
