@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -358,6 +359,22 @@ def test_output_that_nobody_reads_ends_without_a_word():
     command = f"{sys.executable} -m astro_jax check quickstart out=runs/never | true"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Error" not in run.stderr and "Traceback" not in run.stderr and "starts anew" not in run.stderr
+
+
+@pytest.mark.parametrize("name", ["rocm", "unheard-of"])
+def test_a_platform_that_this_machine_lacks_is_one_line(name):
+    command = [sys.executable, "-m", "astro_jax", "sample", "countdown-base", "--prompt", "1"]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": name})
+    assert run.returncode == 2 and run.stderr.count("\n") == 1
+    assert f"JAX_PLATFORMS={name}: no such device can be used" in run.stderr
+
+
+def test_retries_without_a_network_print_no_lines(monkeypatch, capsys):
+    monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
+    fails(capsys, "show", "nowhere")
+    assert os.environ["HF_HUB_VERBOSITY"] == "error"  # read when huggingface_hub is imported, later than this
+    run = "import sys, astro_jax.cli; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", run]).returncode == 0
 
 
 def test_a_report_whose_files_are_gone_is_made_again(recipe, tmp_path):
