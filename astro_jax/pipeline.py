@@ -89,6 +89,8 @@ def execute(
     Raises:
       AstroError: for an unknown stage, a config that cannot run (before anything is written), or a missing parent.
     """
+    if max_hours is not None and not max_hours > 0:  # also not a number
+        raise AstroError(f"--max-hours {max_hours}: write a number above 0, as in 1.5")
     for name in only or c.stages:
         if name not in STAGES:
             raise AstroError(f"stages: no stage {name!r}; there are {', '.join(STAGES)}")

@@ -380,8 +380,11 @@ def verify(args: argparse.Namespace, command: str) -> int:
     with contextlib.ExitStack() as stack:
         lines = sys.stdin if args.file == "-" else stack.enter_context(stream.open_lines(args.file))
         limits = (args.seconds, args.memory, args.workers)
-        for line in stream.verdicts(lines, args.rule, *limits):
-            print(line, flush=True)
+        try:
+            for line in stream.verdicts(lines, args.rule, *limits):
+                print(line, flush=True)
+        except UnicodeDecodeError as e:
+            raise AstroError(f"{args.file}: not UTF-8 ({e.reason}); save the file as UTF-8") from e
     return 0
 
 

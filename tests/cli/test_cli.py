@@ -145,6 +145,32 @@ def test_an_invalid_shard_is_one_line(shard, recipe, capsys):
     assert f"--shard {shard}: write i/n" in fails(capsys, "search", recipe, f"--shard={shard}")
 
 
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        (["--seed", "7"], "seed=7"),
+        (["--seed=7"], "seed=7"),
+        (["--sft.num-train-epochs", "2"], "sft.num_train_epochs=2"),
+    ],
+)
+def test_a_key_that_is_written_as_an_option_is_shown_as_a_key(words, hint, recipe, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", recipe, *words])
+    assert stop.value.code == 2 and f"a key of the config is written {hint}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hours", ["nan", "0", "-1"])
+def test_max_hours_that_are_no_time_are_refused(hours, recipe, tmp_path, capsys):
+    assert "write a number above 0" in fails(capsys, "run", recipe, f"--max-hours={hours}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_home_folder_in_an_override_is_the_users(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cli.main(["base", recipe, "out=~/run"]) == 0
+    assert (tmp_path / "home/run/base/manifest.json").exists() and not (tmp_path / "~").exists()
+
+
 def test_unknown_options_are_refused(recipe, capsys):
     with pytest.raises(SystemExit):
         cli.main(["search", recipe, "--shards", "1/4"])
@@ -424,6 +450,16 @@ def test_ctrl_c_prints_one_line_and_exits_with_130(recipe, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "run_stage", pressed)
     assert cli.main(["run", recipe]) == 130
     assert capsys.readouterr().err.splitlines() == ["astro: stopped; the same command goes on from here"]
+
+
+def test_ctrl_c_during_the_imports_prints_no_traceback():
+    press = "import sys; sys.meta_path.insert(0, type('Pressed', (), {'find_spec': press})); "
+    code = "def press(name, *_):\n    if name == 'astro_jax.cli.parser': raise KeyboardInterrupt\n"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}{press}from astro_jax.__main__ import main; sys.exit(main())"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (130, "")
 
 
 def test_a_bug_keeps_its_traceback(recipe, monkeypatch):
