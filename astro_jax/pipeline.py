@@ -140,13 +140,16 @@ def _require_parents(run: RunContext, plans: Mapping[str, StagePlan], names: Seq
 
 def _require_models(run: RunContext, plans: Mapping[str, StagePlan], names: Sequence[str]) -> None:
     """Check that the models which finished stages have made, and stages that run will read, are still there."""
-    running = [name for name in names if plans[name].runs]
-    parents = {p: name for name in running for p in ("base" if name == "traces" else "", *plans[name].inputs.parents)}
-    for parent, name in parents.items():
-        if parent not in registry.MODELS or plans[parent].runs:
+    readers: dict[str, str] = {}
+    for name in (name for name in names if plans[name].runs):
+        # Traces are counted with the tokenizer of the base; a majority vote samples from its model again.
+        ancestor = "base" if name == "traces" else name.removeprefix("eval/").removesuffix("-vote")
+        readers |= dict.fromkeys((ancestor, *plans[name].inputs.parents), name)
+    for model, name in readers.items():
+        if model not in registry.MODELS or plans[model].runs:
             continue
-        stage = plans[parent]
-        folder = stage_folder.locate(stage.other or run.folder, parent, stage.inputs.digest)
+        stage = plans[model]
+        folder = stage_folder.locate(stage.other or run.folder, model, stage.inputs.digest)
         if folder is not None and not paths.is_checkpoint(folder / "model"):
             raise AstroError(
                 f"{folder / 'model'}: {name} needs this model, which is not there any more; put it back, or remove "
