@@ -2,6 +2,16 @@
 
 import sys
 
-from astro_jax.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line. Ctrl-C while it is imported ends the process without a word."""
+    try:
+        from astro_jax import cli
+
+        return cli.main()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,6 +35,7 @@ from astro_jax.problems.draws import Draws
 from astro_jax.run_context import RunContext
 from astro_jax.search.tree_sampler import max_prefix_tokens
 from astro_jax.traces import dataset
+from astro_jax.train import examples
 from astro_jax.train.held_out import hold_out
 from astro_jax.types import Problem, Response
 from astro_jax.verify import Verifier
@@ -68,11 +69,16 @@ class Subject:
 
     @functools.cached_property
     def model_folder(self) -> Any:
-        """The folder of the base model: in the run if the stage has finished, else the config's."""
-        base = stage_folder.resolve(storage.absolute(self.c.out), "base")
-        if stage_folder.digest_of(base) is not None:
+        """The folder of the base model: that of the config. A finished base of the run stands for a model whose files
+        are no longer there."""
+        try:
+            return paths.resolve(self.c.model, download=True)
+        except AstroError:
+            base = stage_folder.resolve(storage.absolute(self.c.out), "base")
+            old = stage_folder.read_inputs(base)
+            if old is None or stage_folder.digest_of(base) is None or old.settings.get("model") != self.c.model:
+                raise
             return base / "model"
-        return paths.resolve(self.c.model, download=True)
 
     @functools.cached_property
     def model(self) -> LlamaConfig | None:
@@ -81,8 +87,11 @@ class Subject:
             return None
         try:
             return checkpoint.read_config(self.model_folder)
-        except AstroError:
-            return planner.model_config(self.c.model)
+        except AstroError as e:
+            try:
+                return planner.model_config(self.c.model)
+            except AstroError:
+                raise e from None
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -205,6 +214,22 @@ def _suites(s: Subject) -> Iterator[str]:
         except AstroError as e:
             yield str(e)
     responses.require_parquet()
+
+
+def _sft(s: Subject) -> Iterator[str]:
+    """Rows that are longer than the model's context, and a file of examples that cannot be read."""
+    if s.model is None or s.tokenizer is None:
+        return
+    c, positions = s.c, s.model.max_positions
+    used = {"base_sft": "base" in s.names, "sft": any(registry.get(name).command == "sft" for name in s.names)}
+    for name in (name for name, is_used in used.items() if is_used and getattr(c, name) is not None):
+        if (length := getattr(c, name).max_length) > positions:
+            yield (
+                f"{name}.max_length={length}: longer than the {positions} positions of the model; set "
+                f"{name}.max_length={positions} or less"
+            )
+    if "sft" in s.names and c.examples:
+        examples.check(c.examples, s.tokenizer)
 
 
 def _prompts(s: Subject) -> Iterator[str]:
@@ -332,7 +357,7 @@ def _workers(s: Subject) -> Iterator[str]:
 
 
 _CHECKS: tuple[Callable[[Subject], Iterator[str]], ...] = (
-    _settings, _bucket, _workers, _problems, _suites, _prompts, _answer_format, _judge, _mesh, _memory, _disk,
+    _settings, _bucket, _workers, _problems, _suites, _sft, _prompts, _answer_format, _judge, _mesh, _memory, _disk,
 )  # fmt: skip
 
 

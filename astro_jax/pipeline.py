@@ -89,6 +89,8 @@ def execute(
     Raises:
       AstroError: for an unknown stage, a config that cannot run (before anything is written), or a missing parent.
     """
+    if max_hours is not None and not max_hours > 0:  # also not a number
+        raise AstroError(f"--max-hours {max_hours}: write a number above 0, as in 1.5")
     for name in only or c.stages:
         if name not in STAGES:
             raise AstroError(f"stages: no stage {name!r}; there are {', '.join(STAGES)}")
@@ -100,6 +102,7 @@ def execute(
         check.require(c, names)  # lists all that is wrong, not the first thing
         raise
     _require_parents(run, plans, names)
+    _require_models(run, plans, names)
     if running := [name for name in names if plans[name].runs]:
         check.require(c, running, run)
     states = stage_folder.content_hash({name: [p.inputs.digest, p.state] for name, p in plans.items()})
@@ -133,6 +136,25 @@ def _require_parents(run: RunContext, plans: Mapping[str, StagePlan], names: Seq
                     f"{run.folder}: {name} needs {parent}, which {lacks}; "
                     f"run `astro {registry.get(parent).command}` first"
                 )
+
+
+def _require_models(run: RunContext, plans: Mapping[str, StagePlan], names: Sequence[str]) -> None:
+    """Check that the models which finished stages have made, and stages that run will read, are still there."""
+    readers: dict[str, str] = {}
+    for name in (name for name in names if plans[name].runs):
+        # Traces are counted with the tokenizer of the base; a majority vote samples from its model again.
+        ancestor = "base" if name == "traces" else name.removeprefix("eval/").removesuffix("-vote")
+        readers |= dict.fromkeys((ancestor, *plans[name].inputs.parents), name)
+    for model, name in readers.items():
+        if model not in registry.MODELS or plans[model].runs:
+            continue
+        stage = plans[model]
+        folder = stage_folder.locate(stage.other or run.folder, model, stage.inputs.digest)
+        if folder is not None and not paths.is_checkpoint(folder / "model"):
+            raise AstroError(
+                f"{folder / 'model'}: {name} needs this model, which is not there any more; put it back, or remove "
+                f"{folder} to make it again"
+            )
 
 
 def run_stage(run: RunContext, plan: StagePlan) -> None:

@@ -35,8 +35,11 @@ fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 
 def absolute(path: str | epath.Path) -> epath.Path:
-    """Return the absolute path, as Orbax requires. A `gs://` path is absolute already."""
-    return epath.Path(path if is_remote(path) else os.path.abspath(path))
+    """Return the absolute path, as Orbax requires. A `gs://` path is absolute already.
+
+    `~` is the home folder: the shell leaves it as it is in `out=~/runs`.
+    """
+    return epath.Path(path if is_remote(path) else os.path.abspath(os.path.expanduser(path)))
 
 
 def write_text(path: epath.Path, text: str, is_work: bool = True) -> None:

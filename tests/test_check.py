@@ -4,12 +4,14 @@ import json
 
 import jax
 import pytest
+from etils import epath
 from helpers import Bucket, bucket
 from micro_run import micro
 
-from astro_jax import check, cli, llama, pipeline
+from astro_jax import check, cli, llama, pipeline, stage_folder
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError, TransientError
+from astro_jax.stage_folder import Inputs
 from astro_jax.types import Verdict
 
 jax.devices()  # all eight are there before a run asks for one
@@ -39,6 +41,17 @@ def test_all_that_is_wrong_is_listed_at_once_and_nothing_is_written(tmp_path):
 def test_only_what_the_stages_need_is_checked(tmp_path):
     c = micro(tmp_path / "run", problems=dict(eval=500))
     assert "500 problems asked for" in found(c) and found(c, "base", "search") == ""
+
+
+def test_a_finished_base_does_not_hide_another_model_of_the_config(tmp_path):
+    folder = epath.Path(tmp_path / "run/base")
+    old = Inputs(stage="base", keys={}, contents={}, parents={}, settings={"model": "/moved/away"})
+    stage_folder.begin(folder, old)
+    stage_folder.finish(folder, old, 1.0)
+    (tmp_path / "empty").mkdir()
+    text = found(micro(tmp_path / "run", model=str(tmp_path / "empty")), "search")
+    assert f"{tmp_path}/empty: no config.json" in text
+    assert check.Subject(micro(tmp_path / "run", model="/moved/away"), ()).model_folder == folder / "model"
 
 
 @pytest.fixture
@@ -81,6 +94,14 @@ def test_gold_answers_that_the_verifier_cannot_read(words, monkeypatch):
 
 def test_a_missing_chat_template_is_named(words):
     assert "chat template cannot be used" in found(words(chat={"template": True}), "search")
+
+
+@pytest.mark.parametrize("section, stage", [("base_sft", "base"), ("sft", "direct-sft"), ("sft", "sft")])
+def test_rows_of_sft_that_are_longer_than_the_models_context(section, stage, tmp_path):
+    line = f"{section}.max_length=8192: longer than the 512 positions of the model; set {section}.max_length=512"
+    for length, expected in ((8192, True), (512, False)):
+        c = micro(tmp_path / "run", model="countdown-base", **{section: {"max_length": length}})
+        assert (line in found(c, stage)) is expected and line not in found(c, "search")
 
 
 def test_limits_that_leave_no_prompt(tmp_path):

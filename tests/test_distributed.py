@@ -183,14 +183,16 @@ def test_incomplete_process_flags_are_an_error(flags, tmp_path, capsys):
     assert "set all of --coordinator, --processes and --process" in capsys.readouterr().err
 
 
-def test_profile_flag_starts_the_profiler_server(tmp_path, monkeypatch, capsys):
-    ports = []
-    monkeypatch.setattr(jax.profiler, "start_server", ports.append)
+def test_profile_flag_starts_the_profiler_server_and_leaves_the_number_of_cpu_devices_open(tmp_path, monkeypatch):
+    servers = []
+    monkeypatch.setattr(
+        jax.profiler, "start_server", lambda port, requires_backend: servers.append((port, requires_backend))
+    )
     config = tmp_path / "run.yaml"
     config.write_text(yaml.safe_dump({**MICRO, "out": str(tmp_path / "run")}))
     for flags in ([], ["--profile", "9012"]):
         assert main(["eval", str(config), *flags]) == 2  # nothing was trained
-    assert ports == [9012]
+    assert servers == [(9012, False)]
 
 
 def test_lost_process_exits_with_1_and_not_2(tmp_path, monkeypatch, capsys):

@@ -45,7 +45,8 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
             if args.profile:
                 import jax
 
-                jax.profiler.start_server(args.profile)
+                # The server would use the CPU, whose number of devices `mesh.*` sets later.
+                jax.profiler.start_server(args.profile, requires_backend=not _computes_on_cpu())
         code = args.call(args, command)
         sys.stdout.flush()
         return code, ""
@@ -63,6 +64,12 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
         if isinstance(e, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError) and e.filename:
             reason = "no permission" if isinstance(e, PermissionError) else (e.strerror or "").lower()
             return _fail(f"{e.filename}: {reason}; name another path (that of a run is out=DIR)")
+        if os.environ.get("JAX_PLATFORMS") and (reason := _why_no_device(e)):
+            return _fail(
+                f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']}: no such device can be used ({reason}); set "
+                "JAX_PLATFORMS=cpu, or unset it",
+                code=1 if any(word in reason for word in ("UNAVAILABLE", "in use")) else 2,
+            )
         if is_transient(e):
             return _fail(f"{type(e).__name__}: {e}; {_resume_hint(args)}", code=1)
         if distributed.process_count() == 1:
@@ -71,6 +78,16 @@ def _run(args: argparse.Namespace, command: str) -> tuple[int, str]:
             return _fail(f"{lost} has gone; {_resume_hint(args)}", code=1)
         traceback.print_exc()
         return 1, f"{type(e).__name__}: {e}"
+
+
+def _why_no_device(e: Exception) -> str:
+    """The reason for which JAX finds no device of JAX_PLATFORMS; "" for any other error."""
+    if isinstance(e, RuntimeError) and str(e).startswith("Unable to initialize backend"):
+        return str(e).splitlines()[0].partition(" (set JAX_PLATFORMS")[0]
+    frames = traceback.extract_tb(e.__traceback__)
+    if isinstance(e, AssertionError) and frames and frames[-1].filename.endswith("xla_bridge.py"):
+        return "its plugin of JAX is not installed"
+    return ""
 
 
 def _reader_has_gone() -> bool:
@@ -97,6 +114,7 @@ def _fail(message: str, code: int = 2) -> tuple[int, str]:
 def _silence_libraries() -> None:
     """Hide notices of libraries that are not about the user's input."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # two lines a retry, where there is no network
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 

@@ -96,8 +96,9 @@ def show(args: argparse.Namespace, command: str) -> int:
     """Print the stages of a run as a tree, or completions of a stage of RL."""
     from rich.console import Console
 
-    from astro_jax.report import lineage, rollout_texts
+    from astro_jax.report import lineage, rollout_texts, run_folder
 
+    run_folder.require(args.run)
     if args.step is not None and not args.rollouts:
         raise AstroError("--step: name the stage too, as in --rollouts astro-rl")
     if args.rollouts:
@@ -126,6 +127,8 @@ def compare(args: argparse.Namespace, command: str) -> int:
     paths = [storage.absolute(path) for path in args.runs]
     if len(set(paths)) < max(2, len(paths)):
         raise AstroError("compare: name two different runs or more, as in astro compare runs/a runs/b")
+    for path in paths:
+        run_folder.require(path)
     report.write(paths, storage.absolute(args.out))
     names, compared = side_by_side.names(paths), side_by_side.compare([run_folder.read(path) for path in paths])
     print(json.dumps({"runs": names} | compared) if args.json else side_by_side.markdown_tables(names, compared))
@@ -257,16 +260,25 @@ def sample(args: argparse.Namespace, command: str) -> int:
         raise AstroError("sample: --n and --max-new-tokens are at least 1")
     if args.system is not None and not args.chat:
         raise AstroError("sample: --system is for a chat; add --chat")
+    if not args.prompt:
+        raise AstroError("sample: --prompt is empty; write a text to continue")
+    sampling = SamplingParams(
+        max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else args.temperature, top_k=args.top_k,
+        top_p=args.top_p, min_p=args.min_p, stop=tuple(args.stop),
+    )  # fmt: skip
     chat = config.Chat(template=args.chat, system=args.system)
     policy = Policy.load(args.checkpoint, args.seed, max_num_seqs=min(args.n, 64), chat=chat)
+    if args.chat and not policy.tokenizer.hf.chat_template:
+        raise AstroError(f"sample: {args.checkpoint} has no chat template; leave out --chat")
     request = policy.request(args.prompt, args.n, "sample")
-    (completions,) = policy.generate(
-        [request],
-        SamplingParams(
-            max_tokens=args.max_new_tokens, temperature=0.0 if args.greedy else args.temperature, top_k=args.top_k,
-            top_p=args.top_p, min_p=args.min_p, stop=tuple(args.stop),
-        ),
-    )  # fmt: skip
+    tokens, positions = len(request.prompt_token_ids), policy.engine.config.max_positions
+    if tokens + args.max_new_tokens > positions:
+        advice = "shorten --prompt" if tokens >= positions else f"set --max-new-tokens {positions - tokens} or less"
+        raise AstroError(
+            f"sample: a prompt of {tokens} tokens and {args.max_new_tokens} new ones do not fit the model's "
+            f"{positions} positions; {advice}"
+        )
+    (completions,) = policy.generate([request], sampling)
     for i, completion in enumerate(completions):
         if args.n > 1:
             print(f"--- {i + 1}")
@@ -368,8 +380,11 @@ def verify(args: argparse.Namespace, command: str) -> int:
     with contextlib.ExitStack() as stack:
         lines = sys.stdin if args.file == "-" else stack.enter_context(stream.open_lines(args.file))
         limits = (args.seconds, args.memory, args.workers)
-        for line in stream.verdicts(lines, args.rule, *limits):
-            print(line, flush=True)
+        try:
+            for line in stream.verdicts(lines, args.rule, *limits):
+                print(line, flush=True)
+        except UnicodeDecodeError as e:
+            raise AstroError(f"{args.file}: not UTF-8 ({e.reason}); save the file as UTF-8") from e
     return 0
 
 

@@ -56,8 +56,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         args.overrides += [x for x in rest if not x.startswith("-")]
         rest = [x for x in rest if x.startswith("-")]
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{_key_hint(rest[0], argv)}")
     return args
+
+
+def _key_hint(option: str, argv: Sequence[str]) -> str:
+    """Say how to write a key of the config that was given as an option, as in `--seed 7`; "" for no key."""
+    from astro_jax import config  # takes a second to import
+
+    name, _, value = option.lstrip("-").replace("-", "_").partition("=")
+    if name not in config.flatten(config.Config()):
+        return ""
+    after = argv[argv.index(option) + 1 :]
+    return f"; a key of the config is written {name}={value or next(iter(after), '...')}"
 
 
 def build() -> Parser:

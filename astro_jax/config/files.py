@@ -159,6 +159,10 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":  # of a validator of ours; a whole section is not repeated
         found = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
         return f"{error['ctx']['error']}{found}"
+    if error["type"] == "tuple_type":
+        value = error["input"]
+        example = f", as in {error['loc'][-1]}=[{value}]" if isinstance(value, str | int | float) else ""
+        return f"must be a list{example}, got {value!r}"
     if error["type"] != "extra_forbidden":
         return f"{error['msg'].lower()}, got {error['input']!r}"
     *parents, name = error["loc"]

@@ -147,8 +147,12 @@ def _evaluation(model: str, answers: epath.Path) -> Evaluation:
 
 def _floor(folder: epath.Path) -> int:
     """`eval.min_backtracks` of the answers in a folder."""
+    return _settings(folder).get("min_backtracks") or 0
+
+
+def _settings(folder: epath.Path) -> Json:
     path = folder / responses.SETTINGS
-    return (storage.read_json(path).get("min_backtracks") or 0) if path.exists() else 0
+    return storage.read_json(path) if path.exists() else {}
 
 
 def without_floor(model: str) -> tuple[str, str]:
@@ -170,12 +174,27 @@ def pool(folders: Sequence[epath.Path], judge: str | None = None) -> Json:
       `statistics.estimate`. `differences` has those of SHARES["answers"] in _COMPARED, by "MODEL - OTHER".
 
     Raises:
-      AstroError: for answers of an older version, and for seeds without a problem in common.
+      AstroError: for answers of an older version, for two evaluations of the same weights with the same seed, and for
+        seeds without a problem in common.
     """
     groups: dict[str, dict[str, list[dict[str, list[Answer]]]]] = {}
-    for evaluation in (e for folder in folders for e in find(folder)):
+    evaluations = [e for folder in folders for e in find(folder)]
+    _require_different(evaluations)
+    for evaluation in evaluations:
         groups.setdefault(evaluation.suite, {}).setdefault(evaluation.model, []).append(read(evaluation.folder, judge))
     return {suite: _pool_suite(suite, models) for suite, models in groups.items()}
+
+
+def _require_different(evaluations: Sequence[Evaluation]) -> None:
+    """Refuse to count a seed of a model twice. Evaluations without a digest of the weights are not compared."""
+    known: dict[tuple[str, ...], epath.Path] = {}
+    for model, suite, folder in evaluations:
+        settings = _settings(folder)
+        key = (model, suite, str(settings.get("model_digest") or folder), str(settings.get("seed")))
+        if (other := known.setdefault(key, folder)) != folder:
+            raise AstroError(
+                f"{other} and {folder}: the same model, seed and suite, which would count as two seeds; leave one out"
+            )
 
 
 def read(folder: epath.Path, judge: str | None = None) -> dict[str, list[Answer]]:

@@ -40,6 +40,8 @@ def read_config(folder: epath.Path) -> LlamaConfig:
         return from_hf(json.loads((folder / "config.json").read_text()))
     except OSError as e:
         raise AstroError(f"{folder}: no config.json in this folder; name a Hugging Face folder or a checkpoint") from e
+    except AstroError as e:
+        raise AstroError(f"{folder}: {e}") from e
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise AstroError(f"{folder / 'config.json'}: not a Llama config ({e})") from e
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from etils import epath
 
 from astro_jax import stage_folder, storage
 from astro_jax.errors import AstroError
+from astro_jax.stages import MODELS
 
 GGUF_SUFFIX = ".gguf"
 # The subfolder of a checkpoint that holds the Orbax parameters.
@@ -32,10 +34,11 @@ def resolve(path: str, download: bool = False) -> epath.Path:
         to the hub's cache.
 
     Raises:
-      AstroError: when no such model exists.
+      AstroError: when no such model exists, and for the folder of a run or of its stage.
     """
     for candidate in (epath.Path(path), stage_folder.follow(storage.absolute(path)), SHIPPED_MODELS / path):
         if candidate.is_dir() or (is_gguf(candidate) and candidate.exists()):
+            _require_no_run(candidate)
             return storage.absolute(candidate)
     if download and is_hub_id(path):
         return _download(path)
@@ -43,6 +46,20 @@ def resolve(path: str, download: bool = False) -> epath.Path:
     raise AstroError(
         f"{path}: no such folder or .gguf file, and no shipped model has this name (shipped models: {shipped})"
     )
+
+
+def _require_no_run(folder: epath.Path) -> None:
+    """Refuse the folder of a run and of a stage, whose models lie in subfolders."""
+    try:
+        content = json.loads((folder / "config.json").read_text())
+        is_run = isinstance(content, dict) and "command" in content and "config" in content
+    except (OSError, ValueError):  # whoever reads a damaged config says so
+        is_run = False
+    if is_run:
+        made = [name for name in MODELS if (folder / name / "model").exists()] or ["astro-rl"]
+        raise AstroError(f"{folder}: the folder of a run; name one of its models, as in {folder / made[-1] / 'model'}")
+    if folder.name in MODELS and (folder / "model").exists():
+        raise AstroError(f"{folder}: the folder of a stage; name its model, {folder / 'model'}")
 
 
 def is_hub_id(path: str) -> bool:

@@ -125,6 +125,10 @@ class Tokenizer:
                 list(messages), tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
             )
         except Exception as e:  # a template is a program, which may raise any exception
+            if not self.hf.chat_template:
+                raise AstroError(
+                    "the model's chat template cannot be used (the model has none); set chat.template=false"
+                ) from e
             raise AstroError(
                 f"the model's chat template cannot be used ({str(e).splitlines()[0]}); set chat.template=false or "
                 "another chat.system"
@@ -180,8 +184,9 @@ def _load_hf(folder: epath.Path) -> Any:
 
         try:
             return AutoTokenizer.from_pretrained(str(local), local_files_only=True)
-        except (OSError, ValueError) as e:
-            raise AstroError(f"{folder}: no tokenizer can be read from this folder ({str(e).splitlines()[0]})") from e
+        except Exception as e:  # parsers raise exceptions of many classes for a damaged file
+            reason = str(e) if isinstance(e, OSError | ValueError) else f"{type(e).__name__}: {e}"
+            raise AstroError(f"{folder}: no tokenizer can be read from this folder ({reason.splitlines()[0]})") from e
 
 
 def _read_generation_config(folder: epath.Path) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class Draws:
         groups, counts = [*self._groups(use).values()], self.c.counts(use)
         if counts is None:
             groups, counts = [[p for group in groups for p in group]], (getattr(self.c, use),)
-        return split.draw(groups, counts, f"{self.seed}/{evaluation}", "evaluation" if evaluation else "search and RL")
+        side, dropped = ("evaluation", []) if evaluation else ("search and RL", self._dropped(len(groups)))
+        return split.draw(groups, counts, f"{self.seed}/{evaluation}", side, dropped)
 
     def rl_candidates(self) -> Candidates:
         """Return the prompts of RL (`draw`), and after them all other problems that RL may take, in a random order."""
@@ -110,6 +111,12 @@ class Draws:
     def _groups(self, use: cfg.Use) -> dict[str, list[Problem]]:
         """The problems that a use draws from, by the name of their source or evaluation set."""
         return self.problem_set.evaluation_groups if use == "eval" else self.problem_set.training_groups
+
+    def _dropped(self, groups: int) -> list[int]:
+        """How many training problems decontamination has dropped: of each source, or of all as one group."""
+        counts = self.problem_set.counts
+        parts = counts["sources"].values() if groups > 1 else [counts]
+        return [sum(part["dropped"].values()) for part in parts]
 
     def _unsearched(self) -> list[Problem]:
         """All training problems that search does not draw, in a random order."""

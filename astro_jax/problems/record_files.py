@@ -45,12 +45,16 @@ def read_parquet(path: epath.Path, advice: str = "") -> list[Json]:
       AstroError: when the file cannot be read, and when pyarrow is missing.
     """
     try:
+        import pyarrow
         from pyarrow import parquet
     except ImportError as e:
         raise AstroError(f"{path}: reading Parquet needs the extra `hub`: pip install pyarrow") from e
     try:
-        with path.open("rb") as file:
-            return parquet.read_table(file).to_pylist()
+        # A copy in Arrow's memory: a thread of Arrow that lets go of a Python file when the interpreter ends aborts the
+        # process.
+        copy = pyarrow.BufferOutputStream()
+        copy.write(path.read_bytes())
+        return parquet.read_table(pyarrow.BufferReader(copy.getvalue())).to_pylist()
     except (OSError, ValueError) as e:  # pyarrow's errors are of both kinds
         raise AstroError(f"{path}: cannot be read as Parquet ({str(e).splitlines()[0]}){advice}") from e
 

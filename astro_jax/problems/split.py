@@ -14,7 +14,9 @@ def is_held_out(problem: Problem, share: float) -> bool:
     return int(problem.id[-16:], 16) < share * 2**64
 
 
-def draw(groups: Sequence[Sequence[Problem]], counts: Sequence[int], name: str, side: str) -> list[Problem]:
+def draw(
+    groups: Sequence[Sequence[Problem]], counts: Sequence[int], name: str, side: str, dropped: Sequence[int] = ()
+) -> list[Problem]:
     """Draw some problems of each group, and return them in a random order.
 
     Args:
@@ -22,6 +24,7 @@ def draw(groups: Sequence[Sequence[Problem]], counts: Sequence[int], name: str, 
       counts: how many problems of each group.
       name: names the random draw.
       side: says in the error message what the problems are for.
+      dropped: how many problems of each group decontamination has dropped, for the error message.
 
     Raises:
       AstroError: if a group has too few problems.
@@ -29,7 +32,11 @@ def draw(groups: Sequence[Sequence[Problem]], counts: Sequence[int], name: str, 
     for i, (group, n) in enumerate(zip(groups, counts, strict=True)):
         if n > len(group):
             where = "the source" if len(groups) == 1 else f"source {i + 1}"
-            raise AstroError(f"problems: {n} asked for, {where} has {len(group)} for {side}: lower problems.* or scale")
+            note, advice = "", "lower problems.* or scale"
+            if dropped and dropped[i]:
+                note = f" after decontamination, which dropped {dropped[i]}"
+                advice = "raise problems.overlap_threshold, lower problems.held_out, " + advice
+            raise AstroError(f"problems: {n} asked for, {where} has {len(group)} for {side}{note}: {advice}")
     if len(groups) == 1:
         return random.Random(name).sample(groups[0], counts[0])
     pairs = enumerate(zip(groups, counts, strict=True))

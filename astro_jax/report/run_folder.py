@@ -190,6 +190,17 @@ def read(path: epath.PathLike) -> RunFolder:
     )
 
 
+def require(path: epath.PathLike) -> None:
+    """Check that a folder holds a run, or a part of one.
+
+    Raises:
+      AstroError: when the folder holds neither.
+    """
+    root = epath.Path(path)
+    if root.is_dir() and not any((root / name).exists() for name in ("config.json", "results.json", *STAGES)):
+        raise AstroError(f"{root}: holds no run; name the folder that `out` names, as in runs/quickstart")
+
+
 def missing(run: RunFolder) -> list[str]:
     """What a whole run has and this folder lacks, as "stage (file)"."""
     stages = run.config.config.get("stages", DEFAULT_STAGES) if run.config else DEFAULT_STAGES

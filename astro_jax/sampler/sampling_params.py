@@ -36,12 +36,14 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise AstroError(f"sampler: max_tokens is {self.max_tokens}; it must be at least 1")
-        if not (
-            0 <= self.temperature < float("inf") and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p < 1
+        for name, holds, values in (
+            ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
         ):
-            raise AstroError(
-                f"sampler: {self}: temperature and top_k are at least 0, top_p is in (0, 1], min_p in [0, 1)"
-            )
+            if not holds:
+                raise AstroError(f"sampler: {name} is {values}, got {getattr(self, name)}")
         if not all(self.stop):
             raise AstroError("sampler: a stop string must not be empty")
 

@@ -11,6 +11,7 @@ from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.problems import record_files
 from astro_jax.storage import Json
 
+Prompt = str | list[dict[str, str]]  # a text, or the messages before the response
 _RESPONSES = ("response", "completion")
 
 
@@ -28,27 +29,44 @@ def read(path: epath.PathLike, tokenizer: Tokenizer) -> list[tuple[list[int], li
       AstroError: when the file cannot be read or is empty, for a record of another form, and for an empty response. The
         message names the record.
     """
-    examples = [_tokenize(record, place, tokenizer) for place, record in record_files.read(epath.Path(path))]
-    if not examples:
-        raise AstroError(f"{path}: has no examples; write one a line, as in {_FORMS}")
-    return examples
+    return [_tokenize(*example, tokenizer) for example in _parse(path)]
+
+
+def check(path: epath.PathLike, tokenizer: Tokenizer) -> None:
+    """Check the form of all examples of a file, and tokenize the first. The errors are those of `read`."""
+    examples = _parse(path)
+    _tokenize(*examples[0], tokenizer)
 
 
 _FORMS = '{"prompt": "...", "response": "..."} or {"messages": [...]}'
 
 
-def _tokenize(record: Json, place: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def _parse(path: epath.PathLike) -> list[tuple[Prompt, str]]:
+    """The prompt and the response of each example."""
+    examples = [_texts(record, place) for place, record in record_files.read(epath.Path(path))]
+    if not examples:
+        raise AstroError(f"{path}: has no examples; write one a line, as in {_FORMS}")
+    return examples
+
+
+def _texts(record: Json, place: str) -> tuple[Prompt, str]:
+    prompt: Prompt
     if "messages" in record:
         messages = _messages(record["messages"], place)
-        prompt, response = tokenizer.chat_prompt(messages[:-1]), messages[-1]["content"]
+        prompt, response = messages[:-1], messages[-1]["content"]
     else:
         texts = [record.get("prompt"), next((record[key] for key in _RESPONSES if key in record), None)]
         if not all(isinstance(text, str) for text in texts):
             raise AstroError(f"{place}: has the fields {', '.join(record) or 'none'}; write {_FORMS}")
-        prompt, response = tokenizer.prompt(str(texts[0])), str(texts[1])
+        prompt, response = map(str, texts)
     if not response.strip():
         raise AstroError(f"{place}: the response is empty; remove the record")
-    return prompt, tokenizer.encode_after(response)
+    return prompt, response
+
+
+def _tokenize(prompt: Prompt, response: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    token_ids = tokenizer.prompt(prompt) if isinstance(prompt, str) else tokenizer.chat_prompt(prompt)
+    return token_ids, tokenizer.encode_after(response)
 
 
 def _messages(messages: Any, place: str) -> list[dict[str, str]]:

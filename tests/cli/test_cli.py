@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -143,6 +145,32 @@ def test_an_invalid_shard_is_one_line(shard, recipe, capsys):
     assert f"--shard {shard}: write i/n" in fails(capsys, "search", recipe, f"--shard={shard}")
 
 
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        (["--seed", "7"], "seed=7"),
+        (["--seed=7"], "seed=7"),
+        (["--sft.num-train-epochs", "2"], "sft.num_train_epochs=2"),
+    ],
+)
+def test_a_key_that_is_written_as_an_option_is_shown_as_a_key(words, hint, recipe, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", recipe, *words])
+    assert stop.value.code == 2 and f"a key of the config is written {hint}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hours", ["nan", "0", "-1"])
+def test_max_hours_that_are_no_time_are_refused(hours, recipe, tmp_path, capsys):
+    assert "write a number above 0" in fails(capsys, "run", recipe, f"--max-hours={hours}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_home_folder_in_an_override_is_the_users(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cli.main(["base", recipe, "out=~/run"]) == 0
+    assert (tmp_path / "home/run/base/manifest.json").exists() and not (tmp_path / "~").exists()
+
+
 def test_unknown_options_are_refused(recipe, capsys):
     with pytest.raises(SystemExit):
         cli.main(["search", recipe, "--shards", "1/4"])
@@ -245,11 +273,14 @@ def test_a_sample_is_the_models_own_continuation(model, capsys):
     "options, message",
     [
         (["--prompt", "make"], "no such folder"),
-        (["--prompt", ""], "a prompt of 0 tokens"),
+        (["--prompt", ""], "sample: --prompt is empty; write a text to continue"),
+        (["--prompt", " 1", "--chat"], "tiny has no chat template; leave out --chat"),
+        (["--prompt", " 1" * 64], "the model's 64 positions; shorten --prompt"),
+        (["--prompt", " 1", "--temperature", "-1"], "sampler: temperature is at least 0, got -1.0"),
         (["--prompt", " 1", "--n", "0"], "at least 1"),
         (["--prompt", " 1", "--top-p", "0"], "top_p is in (0, 1]"),
         (["--prompt", " 1", "--stop", ""], "a stop string must not be empty"),
-        (["--prompt", " 1", "--max-new-tokens", "64"], "do not fit the model's 64 positions"),
+        (["--prompt", " 1", "--max-new-tokens", "64"], "the model's 64 positions; set --max-new-tokens 63 or less"),
     ],
 )
 def test_an_invalid_sample_is_one_line(model, capsys, options, message):
@@ -310,6 +341,17 @@ def test_bad_models_are_named(recipe, model, tmp_path, capsys):
     assert "lower eval.max_tokens" in fails(capsys, "run", recipe, "eval.max_tokens=60", "out=runs/long")
 
 
+def test_the_folder_of_a_run_or_of_a_stage_is_no_model(recipe, capsys):
+    assert cli.main(["run", recipe]) == 0
+    capsys.readouterr()
+    for folder, message in (
+        ("runs/it", "runs/it: the folder of a run; name one of its models, as in runs/it/base/model"),
+        ("runs/it/base", "runs/it/base: the folder of a stage; name its model, runs/it/base/model"),
+    ):
+        assert message in fails(capsys, "sample", folder, "--prompt", " 1")
+        assert fails(capsys, "run", recipe, f"model={folder}", "out=runs/other").count("the folder of a") == 1
+
+
 def test_a_failed_start_does_not_write_to_the_folder(recipe, capsys):
     fails(capsys, "run", recipe, "model=nowhere")
     assert cli.main(["base", recipe]) == 0
@@ -345,11 +387,37 @@ def test_output_that_nobody_reads_ends_without_a_word():
     assert "Error" not in run.stderr and "Traceback" not in run.stderr and "starts anew" not in run.stderr
 
 
+@pytest.mark.parametrize("name", ["rocm", "unheard-of"])
+def test_a_platform_that_this_machine_lacks_is_one_line(name):
+    command = [sys.executable, "-m", "astro_jax", "sample", "countdown-base", "--prompt", "1"]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": name})
+    assert run.returncode == 2 and run.stderr.count("\n") == 1
+    assert f"JAX_PLATFORMS={name}: no such device can be used" in run.stderr
+
+
+def test_retries_without_a_network_print_no_lines(monkeypatch, capsys):
+    monkeypatch.delenv("HF_HUB_VERBOSITY", raising=False)
+    fails(capsys, "show", "nowhere")
+    assert os.environ["HF_HUB_VERBOSITY"] == "error"  # read when huggingface_hub is imported, later than this
+    run = "import sys, astro_jax.cli; sys.exit('huggingface_hub' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", run]).returncode == 0
+
+
 def test_a_report_whose_files_are_gone_is_made_again(recipe, tmp_path):
     assert cli.main(["run", recipe]) == 0
     for name in ("results.json", "report.html"):
         (tmp_path / "runs/it" / name).unlink()
         assert cli.main(["run", recipe]) == 0 and (tmp_path / "runs/it" / name).exists()
+
+
+def test_a_deleted_model_of_a_finished_stage_is_found_before_anything_runs(recipe, tmp_path, capsys):
+    assert cli.main(["run", recipe]) == 0
+    shutil.rmtree(tmp_path / "runs/it/base/model")
+    assert cli.main(["run", recipe]) == 0  # nothing reads it
+    capsys.readouterr()
+    line = fails(capsys, "run", recipe, "eval.max_tokens=12")
+    assert "runs/it/base/model: eval/base needs this model, which is not there any more" in line
+    assert json.loads((tmp_path / "runs/it/config.json").read_text())["config"]["eval"]["max_tokens"] == 16
 
 
 def test_an_evaluation_does_not_overwrite_the_results_of_a_run(recipe, tmp_path, capsys):
@@ -382,6 +450,16 @@ def test_ctrl_c_prints_one_line_and_exits_with_130(recipe, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "run_stage", pressed)
     assert cli.main(["run", recipe]) == 130
     assert capsys.readouterr().err.splitlines() == ["astro: stopped; the same command goes on from here"]
+
+
+def test_ctrl_c_during_the_imports_prints_no_traceback():
+    press = "import sys; sys.meta_path.insert(0, type('Pressed', (), {'find_spec': press})); "
+    code = "def press(name, *_):\n    if name == 'astro_jax.cli.parser': raise KeyboardInterrupt\n"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}{press}from astro_jax.__main__ import main; sys.exit(main())"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (130, "")
 
 
 def test_a_bug_keeps_its_traceback(recipe, monkeypatch):

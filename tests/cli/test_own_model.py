@@ -73,13 +73,25 @@ def test_traces_of_a_folder_of_trees_need_no_search(model, tmp_path, monkeypatch
     assert counts["trees"] == 1 and not (tmp_path / "runs/own/search").exists()
 
 
+def test_broken_examples_are_refused_before_the_base_is_copied(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    records = [{"prompt": "Let us make 3 from 1 2.\n", "response": text} for text in ("1 + 2 = 3.\n", " ")]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+    command = ("sft", "--init", str(model), "--data", "data.jsonl", "out=runs/own", "sft.max_length=64")
+    assert "data.jsonl, line 2: the response is empty" in error(capsys, *command)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (("sft",), "sft: give a config, or --init MODEL --data FILE"),
         (("sft", "--init", "countdown-base"), "sft: give both --init MODEL and --data FILE"),
         (("grpo", "--problems", "p.jsonl", "out=runs/a"), "grpo: give both --init MODEL and --problems FILE"),
-        (("sft", "--init", "countdown-base", "--data", "no.jsonl", "out=runs/a"), "no.jsonl: is not there"),
+        (
+            ("sft", "--init", "countdown-base", "--data", "no.jsonl", "out=runs/a"),
+            "no.jsonl: cannot be read (No such file",
+        ),
     ],
 )
 def test_missing_options_of_an_own_model_are_named(words, message, tmp_path, monkeypatch, capsys):

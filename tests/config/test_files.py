@@ -84,6 +84,7 @@ def test_a_text_with_template_syntax_stays_as_it_is(load):
         ("", ["grpo.reward=my_reward"], ["grpo.reward", "module:function or path/to/file.py:function", "'my_reward'"]),
         ("", ["grpo.reward=folder/my_reward:f"], ["grpo.reward", "module:function or path/to/file.py:function"]),
         ("sft: 3", [], ["sft", "3"]),
+        ("", ["stages=search"], ["stages: must be a list, as in stages=[search], got 'search'"]),
         ("sft: {epoch: 2}\nsearch: {max_depth: -1}", [], ["sft.epoch", "search.max_depth"]),
         ("search: {early_stop: {x: 1}}", [], ["search.early_stop.x", "search.early_stop has correct, wrong"]),
         ("problems: {gym: [{task: a, x: 1}]}", [], ["problems.gym.0.x", "problems.gym has task, size, params"]),

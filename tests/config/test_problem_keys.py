@@ -40,7 +40,7 @@ def test_scale_multiplies_the_numbers_of_the_sources():
         ({"sources": [A | {"search": 3}], "search": 4}, "search: 4, but the sources give 3; set search to 3"),
         ({"sources": [A | {"search": 0}]}, "greater than or equal to 1"),
         ({"sources": [A | {"count": 3}]}, "sources.0.count: no such key; problems.sources has path"),
-        ({"sources": 3}, "problems.sources: input should be a valid tuple"),
+        ({"sources": 3}, "problems.sources: must be a list"),
         ({"evaluation": [A | {"rl": 3}]}, "evaluation.0.rl: the problems of `rl` are not drawn from evaluation"),
         (
             {"sources": [A | {"eval": 3}], "evaluation": [B]},

@@ -128,6 +128,16 @@ def test_folders_that_do_not_fit_are_refused(tmp_path, folders):
         pooled.pool([epath.Path(old.parent)])
 
 
+def test_two_evaluations_of_a_model_with_the_same_seed_are_no_two_seeds(tmp_path):
+    first, again, other = (write(tmp_path / name, "org/name", SEARCH[0]) for name in ("first", "again", "other"))
+    for path, seed in ((first, 0), (again, 0), (other, 1)):
+        settings = {"model": "org/name", "model_digest": "91f9", "seed": seed}
+        (path / "games" / responses.SETTINGS).write_text(json.dumps(settings))
+    assert pooled.pool([first, other])["games"]["models"]["org/name"]["seeds"] == 2
+    with pytest.raises(AstroError, match=r"first/games and .*again/games: the same model, seed and suite"):
+        pooled.pool([first, again])
+
+
 def test_the_command_prints_tables_and_writes_a_page(folders, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["compare", "--pool", *map(str, folders), "--out", str(page)]) == 0

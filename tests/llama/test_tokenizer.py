@@ -104,6 +104,14 @@ def test_chat_without_a_chat_template_is_an_error_of_one_line(tmp_path):
     assert "\n" not in str(e.value)
 
 
+def test_an_empty_object_as_tokenizer_json_is_an_error_of_one_line(tmp_path):
+    byte_level_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(AstroError, match="no tokenizer can be read from this folder") as e:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(e.value)
+
+
 # ---- End tokens
 
 

@@ -26,6 +26,17 @@ def test_problems_command_shows_what_a_run_draws(tmp_path, capsys):
     assert cli.main(["problems", "configs/quickstart.yaml"]) == 2
 
 
+def test_too_few_problems_after_decontamination_are_not_blamed_on_the_source(tmp_path, capsys):
+    text = "A box holds red and blue jars in rows of six, and somebody takes {} of them away. How many are left?"
+    path = write(tmp_path / "p.jsonl", *({"problem": text.format(i), "answer": i} for i in range(40)))
+    config = tmp_path / "c.yaml"
+    config.write_text(f"problems: {{path: {path}, search: 9, rl: 9, eval: 1, held_out: 0.3}}\n")
+    assert cli.main(["problems", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert "9 asked for, the source has 0 for search and RL after decontamination, which dropped" in error
+    assert "raise problems.overlap_threshold" in error
+
+
 def test_problems_command_counts_each_source(tmp_path, capsys):
     a = write(tmp_path / "a.jsonl", *({"problem": f"Add {i} and {i}.", "answer": 2 * i} for i in range(60)))
     b = write(tmp_path / "b.jsonl", *({"problem": f"Double {i}.", "answer": 2 * i} for i in range(50)))

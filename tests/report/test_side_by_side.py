@@ -84,3 +84,13 @@ def test_compare_writes_the_page_and_prints_tables(runs, tmp_path, capsys):
 def test_one_run_is_not_compared_with_itself(runs, count, tmp_path, capsys):
     assert main(["compare", *[str(runs[0])] * count, "--out", str(tmp_path / "page.html")]) == 2
     assert "name two different runs or more" in capsys.readouterr().err and not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("words", [("show", "empty"), ("compare", "empty", "other")])
+def test_a_folder_without_a_run_is_refused(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "other"):
+        (tmp_path / name).mkdir()
+    assert main([*words]) == 2
+    assert "empty: holds no run; name the folder that `out` names" in capsys.readouterr().err
+    assert not (tmp_path / "compare.html").exists()

@@ -35,6 +35,13 @@ def test_parquet_holds_the_same_records(tmp_path, record):
     assert examples.read(tmp_path / "a.parquet", TOKENIZER) == [IDS] * 2
 
 
+def test_reading_parquet_gives_no_python_file_to_threads_that_may_outlive_the_interpreter(tmp_path, monkeypatch):
+    path, sources, read = tmp_path / "a.parquet", [], pyarrow.parquet.read_table
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([PAIR]), str(path))
+    monkeypatch.setattr(pyarrow.parquet, "read_table", lambda source: sources.append(source) or read(source))
+    assert examples.read(path, TOKENIZER) == [IDS] and isinstance(sources[0], pyarrow.BufferReader)
+
+
 @pytest.mark.parametrize(
     "record, message",
     [

@@ -72,3 +72,10 @@ def test_bad_line_is_named_after_the_verdicts_before_it(monkeypatch, capsys, lin
 def test_missing_file_is_one_line(capsys):
     assert cli.main(["verify", "nowhere.jsonl"]) == 2
     assert capsys.readouterr().err == "astro: nowhere.jsonl: cannot be read (No such file or directory)\n"
+
+
+def test_a_file_that_is_not_utf_8_is_one_line(tmp_path, capsys):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"gold": 1, "response": "1"}), encoding="utf-16")
+    assert cli.main(["verify", str(path)]) == 2
+    assert f"{path}: not UTF-8 (invalid start byte); save the file as UTF-8" in capsys.readouterr().err
