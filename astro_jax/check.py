@@ -69,16 +69,12 @@ class Subject:
 
     @functools.cached_property
     def model_folder(self) -> Any:
-        """The folder of the base model: that of the config. A finished base of the run stands for a model whose files
-        are no longer there."""
-        try:
-            return paths.resolve(self.c.model, download=True)
-        except AstroError:
-            base = stage_folder.resolve(storage.absolute(self.c.out), "base")
-            old = stage_folder.read_inputs(base)
-            if old is None or stage_folder.digest_of(base) is None or old.settings.get("model") != self.c.model:
-                raise
-            return base / "model"
+        """The folder of the base model: in the run if the stage has finished with this model, else the config's."""
+        base = stage_folder.resolve(storage.absolute(self.c.out), "base")
+        made = stage_folder.read_inputs(base)
+        if made is not None and stage_folder.digest_of(base) and made.settings.get("model") == self.c.model:
+            return base / "model"  # a new machine would download the model again
+        return paths.resolve(self.c.model, download=True)
 
     @functools.cached_property
     def model(self) -> LlamaConfig | None:
