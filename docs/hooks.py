@@ -51,11 +51,11 @@ recipe, as in `quickstart`, or the path of a YAML file. `key=value` changes a ke
 | exit code | meaning |
 |---|---|
 | 0 | finished |
-| 1 | another process of the run is lost: start the same command again |
-| 2 | bad input, with one line on the standard error |
+| 1 | a lost process, a lost connection, or a bucket that does not answer: start the same command again |
+| 2 | bad input, something that `astro check` found, or `--max-hours` is used up; one line on the standard error |
 | 3 | `astro plan`: a program does not fit |
 | 130 | stopped by Ctrl-C |
-| 143 | stopped by SIGTERM, with the work saved: start the same command again |
+| 143 | stopped by SIGTERM: the same command goes on from what was saved |
 
 Commands and options are declared in `astro_jax/cli/parser.py`, and each command is a function of
 `astro_jax/cli/commands.py`.

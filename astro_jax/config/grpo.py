@@ -193,7 +193,7 @@ class Grpo(Training):
         held_out = ("eval_share", self.eval_share > 0)
         measured = {
             "kl": ("beta", self.beta > 0), "gen_batches": ("max_num_gen_batches", self.max_num_gen_batches > 1),
-            "eval_solve_rate": held_out, "eval_solve_rate_greedy": held_out,
+            "eval_solve_rate": held_out, "eval_solve_rate_greedy": held_out, "eval_mean_backtracks": held_out,
         }  # fmt: skip
         for rule in self.guard.rules:
             if rule.metric in measured and not measured[rule.metric][1]:

@@ -147,6 +147,10 @@ def test_every_metric_has_a_diagnosis():
         ({"metric": "skipped_steps", "above": 0, "action": "skip"}, "known after the update"),
         ({"metric": "kl", "above": 1, "action": "stop"}, "kl is only measured with beta"),
         ({"metric": "eval_solve_rate", "below": 1, "action": "stop"}, "eval_solve_rate is only measured with eval_sh"),
+        (
+            {"metric": "eval_mean_backtracks", "below": 1, "action": "stop"},
+            "eval_mean_backtracks is only measured with",
+        ),
         ({"metric": "eval_solve_rate", "below": 1, "action": "skip"}, "known after the update"),
     ],
 )
