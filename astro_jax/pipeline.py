@@ -347,7 +347,7 @@ def reinforce(run: RunContext, inputs: Inputs) -> dict[str, Any]:
         trainer = grpo.GRPOTrainer(
             c, name, problems, engine, tokenizer, rewarder, tx, config, sharding,
             reference=_reference(run, name) if c.beta else None, log=rollouts, guard=guard,
-            restarts=_restarts(run, tokenizer) if c.restart_rate else None, held_out=held_out,
+            restarts=_restarts(run, name, config, tokenizer) if c.restart_rate else None, held_out=held_out,
         )  # fmt: skip
         state, step = loop.run(
             run.folder / name, name, place(new_state(params, tx), like), like, trainer.step, trainer.examples,
@@ -362,9 +362,11 @@ def _reference(run: RunContext, name: str) -> Params:
     return run.load(STAGES[name].initial_model or "base", run.train_sharding, run.c.grpo.dtype)[1]
 
 
-def _restarts(run: RunContext, tokenizer: Tokenizer) -> Restarts:
-    """The beginnings of responses inside ASTRO's traces."""
-    return Restarts(run.c.grpo, storage.read_jsonl(run.folder_of("traces") / "astro.jsonl"), tokenizer)
+def _restarts(run: RunContext, name: str, config: LlamaConfig, tokenizer: Tokenizer) -> Restarts:
+    """The beginnings of responses inside ASTRO's traces; of the Direct control, inside its own solutions."""
+    kind = "direct" if name == "direct-rl" else "astro"
+    traces = storage.read_jsonl(run.folder_of("traces") / f"{kind}.jsonl")
+    return Restarts(run.c.grpo, traces, tokenizer, config.max_positions)
 
 
 def _rl_prompts(

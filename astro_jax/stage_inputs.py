@@ -63,6 +63,7 @@ def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[
         prefix for names, holds, prefixes in _CONDITIONS if stage in names and not holds(c) for prefix in prefixes
     )
     rounds = stages.get(stage).command != "grpo" or c.grpo.quantized_rollouts
+    rolls_back = any(rule.action == "rollback" for rule in c.grpo.guard.rules)  # to a checkpoint of `save_steps`
     results: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     for key, value in values.items():
@@ -70,7 +71,8 @@ def keys_of(c: cfg.Config, stage: str, values: Mapping[str, Any]) -> tuple[dict[
             continue
         rounds_nothing = key in _INT8 and not (rounds and value)
         has_no_effect = key in contents or rounds_nothing or (key in _LATER and value == _DEFAULTS[key])
-        (settings if has_no_effect or cfg.effect(key) != "results" else results)[key] = value
+        changes_results = cfg.effect(key) == "results" or (key == "grpo.save_steps" and rolls_back)
+        (settings if has_no_effect or not changes_results else results)[key] = value
     if problem_uses(c, stage):
         settings |= {key: value for key, value in cfg.flatten(c.problems, "problems.").items() if key not in results}
     return results, settings

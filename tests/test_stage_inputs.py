@@ -250,6 +250,15 @@ def test_int8_sampling_leaves_rl_and_digests_of_runs_without_it_as_they_are(conf
     assert "search" in changed and not changed & set(RL.split())
 
 
+def test_the_steps_of_checkpoints_change_results_where_a_rule_goes_back_to_one(tmp_path):
+    def rl(action, save_steps):
+        guard = {"rules": [{"metric": "entropy", "below": 0.1, "action": action}]}
+        c = micro(tmp_path / "run", grpo={**MICRO["grpo"], "guard": guard, "save_steps": save_steps})
+        return own_inputs(c)["direct-rl"]
+
+    assert rl("rollback", 5) != rl("rollback", 10) and rl("stop", 5) == rl("stop", 10)
+
+
 def test_keys_without_effect_are_those_of_another_setting():
     c = cfg.parse(MICRO | {"search": {"method": "best-of-n"}})
     names = ["search.num_simulations", "traces.clone_tokens", "pretrain", "search.num_samples", "search", "out", "seed"]

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from astro_jax.attempts import detector
 from astro_jax.attempts.detector import Event
 
-# A run of text, and the rest of the equation if it is the left side of one. A run that is none is passed over as a
-# whole: a search that tried each of its characters would take minutes on an answer that repeats one word.
-_RUN = re.compile(r"[^\s=,;.][^=\n,;.]*(=\s*[^\s=,;.\n]+)?")
+# A run of text without a comma or a full stop, except within a number, and the rest of the equation if it is the left
+# side of one. A run that is none is passed over as a whole: a search that tried each of its characters would take
+# minutes on an answer that repeats one word.
+_RUN = re.compile(r"[^\s=,;.](?:[^=\n,;.]|[.,](?=\d))*(=\s*(?:[^\s=,;.]|[.,](?=\d))+)?")
 
 
 def ends(response: str, events: Sequence[Event] | None = None) -> list[int]:
@@ -50,6 +51,11 @@ def count_repeats(attempts: Sequence[str]) -> int:
     """Count the attempts with the equations of an earlier attempt, or with its words where it has no equation."""
     contents = [content for attempt in attempts if (content := _content(attempt))]
     return len(contents) - len(set(contents))
+
+
+def count_repeats_in(response: str) -> int:
+    """Count the attempts of a response that repeat an earlier one."""
+    return count_repeats(split(response))
 
 
 def _with_doubts(begin: int, reflections: Sequence[Event], response: str) -> int:

@@ -17,6 +17,7 @@ GuardMetric = Literal[
     "skipped_steps", "solve_rate", "truncated_rate", "unjudged_rate", "valid_rate", "zero_std_rate",
 ]  # fmt: skip
 GUARD_METRICS: tuple[str, ...] = get_args(GuardMetric)
+SIGNED = ("reward_mean", "correct_logprob", "loss")  # metrics that may be negative
 AFTER_UPDATE = (
     "skipped_steps",
     "no_gradient_steps",
@@ -44,6 +45,10 @@ class GuardRule(Section):
     def _is_complete(self) -> Self:
         if (self.above is None) == (self.below is None):
             raise ValueError("set one of above and below")
+        if self.baseline_steps and self.metric in SIGNED:
+            raise ValueError(
+                f"baseline_steps: {self.metric} may be negative, where a factor turns around; use solve_rate"
+            )
         if self.action == "skip" and self.steps > 1:
             raise ValueError("action=skip acts on the update of its own step; leave steps out")
         if self.action == "skip" and self.metric in AFTER_UPDATE:

@@ -211,8 +211,8 @@ class Search(Section):
     @pydantic.field_validator("method")
     @classmethod
     def _used_keys(cls, method: str, info: pydantic.ValidationInfo) -> str:
-        """Refuse the keys that have no meaning for the method: only mcts evaluates nodes by rollouts, and best-of-N has
-        neither simulations nor rounds."""
+        """Refuse switches that the method does not have: only mcts evaluates nodes by rollouts, and best-of-N ends no
+        tree early. Numbers of another method have no effect."""
         unused = {"mcts": (), "rounds": ("keep_rollouts", "rollout_rounds")}.get(
             method, ("keep_rollouts", "rollout_rounds", "early_stop", "max_tree_tokens", "max_total_tokens")
         )

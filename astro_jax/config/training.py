@@ -45,7 +45,10 @@ class Training(Section):
         effect="none", ge=2,
     )  # fmt: skip
     keep_every_steps: int | None = key(
-        None, "Checkpoints of each multiple of so many steps are kept too. Null: none.", effect="none", ge=1
+        None,
+        "Of the saved checkpoints, those of each multiple of so many steps are kept too. Null: none.",
+        effect="none",
+        ge=1,
     )
     max_skipped_steps: int = key(
         3,

@@ -149,8 +149,9 @@ class GenerationLoop:
         self._check_prefills()
         prefixes = [p for p in prefixes if p.request not in self.state.broken]
         entries = [(p, cache.index.add(p.prompt_token_ids[:-1])) for p in prefixes]
-        copies = [PrefixCopy(entry, p.prefix_slot, p.num_tokens) for p, entry in entries if entry is not None]
-        cache.buffer = self.runner.copy(cache.buffer, self.state.cache.prefix, copies)
+        # A small cache may take an entry twice: the index knows the last prompt, and a copy writes an entry once.
+        copies = {entry: PrefixCopy(entry, p.prefix_slot, p.num_tokens) for p, entry in entries if entry is not None}
+        cache.buffer = self.runner.copy(cache.buffer, self.state.cache.prefix, [*copies.values()])
 
     def _check_prefills(self) -> None:
         """Abort the requests whose prompts gave numbers that are not finite."""

@@ -62,7 +62,7 @@ def sample(
     """Sample one token a row: invert the distribution function at one uniform random number a row.
 
     The random number depends only on the completion's key and on the position. So a completion does not depend on the
-    other rows of its batch. The number has 24 bits: tokens less likely than 6e-8 are not sampled in proportion.
+    other rows of its batch. The number has 23 bits: tokens less likely than 1.2e-7 are not sampled in proportion.
 
     Args:
       logits: float32 [B, V]. A row with a NaN or an infinite maximum gets token -1.

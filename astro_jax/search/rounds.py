@@ -18,7 +18,7 @@ starts half way between the root and s5. This bisection finds the first wrong st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from astro_jax import config as cfg
 from astro_jax.policy import Policy
@@ -48,7 +48,7 @@ class RolloutRounds:
 
     def step(self, trees: Sequence[Tree]) -> None:
         """Make one round of each tree, and set the `end_reason` of the trees that need no more."""
-        starts = [(tree, node, n) for tree in trees for node, n in allocate(tree, self.c)]
+        starts = [(tree, node, n) for tree in trees for node, n in allocate(tree, self.c, self.sampler.fits)]
         nodes, counts = [(tree, node) for tree, node, _ in starts], [n for *_, n in starts]
         names = {tree.problem.id: f"round {tree.simulations}" for tree in trees}
         rollouts, verdicts = self.sampler.roll_out(nodes, counts, [names[tree.problem.id] for tree, _ in nodes])
@@ -75,19 +75,24 @@ class RolloutRounds:
             node.count(verdict.correct)
 
 
-def allocate(tree: Tree, c: cfg.Search) -> list[tuple[Node, int]]:
+def allocate(
+    tree: Tree, c: cfg.Search, fits: Callable[[tuple[int, ...]], bool] = lambda tokens: True
+) -> list[tuple[Node, int]]:
     """The nodes from which the next round of a tree samples, with the number of rollouts of each.
 
     A tree without a correct terminal samples from the root, where the chance of a correct solution is best known. A
     tree with correct and wrong terminals spends half of the round on the root, and the other half on the uncertain
     nodes of its wrong solutions, evenly, at most one node for two rollouts.
+
+    Args:
+      fits: whether the model's context has room for a rollout after a prefix. The root has.
     """
     root, n = tree.nodes[0], c.rounds[tree.simulations]
     if c.focus == "root" or not tree.terminals(True):
         return [(root, n)]
     wrong = [node for node in tree.terminals(False) if node.answer]
     uncertain = list({node.id: node for end in wrong if (node := uncertain_node(tree, end))}.values())
-    uncertain = uncertain[: n // 4]
+    uncertain = [node for node in uncertain if fits(tree.prefix_tokens(node.id))][: n // 4]
     if not uncertain:
         return [(root, n)]
     shares = [len(range(i, n // 2, len(uncertain))) for i in range(len(uncertain))]

@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -227,7 +228,7 @@ class GRPOTrainer:
     def generate_rollouts(self, params: Params, i: int, batch: int = 0) -> Groups:
         """Sample, judge and reward one group of M completions for each of the G prompts of step i.
 
-        Workers judge the completions that have ended while others are still sampled.
+        Workers judge the completions that have ended while others are still sampled, and a thread counts their repeats.
 
         Args:
           batch: the number of the batch of prompts in the step. Above 0: of the dynamic sampling.
@@ -246,13 +247,18 @@ class GRPOTrainer:
             for p, begin, place in zip(problems, begins, places, strict=True)
         ]  # fmt: skip
         responses: dict[tuple[int, int], Response] = {}
+        repeats: dict[tuple[int, int], Future[int]] = {}
 
         def on_completion(g: int, j: int, completion: Completion) -> None:
             responses[g, j] = policy.response(problems[g], completion, begins[g].text)
+            repeats[g, j] = thread.submit(attempts.count_repeats_in, responses[g, j].text)
             if stream is not None:
                 stream.add(g, j, responses[g, j], completion)
 
-        with self.rewarder.stream(i, problems, c.num_generations, batch) as stream:
+        with (
+            self.rewarder.stream(i, problems, c.num_generations, batch) as stream,
+            _thread() as thread,
+        ):
             with self._timed("sampling"):
                 # No top-k, top-p or min-p: the log-probabilities of the samples are those of the policy.
                 sampling = SamplingParams(c.max_completion_length, c.temperature)
@@ -260,15 +266,16 @@ class GRPOTrainer:
             answered = [[(responses[g, j], s) for j, s in enumerate(group)] for g, group in enumerate(groups)]
             with self._timed("verification"):
                 judgements = self.rewarder.judge(i, answered, batch, stream)
+                counts = {key: count.result() for key, count in repeats.items()}
         return [
             [
                 Rollout(
                     request.prompt_token_ids, s.token_ids, s.logprobs if c.temperature == 1 else s.sampling_logprobs,
-                    j.verdict, s.stopped, j.reward, begin.text, attempts.count_repeats(attempts.split(response.text)),
+                    judged.verdict, s.stopped, judged.reward, begin.text, counts[g, j],
                 )
-                for (response, s), j in zip(group, judged, strict=True)
+                for j, (s, judged) in enumerate(zip(group, judgements[g], strict=True))
             ]
-            for request, begin, group, judged in zip(requests, begins, answered, judgements, strict=True)
+            for g, (request, begin, group) in enumerate(zip(requests, begins, groups, strict=True))
         ]  # fmt: skip
 
     def _beginning(self, problem: Problem, i: int, place: int) -> Beginning:
@@ -395,6 +402,16 @@ class GRPOTrainer:
     def _timed_reshard(self, params: Params) -> Params:
         with self._timed("reshard"):
             return jax.block_until_ready(self._reshard(params))
+
+
+@contextlib.contextmanager
+def _thread() -> Iterator[ThreadPoolExecutor]:
+    """One thread, whose work is dropped where the block ends early: a run that is told to stop does not wait for it."""
+    executor = ThreadPoolExecutor(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def num_updates(c: cfg.Grpo) -> int:

@@ -102,7 +102,8 @@ class _Training:
         records = self.logger.start(self.i)
         if self.collapse_guard is not None:
             self.collapse_guard.start(records)
-        self.skip_guard = SkipGuard(self.stage, self.c.max_skipped_steps)
+        updates = self.c.steps_per_generation if isinstance(self.c, cfg.Grpo) else 1
+        self.skip_guard = SkipGuard(self.stage, self.c.max_skipped_steps, updates)
 
     def step(self, step_fn: StepFn, examples: Callable[[int], Sequence[str]], bar: ProgressBar) -> None:
         """Train one step. Then save, go back, or stop where it is due."""

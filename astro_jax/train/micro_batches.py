@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from astro_jax.mesh import Sharding
 from astro_jax.train import covariance, data, policy_loss
 from astro_jax.train.policy_loss import RolloutBatch
 from astro_jax.train.rollouts import Rollout
+
+COUNTS = ("skipped_steps", "no_gradient_steps", "guard_skips")
+OF_FIRST_UPDATE = ("logp_gap", "max_logp_gap")
 
 
 class Update(NamedTuple):
@@ -40,6 +44,8 @@ def pack(
       advantages: [number of rollouts].
       rng: draws the tokens of Clip-Cov.
     """
+    if not members:
+        return Update([], 0)
     sizes = [len(r.completion_ids) for r in members]
     weights = [policy_loss.completion_weight(c, size, sum(sizes), len(sizes)) for size in sizes]
     chosen = covariance.choose(c, [r.logprobs for r in members], advantages, rng)
@@ -116,11 +122,16 @@ def token_metrics(parts: Sequence[dict[str, Any]], tokens: int) -> dict[str, flo
 def mean_metrics(updates: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Average the metrics of the optimizer steps of one step. The steps that were not applied are counted.
 
-    A metric that some steps lack, such as the entropy of learned tokens, is the mean over the others. A maximum stays
-    one.
+    Steps without a gradient count in nothing else, unless there are no others. A metric that is not finite in some
+    steps is the mean over the others. A maximum stays one. The gap between sampler and trainer is that of the first
+    step: later ones have another policy.
     """
-    values = {k: [float(m[k]) for m in updates if k in m] for k in dict.fromkeys(k for m in updates for k in m)}
-    counts = ("skipped_steps", "no_gradient_steps", "guard_skips")
-    return {
-        k: sum(v) if k in counts else max(v) if k in policy_loss.MAXIMA else sum(v) / len(v) for k, v in values.items()
+    means: dict[str, float] = {
+        k: sum(float(m.get(k, 0)) for m in updates) for k in COUNTS if any(k in m for m in updates)
     }
+    applied = [m for m in updates if not m.get("no_gradient_steps")] or updates
+    for k in dict.fromkeys(k for m in applied for k in m if k not in COUNTS):
+        values = [float(m[k]) for m in (applied[:1] if k in OF_FIRST_UPDATE else applied) if k in m]
+        finite = [x for x in values if math.isfinite(x)] or values
+        means[k] = max(finite) if k in policy_loss.MAXIMA else sum(finite) / len(finite)
+    return means

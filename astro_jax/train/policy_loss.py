@@ -10,7 +10,7 @@ With Clip-Cov or KL-Cov the tokens that `covariance` has chosen have another J_t
     w_t   `completion_weight`               mean over tokens or completions (config key `loss_type`)
     c_t   `truncated_importance_weights`    1 unless `importance_sampling_cap` is set
     J_t   `clipped_surrogate`, or `cispo`   of the ratio of `log_ratios`
-    KL_t  `kl_to_reference`                 absent where `beta` is 0
+    KL_t  `k3`, from the reference          absent where `beta` is 0
 
 The defaults are ASTRO's (section 3.2): the clipped surrogate of GRPO (arXiv 2402.03300, equation 3) without KL. All
 arrays on devices are float32 [B, S].
@@ -28,6 +28,7 @@ from astro_jax.llama.params import Array
 from astro_jax.train.losses import Batch
 
 SHARES = ("clip_low", "clip_high", "cov_rate", "geometric_mask_rate")  # the metrics that are shares of all tokens
+LARGEST_LOG_RATIO = 60.0  # exp(60) is far from the largest float32, about exp(88)
 MAXIMA = ("max_ratio", "max_logp_gap")  # the metrics that are no sums
 
 
@@ -36,8 +37,8 @@ class RolloutBatch:
     """Packed rollouts.
 
     Attributes:
-      batch: prompts and completions. Only tokens of completions have a weight. With the loss types "dapo" and "grpo"
-        the weights sum to 1 over all micro-batches of an update.
+      batch: prompts and completions. Only tokens of completions have a weight. With the loss types "dapo", "cispo"
+        and "grpo" the weights of all completions of an update sum to 1, those that are left out included.
       advantages: float32 [B, S], the advantage of the completion at each of its tokens.
       sampler_logprobs: float32 [B, S], log-probabilities of the tokens as the sampler computed them.
       old_logprobs: float32 [B, S], the same of the same policy, as the trainer computes them. None: the sampler's
@@ -86,7 +87,7 @@ def policy_loss(logprobs: jax.Array, rollouts: RolloutBatch, c: cfg.Grpo) -> tup
     from_sampler = jnp.where(mask, logprobs - sampler, 0.0)
     gap = jnp.abs(from_sampler)
     of_tokens = {
-        "learned_tokens": mask, "logp_gap": gap, "approx_kl": kl_to_reference(jnp.zeros_like(old), token_log_ratio),
+        "learned_tokens": mask, "logp_gap": gap, "approx_kl": k3(token_log_ratio),
         "clip_low": is_low & mask, "clip_high": is_high & mask,
     }  # fmt: skip
     if rollouts.chosen is not None:
@@ -99,7 +100,7 @@ def policy_loss(logprobs: jax.Array, rollouts: RolloutBatch, c: cfg.Grpo) -> tup
         of_tokens["geometric_mask_rate"] = is_masked
     loss = -jnp.sum(weights * objective)
     if rollouts.ref_logprobs is not None:
-        kl = kl_to_reference(logprobs, jnp.where(mask, rollouts.ref_logprobs, logprobs))
+        kl = k3(jnp.where(mask, rollouts.ref_logprobs - logprobs, 0.0))
         loss += c.beta * jnp.sum(weights * kl)
         of_tokens["kl"] = kl
     metrics = {name: jnp.sum(values, dtype=jnp.float32) for name, values in of_tokens.items()}
@@ -113,8 +114,8 @@ def log_ratios(token_log_ratio: jax.Array, batch: Batch, c: cfg.Grpo) -> jax.Arr
         token:     p_t - old_t                                  (GRPO, arXiv 2402.03300, equation 3)
         sequence:  mean over the completion of p_t - old_t      (GSPO, arXiv 2507.18071, equation 7)
 
-    With `max_log_ratio` the logarithm is bounded on both sides. A token beyond the bound has no gradient. The bound
-    keeps one token with a tiny old probability from an infinite ratio; as an option of its own it is ours.
+    The logarithm is bounded on both sides, by `max_log_ratio` (ours) or far from any ratio that is met. A token beyond
+    the bound has no gradient. An infinite ratio would have the gradient NaN, also where it is clipped or masked.
 
     Args:
       token_log_ratio: p_t - old_t; 0 at tokens without a weight.
@@ -122,9 +123,8 @@ def log_ratios(token_log_ratio: jax.Array, batch: Batch, c: cfg.Grpo) -> jax.Arr
     log_ratio = token_log_ratio
     if c.importance_sampling_level == "sequence":
         log_ratio = completion_means(log_ratio, batch)
-    if c.max_log_ratio is not None:
-        log_ratio = jnp.clip(log_ratio, -c.max_log_ratio, c.max_log_ratio)
-    return log_ratio
+    bound = LARGEST_LOG_RATIO if c.max_log_ratio is None else c.max_log_ratio
+    return jnp.clip(log_ratio, -bound, bound)
 
 
 def completion_means(values: jax.Array, batch: Batch) -> jax.Array:
@@ -209,18 +209,21 @@ def restrained(objective: jax.Array, chosen: jax.Array, token_log_ratio: jax.Arr
     """
     if c.clip_cov_ratio:
         return jnp.where(chosen, 0.0, objective)
-    kl = kl_to_reference(jnp.zeros_like(token_log_ratio), token_log_ratio)
+    kl = k3(token_log_ratio)
     return objective - jnp.where(chosen, c.kl_cov_coef * kl, 0.0)
 
 
-def kl_to_reference(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
-    """An estimate of the KL divergence from the reference at each token (arXiv 2402.03300, equation 4; "k3").
+def k3(log_ratio: jax.Array) -> jax.Array:
+    """An estimate of the KL divergence of a policy q from p at each token (arXiv 2402.03300, equation 4; "k3").
 
-        KL = exp(ref - p) - (ref - p) - 1
+        KL = exp(q - p) - (q - p) - 1
 
-    It is never negative, and without bias where the policy itself has sampled the tokens.
+    It is never negative, and without bias where p has sampled the tokens.
+
+    Args:
+      log_ratio: q - p, of log-probabilities.
     """
-    log_ratio = ref_logprobs - logprobs
+    log_ratio = jnp.clip(log_ratio, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     return jnp.exp(log_ratio) - log_ratio - 1
 
 

@@ -35,31 +35,34 @@ class Restarts:
     """Beginnings of responses, by problem.
 
     Args:
-      c: the settings. A beginning leaves room for `max_completion_length` tokens in a row of `max_length`.
-      traces: lines of traces/astro.jsonl.
+      c: the settings. A beginning leaves room for `max_completion_length` tokens in a row of `max_length`, and in the
+        model's context.
+      traces: lines of traces/astro.jsonl or traces/direct.jsonl.
       tokenizer: of the policy.
+      max_positions: the model's context.
 
     Raises:
       AstroError: when no trace has a beginning that leaves room.
     """
 
-    def __init__(self, c: cfg.Grpo, traces: Iterable[Json], tokenizer: Tokenizer):
+    def __init__(self, c: cfg.Grpo, traces: Iterable[Json], tokenizer: Tokenizer, max_positions: int):
         self.rate = c.restart_rate
         self._beginnings: dict[str, list[Beginning]] = {}
-        self.longest = 0
+        self.longest, limit = 0, min(c.max_length, max_positions) - c.max_completion_length
         for trace in traces:
             prompt = len(tokenizer.prompt(trace["prompt"]))
             texts = itertools.accumulate(segment["text"] for segment in trace["segments"][:-1])
             for text in texts:
                 beginning = Beginning(text, tuple(tokenizer.encode_after(text)))
                 size = prompt + len(beginning.token_ids)
-                if size + c.max_completion_length <= c.max_length:
+                if size <= limit:
                     self._beginnings.setdefault(trace["problem_id"], []).append(beginning)
                     self.longest = max(self.longest, size)
         if not self._beginnings:
             raise AstroError(
                 f"grpo.restart_rate={c.restart_rate:g}: no trace has a beginning that leaves room for "
-                f"grpo.max_completion_length={c.max_completion_length} tokens in a row; raise grpo.max_length"
+                f"grpo.max_completion_length={c.max_completion_length} tokens in a row and in the "
+                "model's context; raise grpo.max_length or lower grpo.max_completion_length"
             )
 
     def draw(self, problem_id: str, *key: int) -> Beginning:

@@ -147,7 +147,7 @@ def make_accumulate(
     """Make the jitted gradient accumulation over micro-batches.
 
     (params, sum of gradients, micro-batch) -> (the sum with the gradient of the micro-batch, metrics). The sum is
-    donated. The loss must be a sum, not a mean: its weights sum to 1 over all micro-batches of an update.
+    donated. The loss must be a sum, not a mean: its weights already divide by the size of the update.
     """
     shardings = _shardings(config, tx, sharding).params
 

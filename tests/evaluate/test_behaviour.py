@@ -74,6 +74,7 @@ def test_an_answer_of_one_repeated_word_does_not_hold_up_the_run(word):
 
 def test_attempts_repeat_by_their_equations_or_else_by_their_words():
     assert attempts.count_repeats(["so x = 1", "y = 1", "so x=1", "no sum here", "No sum here!", ""]) == 2
+    assert attempts.count_repeats(["0.25 * 8 = 2.0", "1.25 * 8 = 2.5", "1,200 + 3 = 1,203", "5,200 + 3 = 5,203"]) == 0
     assert attempts.count_repeats(["a, b = 1; c", "b =\n1, = 2", "b = 1 c = 2", "b = 1"]) == 2
 
 

@@ -1,9 +1,11 @@
 """The prefix cache: which prefixes it finds and drops, and when it allocates its buffer."""
 
 import numpy as np
+from engines import PARAMS, engine, make_requests, sampling
 from helpers import one_device, tiny_config
 
 from astro_jax.sampler.kv_cache import CacheLayout
+from astro_jax.sampler.model_runner import ModelRunner
 from astro_jax.sampler.prefix_cache import PrefixCache, PrefixIndex
 
 FLOAT32 = np.dtype("float32")
@@ -38,3 +40,20 @@ def test_a_prefix_cache_without_memory_keeps_nothing():
     cache = PrefixCache(gib=0.0)
     cache.prepare(tiny_config(), one_device(), FLOAT32, CacheLayout(8, 4, 2, 1, 8))
     assert cache.buffer is None and cache.index is None
+
+
+def test_a_cache_with_few_entries_writes_each_entry_once_in_a_copy(monkeypatch):
+    """The order of writes to one place is undefined: the index could name another prompt than the entry holds."""
+    copies = []
+    copy = ModelRunner.copy
+
+    def record(self, to, from_, what):
+        copies.append([c.target for c in what])
+        return copy(self, to, from_, what)
+
+    monkeypatch.setattr(ModelRunner, "copy", record)
+    small = engine(max_num_seqs=8, prefix_cache_gib=2e-5)
+    prefix_cache = small.new_prefix_cache()
+    small.generate(PARAMS, make_requests(*range(9, 21), n=1), sampling(2), prefix_cache=prefix_cache)
+    assert 0 < prefix_cache.buffer.keys.shape[2] < 8
+    assert any(copies) and all(len(set(targets)) == len(targets) for targets in copies)

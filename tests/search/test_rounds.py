@@ -58,6 +58,10 @@ def test_a_round_goes_to_the_root_until_a_solution_is_correct_and_then_half_to_u
     middles = [uncertain_node(tree, end) for end in (first, second)]
     assert allocate(tree, c) == [(root, 4), (middles[0], 2), (middles[1], 2)]
     assert allocate(tree, c.model_copy(update={"focus": "root"})) == [(root, 8)]
+    # A node whose prefix leaves no room in the context: its rollouts are the other node's, then the root's.
+    too_long = tree.prefix_tokens(middles[0].id)
+    assert allocate(tree, c, lambda tokens: tokens != too_long) == [(root, 4), (middles[1], 4)]
+    assert allocate(tree, c, lambda tokens: not tokens) == [(root, 8)]
 
 
 def test_q_is_the_share_of_correct_rollouts_from_the_node_or_from_above_through_it(monkeypatch):

@@ -144,6 +144,7 @@ def test_every_metric_has_a_diagnosis():
         ({"metric": "entropy", "action": "warn"}, "set one of above and below"),
         ({"metric": "entropy", "below": 1, "above": 2, "action": "warn"}, "set one of above and below"),
         ({"metric": "entropy", "below": 1, "steps": 2, "action": "skip"}, "leave steps out"),
+        ({"metric": "reward_mean", "below": 0.6, "baseline_steps": 3, "action": "stop"}, "reward_mean may be negative"),
         ({"metric": "skipped_steps", "above": 0, "action": "skip"}, "known after the update"),
         ({"metric": "kl", "above": 1, "action": "stop"}, "kl is only measured with beta"),
         ({"metric": "eval_solve_rate", "below": 1, "action": "stop"}, "eval_solve_rate is only measured with eval_sh"),

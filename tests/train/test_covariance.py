@@ -64,3 +64,8 @@ def test_clip_cov_in_a_step_leaves_out_its_tokens_and_repeats_bitwise():
     assert_trees_equal(a, b)
     assert x["cov_rate"] == y["cov_rate"] > 0
     assert not np.array_equal(a.params.embed, c.params.embed)
+
+
+@pytest.mark.parametrize("options", [{"clip_cov_ratio": 0.2}, {"kl_cov_ratio": 0.2}, {}])
+def test_an_update_without_rollouts_learns_nothing(options):
+    assert make_shared(**options)._pack([], np.ones(0)) == ([], 0)

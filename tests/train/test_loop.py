@@ -23,6 +23,7 @@ from astro_jax import host_memory, termination
 from astro_jax.errors import AstroError, TransientError
 from astro_jax.train import checkpoints, loop, sft, state
 from astro_jax.train.data import make_document, packed_batches, prefetched
+from astro_jax.train.skip_guard import SkipGuard
 
 CONFIG = tiny_config(n_layers=1)
 C = cfg.Sft(learning_rate=0.01, batch_size=2, max_length=16)
@@ -391,3 +392,18 @@ def test_a_lost_connection_is_no_damaged_checkpoint(tmp_path, monkeypatch, capsy
         run(tmp_path)
     assert "passed over" not in capsys.readouterr().err
     assert run(tmp_path)[1] == [3, 4, 5, 6]
+
+
+def test_a_step_of_which_some_updates_were_applied_is_not_skipped(capsys):
+    guard = SkipGuard("test", max_skipped_steps=2, updates=4)
+    records = [
+        {"step": 1, "skipped_steps": 1.0, "no_gradient_steps": 0.0},
+        {"step": 2, "skipped_steps": 3.0, "no_gradient_steps": 0.0},
+        {"step": 3, "skipped_steps": 3.0, "no_gradient_steps": 1.0},
+    ]
+    for i in range(1, 5):
+        guard.add(i, ["a"])
+    guard.check(records, [])
+    assert guard.in_a_row == 1 and "step 2 is skipped in 3 of 4 updates" in capsys.readouterr().err
+    with pytest.raises(AstroError, match="in steps 3 to 4"):
+        guard.check([{"step": 4, "skipped_steps": 4.0}], [])

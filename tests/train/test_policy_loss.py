@@ -220,7 +220,21 @@ def test_clamped_log_ratio_keeps_a_tiny_old_probability_finite():
         c.max_log_ratio: policy_loss.policy_loss(logprobs, rollouts, c)[0]
         for c in (cfg.Grpo(), cfg.Grpo(max_log_ratio=2))
     }
-    assert np.isinf(loss[None]) and loss[2] == pytest.approx(np.exp(2))
+    assert loss[None] == pytest.approx(np.exp(60)) and loss[2] == pytest.approx(np.exp(2))
+
+
+@pytest.mark.parametrize(
+    "advantage, options", [(1.0, {}), (-1.0, {"delta": 3.0}), (-1.0, {"geometric_mask_bounds": (0.9, 1.1)})]
+)
+def test_a_ratio_that_overflows_has_no_gradient_of_nan(advantage, options):
+    """The gradient of exp(99) is infinite, and NaN where the clip or the mask multiplies it by 0."""
+    logprobs, ids = jnp.asarray([[-1.0, -1.0]]), jnp.asarray([[1, 2]])
+    rollouts = RolloutBatch(
+        Batch(ids, ids, ids, jnp.ones((1, 2))), jnp.full((1, 2), advantage), jnp.asarray([[-100.0, -1.0]]),
+        ref_logprobs=jnp.asarray([[99.0, -1.0]]),
+    )  # fmt: skip
+    gradient = jax.grad(lambda x: policy_loss.policy_loss(x, rollouts, cfg.Grpo(beta=0.1, **options))[0])(logprobs)
+    np.testing.assert_allclose(gradient, [[0, -advantage]])
 
 
 def test_arrays_without_rows_are_refused():

@@ -1,10 +1,16 @@
 """Responses that begin inside a trace."""
 
+import json
+import types
+
 import numpy as np
 import pytest
+from etils import epath
 from grpo_fixtures import CONFIG, GRPO, PROBLEMS, FunctionVerifier, Letters, fresh, make_shared
 from helpers import assert_trees_equal, tiny_params
 
+from astro_jax import config as cfg
+from astro_jax import pipeline
 from astro_jax.errors import AstroError
 from astro_jax.train.restarts import Beginning, Restarts
 
@@ -21,8 +27,8 @@ def trace(problem, *segments):
 TRACES = [trace(p, "bb", "cc", "dd") for p in PROBLEMS[:4]] + [trace(PROBLEMS[0], "b" * 30, "c")]
 
 
-def make_restarts(rate=0.5, **settings):
-    return Restarts(GRPO.model_copy(update={"restart_rate": rate} | settings), TRACES, Continuing())
+def make_restarts(rate=0.5, positions=10_000, **settings):
+    return Restarts(GRPO.model_copy(update={"restart_rate": rate} | settings), TRACES, Continuing(), positions)
 
 
 def test_beginnings_are_whole_segments_that_leave_room_for_a_completion():
@@ -33,6 +39,7 @@ def test_beginnings_are_whole_segments_that_leave_room_for_a_completion():
     assert restarts.draw("p6", 0) == Beginning()  # no trace
     share = np.mean([bool(make_restarts(0.25).draw("p1", i).text) for i in range(400)])
     assert share == pytest.approx(0.25, abs=0.07)
+    assert make_restarts(1.0, GRPO.max_completion_length + 5).longest == 5  # the model's context is smaller than a row
     with pytest.raises(AstroError, match=r"grpo\.restart_rate=1: no trace .* raise grpo\.max_length"):
         make_restarts(1.0, max_length=16)
 
@@ -59,3 +66,13 @@ def test_step_with_restarts_is_repeated_bitwise():
     (a, metrics), (b, _) = (make_shared(restarts=make_restarts()).step(fresh(), 1) for _ in range(2))
     assert_trees_equal(a, b)
     assert 0 < metrics["restarted_rate"] <= 1
+
+
+def test_the_control_does_not_begin_inside_a_trace_that_searches(tmp_path):
+    for kind in ("astro", "direct"):
+        line = json.dumps(trace(PROBLEMS[0], kind[0], "c"))
+        (tmp_path / f"{kind}.jsonl").write_text(line + "\n")
+    c = cfg.Config(grpo=GRPO.model_copy(update={"restart_rate": 1.0}))
+    run = types.SimpleNamespace(c=c, folder_of=lambda stage: epath.Path(tmp_path))
+    for stage, text in (("direct-rl", "d"), ("astro-rl", "a"), ("grpo", "a")):
+        assert pipeline._restarts(run, stage, CONFIG, Continuing()).draw("p0", 0).text == text
