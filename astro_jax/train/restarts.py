@@ -7,7 +7,7 @@ prompt: only the continuation is learned, and the verifier judges both together.
 
 from __future__ import annotations
 
-import itertools
+import bisect
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -46,19 +46,22 @@ class Restarts:
     """
 
     def __init__(self, c: cfg.Grpo, traces: Iterable[Json], tokenizer: Tokenizer, max_positions: int):
-        self.rate = c.restart_rate
-        self._beginnings: dict[str, list[Beginning]] = {}
+        self.rate, self._tokenizer = c.restart_rate, tokenizer
+        # The segments of a trace up to the longest beginning that leaves room. The beginnings themselves would take
+        # memory with the square of its length.
+        self._segments: dict[str, list[list[str]]] = {}
         self.longest, limit = 0, min(c.max_length, max_positions) - c.max_completion_length
         for trace in traces:
             prompt = len(tokenizer.prompt(trace["prompt"]))
-            texts = itertools.accumulate(segment["text"] for segment in trace["segments"][:-1])
-            for text in texts:
-                beginning = Beginning(text, tuple(tokenizer.encode_after(text)))
-                size = prompt + len(beginning.token_ids)
-                if size <= limit:
-                    self._beginnings.setdefault(trace["problem_id"], []).append(beginning)
-                    self.longest = max(self.longest, size)
-        if not self._beginnings:
+            texts = [segment["text"] for segment in trace["segments"][:-1]]
+
+            def size(n: int, prompt: int = prompt, texts: list[str] = texts) -> int:
+                return prompt + len(tokenizer.encode_after("".join(texts[:n])))
+
+            if n := bisect.bisect_right(range(1, len(texts) + 1), limit, key=size):
+                self._segments.setdefault(trace["problem_id"], []).append(texts[:n])
+                self.longest = max(self.longest, size(n))
+        if not self._segments:
             raise AstroError(
                 f"grpo.restart_rate={c.restart_rate:g}: no trace has a beginning that leaves room for "
                 f"grpo.max_completion_length={c.max_completion_length} tokens in a row and in the "
@@ -71,7 +74,10 @@ class Restarts:
         Args:
           key: names the draw.
         """
-        rng, known = np.random.default_rng(key), self._beginnings.get(problem_id)
-        if known is None or rng.random() >= self.rate:
+        rng, traces = np.random.default_rng(key), self._segments.get(problem_id)
+        if traces is None or rng.random() >= self.rate:
             return Beginning()
-        return known[int(rng.integers(len(known)))]
+        ends = [(trace, n) for trace in traces for n in range(1, len(trace) + 1)]
+        trace, n = ends[int(rng.integers(len(ends)))]
+        text = "".join(trace[:n])
+        return Beginning(text, tuple(self._tokenizer.encode_after(text)))
