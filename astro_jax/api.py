@@ -6,18 +6,26 @@ To load a model use `llama.load`, to generate text `Policy.load`. docs/python-ap
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+from etils import epath
+
 from astro_jax import config as cfg
 from astro_jax import mesh, storage
+from astro_jax.errors import AstroError
 from astro_jax.evaluate import run as evaluation
 from astro_jax.llama import checkpoint
 from astro_jax.llama import tokenizer as tokenizers
+from astro_jax.llama.params import Params
 from astro_jax.policy import Policy
 from astro_jax.search import run as searching
 from astro_jax.search.tree import Node, Tree
+from astro_jax.stage_folder import content_hash
 from astro_jax.train import sft
 from astro_jax.train.data import Example
 from astro_jax.types import Problem
@@ -68,7 +76,7 @@ def fine_tune(
 ) -> str:
     """Fine-tune a model on prompts and responses, on one device.
 
-    A call that was stopped continues from its last checkpoint in `folder`.
+    A call that was stopped continues from its last checkpoint in `folder`, and one that has ended is not made again.
 
     Args:
       model: a checkpoint, a Hugging Face folder, or a model that ships with the package.
@@ -79,13 +87,17 @@ def fine_tune(
 
     Returns:
       the folder of the new model, for `Policy.load`.
+
+    Raises:
+      AstroError: when `folder` holds results of another model, other examples or other settings.
     """
     sharding = mesh.train_sharding(mesh.make_mesh())
     config, params = checkpoint.load(model, sharding)
     tokenizer = tokenizers.load(model)
     pairs = [Example(tokenizer.prompt(prompt), tokenizer.encode_after(response)) for prompt, response in examples]
-    path = storage.absolute(os.fspath(folder))
-    sft.train(path, c or cfg.Sft(), config, params, tokenizer, pairs, sharding, seed)
+    path, c = storage.absolute(os.fspath(folder)), c or cfg.Sft()
+    _claim(path, model=_digest(params), examples=content_hash(pairs), settings=content_hash([repr(c), seed]))
+    sft.train(path, c, config, params, tokenizer, pairs, sharding, seed)
     return str(path / "model")
 
 
@@ -102,7 +114,28 @@ def evaluate(
 
     Returns:
       `pass@1` and `greedy`, each with mean, low and high (95% interval), and mean tokens and backtracks.
+
+    Raises:
+      AstroError: when `folder` holds answers of another model, to other problems or under other settings.
     """
+    path, c = storage.absolute(os.fspath(folder)), c or cfg.Eval()
+    settings = content_hash([repr(c), policy.engine.seed])
+    _claim(path, model=_digest(policy.params), problems=content_hash(list(map(repr, problems))), settings=settings)
     with contextlib.closing(Verifier()) as verifier:
-        path = storage.absolute(os.fspath(folder))
-        return evaluation.run(path, "model", problems, c or cfg.Eval(), policy, verifier)
+        return evaluation.run(path, "model", problems, c, policy, verifier)
+
+
+def _digest(params: Params) -> str:
+    """Hash parameters: up to 65,536 numbers of each array."""
+    leaves = [np.ravel(jax.device_get(x.reshape(-1)[:: -(-x.size // 65536)])) for x in jax.tree.leaves(params)]
+    return hashlib.sha256(b"".join(x.tobytes() for x in leaves)).hexdigest()[:16]
+
+
+def _claim(folder: epath.Path, **inputs: str) -> None:
+    """Write the hashes of a call's inputs, or refuse the folder of other inputs."""
+    path = folder / "inputs.json"
+    if not path.exists():
+        storage.write_json(path, inputs)
+    changed = [name for name, value in storage.read_json(path).items() if inputs[name] != value]
+    if changed:
+        raise AstroError(f"{folder}: holds results of other {' and '.join(changed)}; choose another folder")

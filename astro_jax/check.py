@@ -325,6 +325,7 @@ def _disk(s: Subject) -> Iterator[str]:
     trained = [name for name in models if registry.get(name).initial_model]
     # Each trained model keeps its last checkpoint; while the next one is written there are two.
     need = params.count(s.model) * (_MODEL_BYTES * len(models) + _CHECKPOINT_BYTES * (len(trained) + bool(trained)))
+    need -= sum(storage.size(storage.absolute(s.c.out) / name) for name in models)  # of a run that goes on
     if need > (free := storage.free_bytes(storage.absolute(s.c.out) / "base")):
         yield (
             f"out={s.c.out}: the models and checkpoints of {len(models)} stages need {need / 1e9:,.1f} GB, and "

@@ -23,6 +23,7 @@ from astro_jax.errors import AstroError
 
 RENEW_SECONDS = 10.0  # between two renewals of the lock of a bucket
 STALE_SECONDS = 25.0  # without a renewal, after which the holder counts as killed
+CONFIRM_SECONDS = 2.0  # between the first write of a lock and the look whether another command has written one too
 _FILE = ".lock"
 Holder = dict[str, str | int]
 
@@ -49,14 +50,8 @@ def hold(run: epath.Path, command: str, shared: bool = False) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise AstroError(f"{run}: cannot be made ({e.strerror or e}); choose another folder with out=DIR") from e
-    if not storage.is_remote(run):
-        with _disk_lock(run, holder, shared):
-            yield
-    elif shared:
+    with _bucket_lock(run, holder, shared) if storage.is_remote(run) else _disk_lock(run, holder, shared):
         yield
-    else:
-        with _bucket_lock(run, holder):
-            yield
 
 
 @contextlib.contextmanager
@@ -74,27 +69,45 @@ def _disk_lock(run: epath.Path, holder: Holder, shared: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bucket_lock(run: epath.Path, holder: Holder) -> Iterator[None]:
-    path = run / _FILE
-    first, deadline = _read(path), time.monotonic() + STALE_SECONDS
-    while first is not None and time.monotonic() < deadline:  # a living holder renews the file in this time
-        time.sleep(1)
-        text = _read(path)
-        if text is None:
-            break
-        if text not in ("", first):
-            raise AstroError(_refusal(run, text))
+def _bucket_lock(run: epath.Path, holder: Holder, shared: bool) -> Iterator[None]:
+    own = uuid.uuid4().hex
+    path = run / (f"{_FILE}-{own}" if shared else _FILE)
+    _refuse_holders(run, shared)
 
     def renew() -> None:
-        path.write_text(json.dumps(holder | {"renewal": uuid.uuid4().hex}))
+        path.write_text(json.dumps(holder | {"id": own, "renewal": uuid.uuid4().hex}))
 
-    path.write_text(json.dumps(holder))
+    renew()
+    if not shared:  # of two commands that have begun together, the one that has written last goes on
+        time.sleep(CONFIRM_SECONDS)
+        text = _read(path)
+        if text and json.loads(text)["id"] != own:
+            raise AstroError(_refusal(run, text))
     try:
         with storage.renewing(RENEW_SECONDS, renew):
             yield
     finally:
         with contextlib.suppress(Exception):  # without a renewal it ends by itself; gcsfs has errors of its own
             path.unlink(missing_ok=True)
+
+
+def _refuse_holders(run: epath.Path, shared: bool) -> None:
+    """Refuse a run that another command holds. A shared lock excludes only commands that hold the run alone."""
+    paths = [run / _FILE]
+    with contextlib.suppress(OSError):  # a bucket without a file of this run
+        paths += [] if shared else [path for path in run.iterdir() if path.name.startswith(f"{_FILE}-")]
+    first = {path: text for path in paths if (text := _read(path)) is not None}
+    deadline = time.monotonic() + STALE_SECONDS
+    while first and time.monotonic() < deadline:  # a living holder renews its file in this time
+        time.sleep(1)
+        for path, before in list(first.items()):
+            text = _read(path)
+            if text is None:
+                del first[path]
+            elif text not in ("", before):
+                raise AstroError(_refusal(run, text))
+    for path in first:  # of commands that were killed
+        path.unlink(missing_ok=True)
 
 
 def _read(path: epath.Path) -> str | None:

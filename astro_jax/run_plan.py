@@ -10,7 +10,7 @@ from typing import Literal
 from etils import epath
 
 from astro_jax import config as cfg
-from astro_jax import prompts, stage_folder, stage_inputs, storage
+from astro_jax import distributed, prompts, stage_folder, stage_inputs, storage
 from astro_jax.errors import AstroError
 from astro_jax.llama import paths
 from astro_jax.run_context import RunContext
@@ -58,6 +58,8 @@ def plan(run: RunContext, names: Sequence[str]) -> dict[str, StagePlan]:
 
 def adopt(run: epath.Path, stage: StagePlan) -> None:
     """Make results that can be kept stand at RUN/STAGE. Put aside results of other inputs before the stage runs."""
+    if not distributed.is_main_process():  # the others would read what it moves
+        return
     name, digest = stage.inputs.stage, stage.inputs.digest
     if stage.state in ("put aside", "begun aside"):
         stage_folder.restore(run, name, digest)
@@ -168,8 +170,8 @@ def _model_content(run: RunContext) -> str:
     try:
         return storage.fingerprint(paths.resolve(run.c.model, download=True))
     except AstroError:
-        old = stage_folder.read_inputs(run.folder / "base")
-        finished = stage_folder.digest_of(run.folder / "base") is not None
+        base = stage_folder.resolve(run.folder, "base")
+        old, finished = stage_folder.read_inputs(base), stage_folder.digest_of(base) is not None
         if old is None or not finished or old.settings.get("model") != run.c.model:
             raise
         return old.contents["model"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import socket
 import sys
@@ -33,8 +34,8 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
     Args:
       run: the folder of the run.
       command: the command line.
-      max_hours: of all commands on this run together; None for no limit. At the limit the process ends at once: the
-        same command goes on later from what it has saved, as after a kill.
+      max_hours: of all commands on this run together; shards that run at the same time count once. None for no limit.
+        At the limit the process ends at once: the same command goes on later from what it has saved, as after a kill.
 
     Raises:
       AstroError: when the limit is reached already.
@@ -42,7 +43,7 @@ def record(run: epath.Path, command: str, max_hours: float | None = None) -> Ite
     if not distributed.is_main_process():
         yield
         return
-    before = sum(s["seconds"] for s in read(run)) if max_hours is not None else 0.0
+    before = _used_seconds(read(run)) if max_hours is not None else 0.0
     if max_hours is not None and before >= 3600 * max_hours:
         raise AstroError(_limit_message(run, before, max_hours))
     start, started_s, compile_s = time.monotonic(), _start_seconds(command), 0.0
@@ -138,6 +139,14 @@ def summary(records: list[Json]) -> Json:
         "chip_hours": round(sum(s["seconds"] * s["chips"] for s in records) / 3600, 2),
         "goodput": round(max(0.0, 1 - sum(lost.values()) / seconds), 3) if seconds else None,
     } | {f"{name.removesuffix('_s')}_h": round(value / 3600, 3) for name, value in lost.items()}
+
+
+def _used_seconds(records: list[Json]) -> float:
+    """The time in which commands ran on a run. Shards of a search run at the same time."""
+    total, end = 0.0, -math.inf
+    for start, stop in sorted((record["renewed"] - record["seconds"], record["renewed"]) for record in records):
+        total, end = total + max(0.0, stop - max(start, end)), max(end, stop)
+    return total
 
 
 def _limit_message(run: epath.Path, seconds: float, max_hours: float) -> str:

@@ -115,16 +115,19 @@ def put_aside(run: epath.Path, stage: str) -> None:
         folder.rmtree()
         return
     target = previous(run, stage, inputs.digest)
-    if target.exists():
+    if target.exists() and not storage.is_remote(target):  # in a bucket: what a stopped move has moved
         target.rmtree()
-    storage.move(folder, target)
+    storage.move(folder, target, last=(MANIFEST, INPUTS))
 
 
 def restore(run: epath.Path, stage: str, digest: str) -> None:
     """Move results that were put aside back to RUN/STAGE."""
     if distributed.is_main_process():
-        put_aside(run, stage)
-        storage.move(previous(run, stage, digest), run / stage)
+        folder = run / stage
+        # In a bucket a folder without its inputs is what a stopped `restore` has moved.
+        if not storage.is_remote(run) or any((folder / name).exists() for name in (INPUTS, REFERENCE)):
+            put_aside(run, stage)
+        storage.move(previous(run, stage, digest), folder, last=(INPUTS, MANIFEST))
 
 
 # ---- Reading

@@ -12,12 +12,13 @@ import importlib.metadata
 import json
 import math
 import os
+import pathlib
 import shutil
 import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any, cast
 
 import fsspec
@@ -166,11 +167,24 @@ def local_copy(folder: epath.Path, skip_suffix: str) -> Iterator[epath.Path]:
         yield epath.Path(name)
 
 
-def move(source: epath.Path, target: epath.Path) -> None:
-    """Rename a folder. `target` must not exist; the folders above it are made."""
-    if is_remote(source):  # a bucket has no folders: epath would ask for the one above the target
+def move(source: epath.Path, target: epath.Path, last: Sequence[str] = ()) -> None:
+    """Rename a folder. `target` must not exist; the folders above it are made.
+
+    A bucket has no folders: its files are moved, and a kill leaves some at the source. Another call moves the rest.
+
+    Args:
+      last: names of files in the folder that are moved after all others in a bucket, in this order.
+    """
+    if is_remote(source):
         filesystem, path = fsspec.core.url_to_fs(os.fspath(source))
-        filesystem.mv(path, os.fspath(target), recursive=True)
+        _, new = fsspec.core.url_to_fs(os.fspath(target))
+        at_the_end = [f"{path}/{name}" for name in last]
+        files = filesystem.find(path)
+        if first := [file for file in files if file not in at_the_end]:
+            filesystem.copy(first, [new + file.removeprefix(path) for file in first])
+            filesystem.rm(first)
+        for file in (file for file in at_the_end if file in files):
+            filesystem.mv(file, new + file.removeprefix(path))
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)
@@ -217,6 +231,13 @@ def free_bytes(path: epath.Path) -> float:
     if is_remote(path):
         return math.inf
     return shutil.disk_usage(next(p for p in path.parents if p.exists())).free
+
+
+def size(folder: epath.Path) -> int:
+    """Return the bytes of all files in a folder on a disk; 0 for one that does not exist or is in a bucket."""
+    if is_remote(folder):
+        return 0
+    return sum(file.stat().st_size for file in pathlib.Path(folder).rglob("*") if file.is_file())
 
 
 @contextlib.contextmanager

@@ -76,6 +76,7 @@ read_settings() {
     check SLICES '[1-9][0-9]*' "a number of slices"
     check SHARDS '[1-9][0-9]*' "a number of shares of the search"
     check SHARD '([0-9]+/[1-9][0-9]*)?' "a share of the search, as in 0/4"
+    [[ ! $SHARD ]] || ((${SHARD%/*} < ${SHARD#*/})) || fail "$settings: SHARD=$SHARD: the shares are 0/${SHARD#*/} to $((${SHARD#*/} - 1))/${SHARD#*/}"
     [[ ! $SHARD || $STAGE == search ]] || fail "$settings: SHARD=$SHARD goes with STAGE=search"
     check RUN_NAME '([a-z0-9][-a-z0-9]*)?' "a name of small letters, digits and hyphens"
     check MAX_HOURS '[1-9][0-9]*' "a number of hours, after which the run stops"
@@ -172,10 +173,12 @@ check_run() {
     fi
     hours=$(estimated total_hours) chip_hours=$(estimated total_chip_hours) longest=$(estimated longest_total_hours)
     [[ $hours && $chip_hours && $longest ]] || fail "the time of the run cannot be estimated: nothing was created"
-    if [[ $SHARD ]]; then # shares of a search run at the same time
-        hours=$(share "$hours") chip_hours=$(share "$chip_hours") longest=$(share "$longest")
+    local slices="$all_chips chips"
+    if ((${shards:-1} > 1)); then # shares of a search run at the same time
+        hours=$(share "$hours") longest=$(share "$longest")
+        if [[ $SHARD ]]; then chip_hours=$(share "$chip_hours"); else slices="$shards times $slices"; fi
     fi
-    echo "estimate: $hours hours on $all_chips chips, $chip_hours chip-hours$(price "$chip_hours"); $longest hours" \
+    echo "estimate: $hours hours on $slices, $chip_hours chip-hours$(price "$chip_hours"); $longest hours" \
         "if every sample is as long as it may be and no tree ends early; the run stops after MAX_HOURS=$MAX_HOURS hours" >&2
     awk "BEGIN { exit !($hours <= $MAX_HOURS) }" ||
         fail "the estimate of $hours hours exceeds MAX_HOURS=$MAX_HOURS: lower problems.search or grpo.max_steps, take a larger slice, or raise MAX_HOURS; nothing was created"

@@ -123,8 +123,8 @@ setup() {
 
 start() { on_workers 300 "bash astro/launch/worker.sh start $(quoted "${command[@]}")"; }
 
-# Prints for each worker "running", "ended CODE" or "not started".
-workers() { on_workers 120 "bash astro/launch/worker.sh status"; }
+# Prints for each worker "running", "ended CODE" or "not started". The end of another command is none of this one.
+workers() { on_workers 120 "bash astro/launch/worker.sh status $(quoted "${command[@]}")"; }
 
 # Returns the state of the run: 0 finished, 1 failed (start again), 2 refused its input (do not start again), 3 running,
 # 4 unknown: a worker did not answer.
@@ -217,13 +217,13 @@ look_after_run() {
 }
 
 retry() {
+    local stop=$runs/$NAME.stop slice started='' unknown=0 refused=0 failures=0 failures_on_slice=0 slices=0 since
+    [[ $dry_run ]] || rm -f "$stop" # a `stop` during the checks counts
     check_all
     if [[ $dry_run ]]; then
         state && create && wait_until_active && setup && start && workers && give_back && fetch && return
     fi
-    local stop=$runs/$NAME.stop slice started='' unknown=0 refused=0 failures=0 failures_on_slice=0 slices=0 since
     since=$SECONDS
-    rm -f "$stop"
     trap 'note "retry has ended, and the run goes on. $billed"; exit 130' INT TERM
     while true; do
         if [[ -e $stop ]]; then give_up 1 "stopped by launch/tpu.sh stop"; fi

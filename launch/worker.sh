@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs on each worker of a slice. Usage: launch/worker.sh setup | start COMMAND ... | status | stop
+# Runs on each worker of a slice. Usage: launch/worker.sh setup | start COMMAND ... | status [COMMAND ...] | stop
+# With a command, `status` answers "not started" where another command has ended.
 # A started command survives the end of the ssh connection and writes to run.log. Only one command runs at a time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,6 +23,7 @@ case ${1:-} in
         exec 9>run.lock
         flock -n 9 || exit 0 # a command is running
         rm -f run.code run.pid
+        printf '%q ' "$@" >run.command
         export PATH=$PWD/.venv/bin:$PATH
         # The command inherits the lock and releases it when it ends.
         # shellcheck disable=SC2016
@@ -30,7 +32,7 @@ case ${1:-} in
     status)
         if ! flock -n run.lock true 2>/dev/null && [[ -e run.lock ]]; then
             echo "$HOSTNAME: running"
-        elif [[ -e run.code ]]; then
+        elif [[ -e run.code && ($# -eq 1 || $(cat run.command) == "$(printf '%q ' "${@:2}")") ]]; then
             echo "$HOSTNAME: ended $(cat run.code)"
         else
             echo "$HOSTNAME: not started"
@@ -49,7 +51,7 @@ case ${1:-} in
         exit 1
         ;;
     *)
-        echo "Usage: launch/worker.sh setup | start COMMAND ... | status | stop" >&2
+        echo "Usage: launch/worker.sh setup | start COMMAND ... | status [COMMAND ...] | stop" >&2
         exit 2
         ;;
 esac

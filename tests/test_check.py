@@ -1,6 +1,7 @@
 """What would stop a run is found before it starts, and all of it at once."""
 
 import json
+import os
 
 import jax
 import pytest
@@ -132,6 +133,17 @@ def test_a_state_that_no_device_can_hold_and_a_disk_that_is_too_small(tmp_path, 
     assert "training needs 65.7 GiB a device" in text and "a device has 15.8 GiB; raise mesh.fsdp" in text
     assert "are free; make room" in text  # weights, moments and two checkpoints of 70 billion parameters
     assert "training needs" not in found(c, "direct-sft", topology="v5p:2x2x4")
+
+
+def test_a_run_that_goes_on_needs_no_room_for_the_checkpoints_that_it_has(tmp_path, monkeypatch):
+    c = micro(tmp_path / "run", model="countdown-base")
+    monkeypatch.setattr(check.storage, "free_bytes", lambda path: 1e6)
+    assert "are free; make room" in found(c, "direct-sft")
+    folder = tmp_path / "run/direct-sft/checkpoints/5"
+    folder.mkdir(parents=True)
+    (folder / "state").touch()
+    os.truncate(folder / "state", 10**9)
+    assert found(c, "direct-sft") == ""
 
 
 def test_a_mesh_of_another_size_than_the_slice(tmp_path):

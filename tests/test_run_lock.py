@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 
 import pytest
 from etils import epath
@@ -55,6 +56,7 @@ def bucket(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "is_remote", lambda path: True)
     monkeypatch.setattr(run_lock, "RENEW_SECONDS", 0.2)
     monkeypatch.setattr(run_lock, "STALE_SECONDS", 1.5)
+    monkeypatch.setattr(run_lock, "CONFIRM_SECONDS", 0.5)
     return epath.Path(tmp_path)
 
 
@@ -63,6 +65,36 @@ def test_in_a_bucket_a_living_holder_is_seen_by_its_renewals(bucket):
         with pytest.raises(AstroError, match=r"in use by process \d+ .*\(first\)"), run_lock.hold(bucket, "second"):
             pass
     assert not (bucket / ".lock").exists()
+
+
+def test_in_a_bucket_shards_and_a_whole_run_exclude_each_other(bucket):
+    with run_lock.hold(bucket, "shard 0", shared=True), run_lock.hold(bucket, "shard 1", shared=True):
+        with pytest.raises(AstroError, match=r"in use by .*\(shard [01]\)"), run_lock.hold(bucket, "whole"):
+            pass
+    with run_lock.hold(bucket, "whole"):
+        with pytest.raises(AstroError, match=r"\(whole\)"), run_lock.hold(bucket, "shard 0", shared=True):
+            pass
+    assert not list(bucket.iterdir())
+
+
+def test_of_two_commands_that_begin_together_in_a_bucket_one_goes_on(bucket):
+    begun, refused, both = [], [], threading.Barrier(2)
+
+    def start(name):
+        both.wait()
+        try:
+            with run_lock.hold(bucket, name):
+                begun.append(name)
+                time.sleep(2)
+        except AstroError:
+            refused.append(name)
+
+    threads = [threading.Thread(target=start, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(begun) == len(refused) == 1
 
 
 def test_a_lock_that_is_just_being_written_is_not_taken(bucket):

@@ -1,5 +1,6 @@
 """A changed config: which stages are kept, from where, and which run again."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import jax
 import pytest
 from etils import epath
+from helpers import Bucket, bucket
 from micro_run import files, micro, products
 
 from astro_jax import pipeline, run_plan, stage_folder, stage_inputs
@@ -15,6 +17,7 @@ from astro_jax.cli import main
 from astro_jax.errors import AstroError
 from astro_jax.report import lineage
 from astro_jax.run_context import RunContext
+from astro_jax.stage_folder import Inputs
 
 jax.devices()  # all eight are there before a run asks for one
 STAGES = ["base", "search", "traces", "astro-sft", "astro-rl", "eval", "report"]
@@ -233,3 +236,49 @@ def _contents(products):
         stem = name.rsplit("-", 1)[0] if name.rsplit("-", 1)[-1].split(".")[0].isdigit() else name
         stores[stem] = stores.get(stem, b"") + products[name]
     return stores
+
+
+def test_only_the_main_process_moves_results(copy, monkeypatch):
+    run = RunContext(small(copy, grpo=dict(epsilon=0.1)))
+    plan = run_plan.plan(run, ["astro-rl"])["astro-rl"]
+    monkeypatch.setattr(run_plan.distributed, "is_main_process", lambda: False)
+    monkeypatch.setattr(stage_folder, "read_inputs", lambda folder: pytest.fail("read what is moved"))
+    run_plan.adopt(run.folder, plan)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 7, 22, 23, 30, 43, 44, 45, 46])
+def test_a_move_in_a_bucket_that_was_stopped_loses_no_result(stop, monkeypatch):
+    old, new = (Inputs(stage="search", keys={"k": k}, contents={}, parents={}) for k in (1, 2))
+    run, calls = bucket(monkeypatch), 0
+
+    class Stopped(Exception):
+        pass
+
+    def adopt(inputs):
+        run_plan.adopt(run, run_plan._plan_stage(run, "search", inputs, []))
+
+    def counted(method):
+        def call(*args, **options):
+            nonlocal calls
+            calls += 1
+            if calls > stop:
+                raise Stopped
+            return method(*args, **options)
+
+        return call
+
+    stage_folder.begin(run / "search", old)
+    for i in range(20):
+        (run / "search" / f"trees-{i:05d}.jsonl.gz").write_bytes(b"x")
+    stage_folder.finish(run / "search", old, 1.0)
+    for inputs in (new, old):  # put aside, then restored
+        calls = 0
+        with monkeypatch.context() as patch, contextlib.suppress(Stopped):
+            for name in ("cp_file", "_rm"):
+                patch.setattr(Bucket, name, counted(getattr(Bucket, name)))
+            adopt(inputs)
+        adopt(inputs)
+        if inputs is new:
+            stage_folder.begin(run / "search", new)
+    assert run_plan._plan_stage(run, "search", old, []).state == "kept"
+    assert len(list((run / "search").iterdir())) == 22

@@ -87,6 +87,16 @@ def test_commands_end_after_max_hours_also_where_the_record_cannot_be_written(er
         pytest.fail("began")
 
 
+def test_shards_that_run_at_the_same_time_use_the_hours_once(run):
+    for i in range(4):
+        put(run, f"shard-{i}", seconds=7 * 3600.0, renewed=8 * 3600.0)
+    put(run, "later", seconds=3600.0, renewed=10 * 3600.0)
+    with sessions.record(run, "", max_hours=24):
+        pass
+    with pytest.raises(AstroError, match=r"have run for 8\.0 hours"), sessions.record(run, "", max_hours=8):
+        pytest.fail("began")
+
+
 def test_status_shows_progress_speed_and_cost(run, capsys):
     put(run, "a", start_s=360.0)
     storage.write_json(run / "config.json", {"command": "astro run x", "config": MICRO | {"out": str(run)}})

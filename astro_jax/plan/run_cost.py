@@ -9,7 +9,7 @@ from scipy import stats
 
 from astro_jax import config as cfg
 from astro_jax import stage_inputs, stages
-from astro_jax.problems import source
+from astro_jax.problems import source, suites
 from astro_jax.storage import Json
 from astro_jax.traces import dataset
 from astro_jax.traces.rewriting import model_kinds
@@ -28,8 +28,9 @@ def run_cost(
 
     Traces that a model writes: each branch of each example of ASTRO is written once, and each example ends at a
     solution of its own that the model judges. Direct's samples count too. Difficulty: `problems.rl` prompts, or
-    `max_difficulty_prompts`. Evaluation: a sampled and a greedy answer of each model; majority votes are left out,
-    since their number follows from the answers. A judge (`verify.judge`) samples all its judgements of each rollout or
+    `max_difficulty_prompts`. Evaluation: a sampled and a greedy answer of each model, and `eval.num_samples` to each
+    problem of `eval.suites`; left out are majority votes, whose number follows from the answers, and suites of unknown
+    size without `eval.limit`. A judge (`verify.judge`) samples all its judgements of each rollout or
     response of a stage that asks it.
 
     Another entry, "..., no prefix shared", is decoding when each sample has its own copy of its prefix, with as much
@@ -152,6 +153,8 @@ def _work(c: cfg.Config, prompt_tokens: int, length: float, rollouts: float) -> 
         yield from judge(name, "grpo", responses + held_out)
         yield name, "grpo", "gradient", responses * (prompt_tokens + response)
     if "eval" in c.stages:
-        answers = len(stages.models_of(c.stages)) * p.eval * 2
+        sizes = [suites.most_problems(spec) or c.eval.limit or 0 for spec in c.eval.suites]
+        of_suites = c.eval.num_samples * sum(min(size, c.eval.limit or size) for size in sizes)
+        answers = len(stages.models_of(c.stages)) * (2 * p.eval + of_suites)
         yield "eval", "eval", "decode", answers * answer
         yield from judge("eval", "eval", answers)

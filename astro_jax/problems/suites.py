@@ -32,22 +32,24 @@ class Published:
       dataset: its name.
       subsets: the subsets that are read, one after the other.
       split: of the data set.
+      size: the number of its problems; 0 where it is not known.
     """
 
     dataset: str
     subsets: tuple[str | None, ...] = (None,)
     split: str = "test"
+    size: int = 0
 
 
 # The sets that inspect-ai and lm-evaluation-harness read too. For AMC 2023 neither has a task.
 PUBLISHED: Mapping[str, Published] = {
-    "math500": Published("HuggingFaceH4/MATH-500"),
-    "amc2023": Published("math-ai/amc23"),
-    "aime2024": Published("Maxwell-Jia/AIME_2024", split="train"),
-    "aime2025": Published("math-ai/aime25"),
-    "aime2026": Published("math-ai/aime26"),
-    "gsm8k": Published("openai/gsm8k", ("main",)),
-    "math-test": Published("EleutherAI/hendrycks_math", hub.SUBJECTS),
+    "math500": Published("HuggingFaceH4/MATH-500", size=500),
+    "amc2023": Published("math-ai/amc23", size=40),
+    "aime2024": Published("Maxwell-Jia/AIME_2024", split="train", size=30),
+    "aime2025": Published("math-ai/aime25", size=30),
+    "aime2026": Published("math-ai/aime26", size=30),
+    "gsm8k": Published("openai/gsm8k", ("main",), size=1319),
+    "math-test": Published("EleutherAI/hendrycks_math", hub.SUBJECTS, size=5000),
 }
 GENERATED = ("countdown", "gym")
 _COUNTDOWN_SIZE, _GYM_SIZE = 200, 100
@@ -80,6 +82,14 @@ class Suite:
     def is_mathematics(self) -> bool:
         """Whether the problems are texts of mathematics, and not of a game with rules and prompts of its own."""
         return all(p.task == "math" for p in self.problems)
+
+
+def most_problems(spec: str) -> int | None:
+    """The most problems that a suite has, without reading it; None for a file and for another data set of the hub."""
+    name, arguments = _parse(spec)
+    if name in GENERATED:
+        return int(arguments.get("size", [str(_COUNTDOWN_SIZE if name == "countdown" else _GYM_SIZE)])[0])
+    return PUBLISHED[name].size if name in PUBLISHED else None
 
 
 def load(spec: str, limit: int | None = None) -> Suite:

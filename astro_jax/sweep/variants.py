@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -31,8 +32,9 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """The name of its folder."""
-        return re.sub(r"[^\w.=-]+", "_", self.name)
+        """The name of its folder. Names that need other characters end with a hash: `+*` and `+/` have two folders."""
+        plain = re.sub(r"[^\w.=-]+", "_", self.name)
+        return plain if plain == self.name else f"{plain}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
 
 
 @dataclasses.dataclass(frozen=True)

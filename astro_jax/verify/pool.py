@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from astro_jax.errors import AstroError
+from astro_jax.errors import TransientError
 from astro_jax.verify import worker
 
 START_SECONDS = 120.0  # the deadline for a worker's start, with imports from a slow disk
@@ -43,7 +43,7 @@ class Timeout(Exception):
     """The call had no result at its deadline."""
 
 
-class WorkerStartError(AstroError):
+class WorkerStartError(TransientError):
     """Workers died, one after another, before they were ready, or one did not end its imports in time."""
 
 

@@ -22,6 +22,7 @@ from fake_cloud import ROOT, SETTINGS, steps
         (dict(OVERRIDES="(--seed)"), "OVERRIDES holds --seed, which is not key=value"),
         (dict(SPOT="maybe"), "SPOT=maybe is not yes or no"),
         (dict(STAGE="import"), "STAGE=import is not a command"),
+        (dict(STAGE="search", SHARD="4/4"), "SHARD=4/4: the shares are 0/4 to 3/4"),
     ],
 )
 def test_invalid_setting_is_one_line_before_anything_is_created(cloud, changes, message):

@@ -33,6 +33,8 @@ def test_worker_runs_one_command_at_a_time_and_keeps_its_exit_code(tmp_path):
     assert (tmp_path / "run.log").read_text() == "received go on\n"
     worker("start", "true")
     wait_for("ended 0")
+    assert worker("status", "true").endswith("ended 0")
+    assert worker("status", "astro", "run").endswith("not started")  # another command has ended
     worker("stop")  # nothing runs
     worker("start", "bash", "-c", "trap '' HUP; sleep 60 & wait")
     assert worker("status").endswith("running")

@@ -128,3 +128,19 @@ def test_base_sft_costs_the_corpus_of_the_game_or_a_solution_of_each_problem(pro
     rows = [{"stage": "base", "program": "step", "tokens_per_s": 100}]
     costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5, mean_length=1.0)
     assert costs["base step"]["tokens"] == 2 * documents * (17 + 11)
+
+
+def test_the_answers_to_suites_count():
+    c = cfg.parse({
+        "problems": {"eval": 9}, "stages": ["base", "direct-sft", "eval"],
+        "eval": {"suites": ["aime2024", "countdown:size=7", "own.jsonl"], "num_samples": 16, "max_tokens": 10},
+    })  # fmt: skip
+    rows = [{"stage": "eval", "program": "decode", "tokens_per_s": 100}]
+
+    def tokens(c):
+        costs = run_cost(c, prompt_tokens=17, chips=4, rows=rows, roofline_share=0.5, mean_length=1.0)
+        return costs["eval decode"]["tokens"]
+
+    assert tokens(c) == 2 * (2 * 9 + 16 * (30 + 7)) * 10
+    limited = c.model_copy(update={"eval": c.eval.model_copy(update={"limit": 20})})
+    assert tokens(limited) == 2 * (2 * 9 + 16 * (20 + 7 + 20)) * 10

@@ -37,6 +37,11 @@ def test_variants_that_cannot_be_read_are_one_line(vary):
         variants.parse("quickstart", vary)
 
 
+def test_variants_whose_names_differ_in_punctuation_have_folders_of_their_own():
+    names = [v.folder for v in variants.parse("quickstart", ["problems.ops=+*,+/", "grpo.epsilon=0.1"])]
+    assert len(set(names)) == 4 and names[0] == "default" and names[3] == "grpo.epsilon=0.1"
+
+
 @pytest.mark.parametrize("seeds, overrides", [([0, 0], []), ([0], ["seed=3"])])
 def test_seeds_of_a_sweep_come_once_and_from_its_option(seeds, overrides):
     with pytest.raises(AstroError, match="--seeds"):

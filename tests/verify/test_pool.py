@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from multiprocessing import forkserver
 
 import hostile
 import pytest
@@ -43,6 +44,16 @@ def test_killed_worker_loses_only_its_current_call(workers):
     died = [o for o in outcomes if isinstance(o.result, RuntimeError)]
     assert len(died) <= 2  # at most one call for each worker
     assert sum(not isinstance(o.result, Exception) and o.result.correct for o in outcomes) == 60 - len(died)
+
+
+def test_sigterm_to_the_whole_process_group_leaves_the_workers_at_work(workers):
+    """The run saves after it, and verdicts that were lost would be saved as wrong."""
+    workers.run([call(1)] * 4)  # both workers are ready
+    pids = [w.process.pid for w in workers._workers]
+    for pid in (*pids, forkserver._forkserver._forkserver_pid):
+        os.kill(pid, signal.SIGTERM)
+    assert all(outcome.result.correct for outcome in workers.run([call(5)] * 40))
+    assert [w.process.pid for w in workers._workers] == pids
 
 
 @pytest.mark.parametrize("when", ["before it is ready", "when it is ready"])
