@@ -9,7 +9,7 @@ from helpers import chat_tokenizer, tiny_config
 
 from astro_jax import config as cfg
 from astro_jax import prompts
-from astro_jax.judge import Judge, count, read_verdict
+from astro_jax.judge import Judge, Judgements, count, read_verdict
 from astro_jax.policy import Policy
 from astro_jax.sampler import Completion
 from astro_jax.types import Problem, Response
@@ -96,3 +96,4 @@ def test_a_response_without_room_in_the_context_has_no_verdict():
 def test_judgements_that_were_not_sampled_do_not_approve():
     judgements = count(["Verdict: correct", None], 4, VERDICTS)
     assert judgements.passes(0.25) and not judgements.passes(0.5)
+    assert Judgements(25, 7, 18, []).passes(0.28)  # 0.28 * 25 is above 7 in floating point

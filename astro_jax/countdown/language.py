@@ -36,7 +36,7 @@ def step_text(numbers: Numbers, move: Move, target: int, last_two: bool = False)
 
 def numbers_left(step: str) -> Numbers:
     """Read the numbers that a step leaves or restates. Empty if the step names no numbers of this kind."""
-    match = re.search(r"(?:, left| from)((?: \d{1,9})+)\.$", step)
+    match = re.search(r"(?:, left| from)((?: -?\d{1,9})+)\.$", step)
     return tuple(map(int, match[1].split())) if match else ()
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from astro_jax import attempts
 from astro_jax.attempts import detector
+from astro_jax.evaluate import statistics
 from astro_jax.evaluate.metrics import success_rate
 from astro_jax.phrases import count_backtracks
 from astro_jax.types import Problem
@@ -26,9 +27,9 @@ from astro_jax.verify.answer import extract, until_end_token
 from astro_jax.verify.number import NUMBER, SIGNED
 from astro_jax.verify.same_answer import value_key
 
-_RESULT = re.compile(r"=\s*\$?([-\d.,/\\a-z{}()^*+ ]*\d[})]*|[a-z])\$?(?=[\s,.;]|$)", re.IGNORECASE)
+# Bounded: the pattern needs time with the square of a run of spaces.
+_RESULT = re.compile(r"=\s{0,8}\$?([-\d.,/\\a-z{}()^*+ ]{0,200}\d[})]*|[a-z])\$?(?=[\s,.;]|$)", re.IGNORECASE)
 _WITH_UNIT = re.compile(rf"\$?({SIGNED})\s+[a-zA-Z].*")  # "15 dollars"
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 MOST_ATTEMPTS = 5  # in the table of accuracy by attempts, "5+" stands for more
 
 
@@ -122,8 +123,9 @@ def _is_right(problem: Problem, segment: str, response: str) -> bool | None:
 
 def attempt_answer(segment: str) -> str | None:
     """The answer of an attempt: a box, "the answer is" or a tag, else the last result of an equation, or number."""
-    if tags := _TAG.findall(segment):
-        return tags[-1].strip()
+    before, tag, _ = segment.rpartition("</answer>")
+    if tag and "<answer>" in before:
+        return before.rpartition("<answer>")[2].strip()
     if (marked := extract(segment, "lenient")) is not None:
         return number[1] if (number := _WITH_UNIT.fullmatch(marked)) else marked
     if results := _RESULT.findall(segment):
@@ -132,23 +134,30 @@ def attempt_answer(segment: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-def summarize(behaviours: Sequence[Behaviour], correct: Sequence[bool]) -> dict[str, Any]:
+def summarize(
+    behaviours: Sequence[Behaviour], correct: Sequence[bool], ids: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The figures of many answers.
 
     Args:
       correct: whether each answer as a whole is right.
+      ids: the problem of each answer, where a problem has several. Answers to one problem are not independent.
 
     Returns:
       mean events and `attempts` of an answer; the shares of answers that reflect, go back, restart, `repeat` an
       attempt, and whose `first_attempt_right`; `changes`, the number of backtracks by what they did; `repair_rate`,
       repairs among the backtracks from a wrong attempt, and `spoil_rate`, spoils among those from a right one (None if
-      there are none); and `by_attempts`, the share of right answers by the number of attempts (metrics.success_rate).
+      there are none); and `by_attempts`, the share of right answers by the number of attempts, with an interval over
+      problems (metrics.success_rate, or with `ids` statistics.mean_over_problems).
     """
     changes = Counter(change for b in behaviours for change in b.changes)
-    by_attempts: dict[str, list[bool]] = {}
-    for b, right in sorted(zip(behaviours, correct, strict=True), key=lambda pair: pair[0].attempts):
-        name = str(b.attempts) if b.attempts < MOST_ATTEMPTS else f"{MOST_ATTEMPTS}+"
-        by_attempts.setdefault(name, []).append(right)
+    numbers, right = np.minimum([b.attempts for b in behaviours], MOST_ATTEMPTS), np.asarray(correct)
+    by_attempts = {}
+    for n in np.unique(numbers).tolist():
+        name, among = str(n) if n < MOST_ATTEMPTS else f"{n}+", numbers == n
+        by_attempts[name] = (
+            success_rate(right[among].tolist()) if ids is None else statistics.mean_over_problems(ids, right, among)
+        )
     events = ("reflections", "backtracks", "restarts")
     return {
         **{name: _mean([getattr(b, name) for b in behaviours]) for name in (*events, "phrase_backtracks", "attempts")},
@@ -158,7 +167,7 @@ def summarize(behaviours: Sequence[Behaviour], correct: Sequence[bool]) -> dict[
         "changes": dict(sorted(changes.items())),
         "repair_rate": _rate(changes["repair"], changes["stays wrong"]),
         "spoil_rate": _rate(changes["spoil"], changes["stays right"]),
-        "by_attempts": {name: success_rate(x) for name, x in by_attempts.items()},
+        "by_attempts": by_attempts,
     }
 
 

@@ -42,7 +42,7 @@ _GAVE_UP = re.compile(
 )
 _OPERANDS = re.compile(rf"(?<![\w.,])({UNSIGNED})\s*[-+*/x×÷]\s*(?=({UNSIGNED}))")
 _ANSWER = re.compile(r"\\boxed\{[^{}]*\}|####.*|answer is\b[^.\n]*(?:\.\d+)?", re.IGNORECASE)
-_RESULTS = re.compile(rf"=\s*\$?\s*({SIGNED})")
+_RESULTS = re.compile(rf"=\s{{0,8}}\$?\s{{0,8}}({SIGNED})")
 _LATEX = (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("\\$", ""), ("$", ""), ("\\,", ""), ("−", "-"))
 # Numbers that a solution may use without the problem: pairs, sides, units of time, length and angle, percent.
 _EVERYDAY = frozenset(map(Fraction, (0, 2, 4, 7, 12, 24, 30, 31, 52, 60, 90, 100, 180, 360, 365, 1000)))

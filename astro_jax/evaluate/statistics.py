@@ -226,7 +226,8 @@ def paired_difference(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.n
     """The mean of b - a over the same problems, with its 95% interval.
 
     The problems are drawn in pairs, so the interval is shorter than those of a and b where the two models find the same
-    problems hard.
+    problems hard. Where all differences are equal, and not 0, the bootstrap shows no variation: then each end is as far
+    away as that of Wilson's interval for 0 of as many problems.
 
     Args:
       a, b: [P] one value a problem, in the same order.
@@ -234,6 +235,9 @@ def paired_difference(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.n
     differences = np.asarray(b, float) - np.asarray(a, float)
     p = len(differences)
     low, high = bootstrap(differences) if p > 1 else (-1.0, 1.0)  # one problem tells nothing about others
+    if p > 1 and low == high != 0:
+        margin = float(_wilson(np.asarray(0.0), p)[1])
+        low, high = max(-1.0, low - margin), min(1.0, high + margin)
     return {
         "difference": round(float(differences.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4),
         "n": p,

@@ -237,7 +237,9 @@ def summarize(groups: Sequence[Group], rule: Rule) -> dict[str, Any]:
         "by_level": _by("level", groups, rule),
         "by_subject": _by("subject", groups, rule),
         "calibration": statistics.calibration(*zip(*elections, strict=True)) if n >= 4 else [],
-        "behaviour": behaviour.summarize([a.behaviour for a in answers], [a.verdicts[rule].correct for a in answers]),
+        "behaviour": behaviour.summarize(
+            [a.behaviour for a in answers], [a.verdicts[rule].correct for a in answers], [a.problem.id for a in answers]
+        ),
         "errors": error_classes.summarize([e for a in answers if (e := a.error_class(rule))], len(answers)),
     }  # fmt: skip
 

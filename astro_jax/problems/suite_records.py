@@ -102,12 +102,13 @@ def _answer(record: Mapping[str, Any], columns: Mapping[str, str]) -> str | None
         return str(value)
     if isinstance(value, float):
         return str(value)
-    text = value if isinstance(value, str) else record.get(columns.get("solution", ""))
+    is_answer = isinstance(value, str)
+    text = value if is_answer else record.get(columns.get("solution", ""))
     if not isinstance(text, str):
         return None
     if _HASHES in text:
         return text.rpartition(_HASHES)[2].strip() or None
-    if "boxed" in text or "answer" not in columns:
+    if "boxed" in text or not is_answer:  # a solution without a box is no answer
         return extract(text, "strict")
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text.strip()) or None  # a float as text
 

@@ -36,7 +36,11 @@ _BOX = re.compile(r"\\boxed\s*(?=(\{)|)")
 _MARKER = re.compile(r"(?:\banswer\s*(?:is|:|=)|####)\s*:?", re.IGNORECASE)
 # Delimiters that may stand around an answer and are not part of the answer.
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("\\displaystyle", ""))
+_WIDE_DIGITS = str.maketrans("０１２３４５６７８９", "0123456789")
 _SPACES = re.compile(r"\\[,;:!> ]|\\q?quad\b|~|\s+")
+_MIXED = re.compile(rf"(?<![\d.,/^_{{])(\d+)(?:{_SPACES.pattern})+(\d+)/(\d+)(?![\d.])")  # 2 1/2
+# Between two numbers a space stays, but for thousands: 1 000.
+_SPACING = re.compile(rf"(?P<between>(?<=\d)(?:{_SPACES.pattern})+(?=\d)(?!\d{{3}}(?!\d)))|{_SPACES.pattern}")
 _WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit|operatorname|mbox|rm|bf)\s*\{([^{}]*)\}")
 
 
@@ -45,7 +49,7 @@ def extract(response: str, rule: Rule) -> str | None:
     response = until_end_token(response)
     boxes = [*_BOX.finditer(response)]
     if boxes:
-        return _within_limits(_braced(response, boxes[-1].end()) if boxes[-1][1] else None)
+        return _within_limits(braced(response, boxes[-1].end()) if boxes[-1][1] else None)
     if rule == "strict":
         return None
     markers = [*_MARKER.finditer(response)]
@@ -59,7 +63,7 @@ def until_end_token(response: str) -> str:
     return response
 
 
-def _braced(text: str, begin: int) -> str | None:
+def braced(text: str, begin: int) -> str | None:
     """Return the text between the brace at `begin` and its partner. None if the partner is missing or too far away."""
     depth = 0
     for match in re.finditer(r"\\.|[{}]", text[begin : begin + MAX_CHARACTERS * 2], re.DOTALL):
@@ -85,8 +89,8 @@ def _within_limits(text: str | None) -> str | None:
 
 
 def strip_delimiters(text: str) -> str:
-    """Remove dollar signs, LaTeX math delimiters, bold type and full stops around an answer."""
-    previous = None
+    """Remove dollar signs, LaTeX math delimiters, bold type and full stops around an answer. Digits become ASCII."""
+    previous, text = None, text.translate(_WIDE_DIGITS)
     while text != previous:
         previous = text
         text = text.strip().rstrip(".").strip()
@@ -99,8 +103,8 @@ def strip_delimiters(text: str) -> str:
 def normalize(text: str) -> str:
     """Rewrite an answer in one notation. Two answers with equal results are equal.
 
-    The notations differ in spaces, sizes of brackets and fractions, fonts, thousands separators, degree signs, and
-    zeros without value: `1{,}000`, `1,000` and `1000.0` become `1000`.
+    The notations differ in spaces (but those between two numbers: 1 2 is not 12), sizes of brackets and fractions,
+    fonts, thousands separators, degree signs, and zeros without value: `1{,}000`, `1,000` and `1000.0` become `1000`.
     """
     text = strip_delimiters(text)
     text = _WORDS.sub(lambda m: m[1].strip(), text)
@@ -117,13 +121,14 @@ def normalize(text: str) -> str:
     text = re.sub(r"\\sqrt\s*(\d)", r"\\sqrt{\1}", text)
     text = re.sub(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])", "", text)
     text = re.sub(r"(?<=\d)(?:,|\{,\}|\\,|\\!,?)(?=\d{3}(?!\d))", "", text) if _one_number(text) else text
-    text = _SPACES.sub("", text)
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _SPACING.sub(lambda m: " " if m["between"] else "", text)
     text = re.sub(r"\^\{?\\circ\}?|°|\\degree\b", "", text).replace(r"\%", "%").replace(r"\$", "")
     text = re.sub(r"\^\{(\w)\}", r"^\1", text)
     text = re.sub(r"_\{(\w)\}", r"_\1", text)
     text = text.replace(r"\cdot", "*").replace(r"\times", "*").replace(r"\le", "<=").replace(r"\ge", ">=")
     text = re.sub(r"(<=|>=)q(?![a-zA-Z])", r"\1", text)
-    text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)
+    text = re.sub(r"(?<![\d. ])0+(?=\d)", "", text)
     text = re.sub(r"(\.\d*?)0+(?!\d)", r"\1", text)
     text = re.sub(r"\.(?!\d)", "", text)
     text = re.sub(r"(?:(?<=[-+(,])|^)1i(?![a-zA-Z])", "i", text)

@@ -75,7 +75,8 @@ def find_false(text: str) -> list[str]:
     """
     equations = []
     for match in _EQUATION.finditer(text):
-        before = text[text.rfind("\n", 0, match.start()) + 1 : match.start()].strip()
+        near = max(0, match.start() - 50)  # a line may be as long as the text
+        before = text[max(near, text.rfind("\n", near, match.start()) + 1) : match.start()].strip()
         if before not in ("-", "*") and _CONTINUES.search(before):  # these are the marks of a list
             continue
         sides = [_read(side) for side in match[1].split("=")]

@@ -24,6 +24,7 @@ from astro_jax.verify import second_grader
 from astro_jax.verify.answer import Rule, extract, normalize, strip_delimiters, until_end_token
 from astro_jax.verify.number import parse_latex
 
+_WORD = re.compile(r"\(?[A-Za-z]+\)?")
 MAX_PARSED = 20_000  # characters at the end of a response that the rule "math500" parses
 
 
@@ -96,17 +97,21 @@ def readable(gold: str) -> bool:
 
 
 def _equal(gold: str, answer: str, parsed: Any, rule: Rule) -> bool:
-    if (a := parse_latex(gold)) is not None and (b := parse_latex(answer)) is not None and a == b:
-        return True
     if rule == "lenient" and _rounded(normalize(gold), normalize(answer)):
         return True
+    if (a := parse_latex(gold)) is not None and (b := parse_latex(answer)) is not None:
+        return a == b
     expected = parse(gold)
     if expected is None:
         return False
     if (base := _base(gold)) and _base(answer) not in ("", base):
         return False  # math-verify ignores the base
-    strict = rule == "strict"
-    if strict and (_kind(gold) != _kind(answer) or (_unit(gold) and _unit(answer) not in ("", _unit(gold)))):
+    # By the lenient rule math-verify renames variables: a word would be any other word, and of several variables the
+    # order, which changes from process to process, would decide.
+    are_words = all(_WORD.fullmatch(normalize(text)) for text in (gold, answer))
+    several = any(len(getattr(x, "free_symbols", ())) > 1 for x in (*expected, *parsed))
+    strict = rule == "strict" or are_words or several
+    if rule == "strict" and (_kind(gold) != _kind(answer) or (_unit(gold) and _unit(answer) not in ("", _unit(gold)))):
         return False
     from math_verify import verify
 
@@ -117,7 +122,12 @@ def _rounded(a: str, b: str) -> bool:
     """Whether one value is the other value rounded to two decimal places or more."""
     x, y = second_grader.value(a), second_grader.value(b)
     places = min((len(m[1]) for text in (a, b) if (m := re.fullmatch(r"-?\d+\.(\d+)", text))), default=0)
-    return x is not None and y is not None and places >= 2 and abs(float(x) - float(y)) * 2 * 10**places <= 1
+    if x is None or y is None or places < 2:
+        return False
+    try:
+        return abs(float(x) - float(y)) * 2 * 10**places <= 1
+    except OverflowError:
+        return False
 
 
 def _kind(text: str) -> str:

@@ -12,13 +12,14 @@ from fractions import Fraction
 from astro_jax.verify.answer import normalize
 
 # Patterns of a number without and with a sign, such as 1,200.50 and -3.
-UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+|\d{1,20})(?:\.\d{1,8})?"
+UNSIGNED = r"(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,20})(?:\.\d{1,8})?"
 SIGNED = rf"[-−]?{UNSIGNED}"
 FRACTION = rf"{SIGNED}(?:\s*/\s*{UNSIGNED})?"
 NUMBER = re.compile(rf"(?<![\w.,])({SIGNED})(?!\w)")  # a number in a text, but not a part of a word or a longer number
 
 _FRACTION = re.compile(rf"({SIGNED})(?:\s*/\s*({UNSIGNED}))?")
 _LATEX = re.compile(r"([-+]?)(?:(\d+(?:\.\d+)?)(?:/(\d+))?|\\frac\{(\d+)\}\{(\d+)\})")
+_MIXED = re.compile(r"(-?)(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 
 
@@ -38,9 +39,13 @@ def parse(text: str) -> Fraction | None:
 def parse_latex(text: str) -> Fraction | None:
     """Read one number in plain text or LaTeX, after answer.normalize. None if the text is anything else.
 
-    Besides plain numbers: \\frac{1}{2}, +7, .5, 45^\\circ, 1{,}000 and the repeating decimal 0.1\\overline{6}.
+    Besides plain numbers: \\frac{1}{2}, 2\\frac{1}{2}, 2 1/2, +7, .5, 45^\\circ, 1{,}000 and the repeating decimal
+    0.1\\overline{6}.
     """
     text = normalize(text)
+    if (match := _MIXED.fullmatch(text)) and int(match[4]):
+        size = int(match[2]) + Fraction(int(match[3]), int(match[4]))
+        return -size if match[1] else size
     if match := _REPEATING.fullmatch(text):
         places, repeated = len(match[3]), Fraction(int(match[4]), 10 ** len(match[4]) - 1)
         size = (int(f"0{match[2]}{match[3]}") + repeated) / 10**places

@@ -27,7 +27,10 @@ def equal(gold: str, answer: str) -> bool | None:
         return None
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x == y
-    return math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
+    try:
+        return math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
+    except OverflowError:  # an exact value beyond all floats
+        return False
 
 
 def value(text: str) -> Fraction | float | None:

@@ -24,7 +24,7 @@ def open_lines(path: str) -> IO[str]:
       AstroError: if the file cannot be read.
     """
     try:
-        return open(path, encoding="utf-8")
+        return open(path, encoding="utf-8-sig")
     except OSError as e:
         raise AstroError(f"{path}: cannot be read ({e.strerror or e})") from e
 
@@ -33,7 +33,7 @@ def verdicts(lines: Iterable[str], rule: Rule, seconds: float, memory: float, nu
     """Judge lines of JSON, in order.
 
     Args:
-      lines: objects {"gold": text or number, "response": text}.
+      lines: objects {"gold": text or number, "response": text}. Blank lines are skipped.
       seconds: the deadline of one answer.
       memory: GiB that one worker may take.
       num_workers: the number of worker processes. 0: one for each CPU core.
@@ -45,7 +45,7 @@ def verdicts(lines: Iterable[str], rule: Rule, seconds: float, memory: float, nu
     Raises:
       AstroError: for any other line, with its number. The verdicts of the lines before are written first.
     """
-    numbered = enumerate(lines, 1)
+    numbered = ((i, line) for i, line in enumerate(lines, 1) if line.strip())
     with contextlib.closing(WorkerPool(num_workers or os.cpu_count() or 1, seconds, int(memory * 2**30))) as pool:
         while batch := list(itertools.islice(numbered, BATCH_LINES)):
             calls, error = [], None

@@ -18,5 +18,6 @@ def test_states_and_steps_are_written_and_read():
     )
     assert countdown.numbers_left(" 7 + 3 = 10, left 2 10.\n") == (2, 10)
     assert countdown.numbers_left(" Let's go back to where we make 4 from 3 5.\n") == (3, 5)
+    assert countdown.numbers_left(" 3 - 5 = -2, left 4 -2.\n") == (4, -2)
     assert countdown.numbers_left(" 7 + 3 = 10, left two.\n") == countdown.numbers_left(phrases.DOUBT) == ()
     assert countdown.numbers_left(" 10 * 2 = 20" + HIT) == countdown.numbers_left(" 10 * 2 = 20" + MISS) == ()

@@ -7,8 +7,9 @@ from behaviour_labels import OWN_WORDS, PHRASES
 
 from astro_jax import attempts
 from astro_jax.attempts import detector
-from astro_jax.evaluate import behaviour
+from astro_jax.evaluate import behaviour, error_classes
 from astro_jax.evaluate.metrics import success_rate
+from astro_jax.evaluate.statistics import summarize
 from astro_jax.types import Problem
 
 KINDS = {"reflection": "r", "backtrack": "b", "restart": "s"}
@@ -92,6 +93,19 @@ def test_attempts_of_countdown_are_judged_by_its_verifier():
     assert b.attempts == 3 and b.repeats == 1 and b.changes[0] == "stays wrong"
 
 
+@pytest.mark.parametrize("text", ["x =" + " " * 60_000, "x =" + "\n" * 60_000, "<answer>" * 7500, "2+2=4. " * 8000])
+def test_an_answer_of_spaces_tags_or_equations_does_not_hold_up_the_run(text):
+    """Of 60,000 characters, which took up to 17 minutes."""
+    start = time.process_time()
+    behaviour.measure(SUM, text)
+    error_classes.classify(SUM, text, True, "5", False)
+    assert time.process_time() - start < 20
+
+
+def test_the_last_closed_tag_is_the_answer_of_an_attempt():
+    assert behaviour.attempt_answer("<answer>3</answer> no <answer> 4 </answer> <answer>5") == "4"
+
+
 def test_figures_of_many_answers():
     responses = ["3 + 4 = 7", "3 + 4 = 8. That's wrong. Let me try again. 3 + 4 = 7.",
                  "3 + 4 = 7. Let me start over. 3 + 4 = 9.", "3 + 4 = 9. Let's try again. 3 + 4 = 9."]  # fmt: skip
@@ -99,5 +113,7 @@ def test_figures_of_many_answers():
     assert figures["changes"] == {"repair": 1, "spoil": 1, "stays wrong": 1}
     assert (figures["repair_rate"], figures["spoil_rate"], figures["first_attempt_right"]) == (0.5, 1.0, 0.5)
     assert figures["by_attempts"] == {"1": success_rate([True]), "2": success_rate([True, False, False])}
+    several = behaviour.summarize([behaviour.measure(SUM, responses[0])] * 16, [True] * 8 + [False] * 8, ["a", "b"] * 8)
+    assert several["by_attempts"]["1"] == summarize([0.5, 0.5])  # of two problems, not of 16 answers
     assert (figures["attempts"], figures["repeat"], figures["with_restarts"]) == (1.75, 0.25, 0.25)
     assert (figures["backtracks"], figures["restarts"], figures["reflections"]) == (0.5, 0.25, 0.25)

@@ -104,6 +104,8 @@ def test_interval_of_equal_values_is_wilsons():
 
 def test_difference_of_equal_models_is_zero():
     assert statistics.paired_difference([1, 0, 0.5], [1, 0, 0.5]) == {"difference": 0, "low": 0, "high": 0, "n": 3}
+    d = statistics.paired_difference([0, 0, 0], [1, 1, 1])  # three problems decide little
+    assert d == {"difference": 1, "low": pytest.approx(1 - 0.5615, abs=1e-3), "high": 1, "n": 3}
     assert statistics.paired_difference([1], [0]) == {"difference": -1, "low": -1, "high": 1, "n": 1}
 
 

@@ -195,6 +195,10 @@ def test_bad_names_are_one_clear_line(spec, message):
         ([{"text": "1+1?", "answer": 2}], "", "line 1: no field of the problem; the record has text, answer: name"),
         ([{"problem": "1+1?", "result": 2}], "", "line 1: no field of the answer; the record has problem, result"),
         ([{"problem": "1+1?", "result": 2}], ":answer=value", "no field `value`; the record has problem, result"),
+        (
+            [{"problem": "What is x?", "answer": None, "solution": "We see that x is 5."}], "",
+            "no problem is left .1 no answer that can be checked",
+        ),
         ([{"problem": "Prove it.", "answer": None}], "", "no problem is left .1 no answer that can be checked"),
         ([], "", "no problem is left .the source is empty"),
         ([{"problem": "1+1?", "answer": 2}], ":level=3", "no problem with level=3; choose by a level or a subject"),

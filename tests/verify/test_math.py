@@ -38,6 +38,17 @@ def test_verdicts_equal_labels(record_property, monkeypatch):
         ("\\frac{\\pi}{225}", "0.01", "wrong", "correct"),
         ("\\frac{\\pi}{225}", "0.0135", "wrong", "wrong"),
         ("5\\text{ cm}", "5\\text{ km}", "wrong", "correct"),
+        ("Sunday", "Monday", "wrong", "wrong"),
+        ("\\text{yes}", "\\text{no}", "wrong", "wrong"),
+        ("A", "\\text{(C)}", "wrong", "wrong"),
+        ("A", "(A)", "correct", "correct"),
+        ("(a,b)", "(c,d)", "wrong", "wrong"),  # math-verify pairs variables in the order of their hashes
+        ("\\frac{21}{2}", "2 1/2", "wrong", "wrong"),
+        ("\\frac52", "2 1/2", "correct", "correct"),
+        ("12", "1\\quad 2", "wrong", "wrong"),
+        ("1000", "1 000", "correct", "correct"),
+        ("\\sqrt{2}", "(10^{60})^{60}", "wrong", "wrong"),  # beyond all floats
+        ("3", "３", "correct", "correct"),
         ("1", "9=1", "wrong", "wrong"),
         ("1", "x=1", "correct", "correct"),
     ],

@@ -27,7 +27,7 @@ def test_numbers_of_a_text_are_found_with_their_values():
         ("\\frac{1}{2}", Fraction(1, 2)), ("-\\dfrac{3}{4}", Fraction(-3, 4)), ("+7", 7), (".5", Fraction(1, 2)),
         ("45^\\circ", 45), ("1{,}000", 1000), ("0.1\\overline{6}", Fraction(1, 6)), ("$3/4$", Fraction(3, 4)),
         ("-0.1\\overline{6}", Fraction(-1, 6)), ("1/0", None), ("\\frac{1}{0}", None), ("x", None), ("2+3", None),
-        ("", None),
+        ("", None), ("2 1/2", Fraction(5, 2)), ("-2\\frac{1}{2}", Fraction(-5, 2)), ("2 1/0", None), ("1 2", None),
     ],
 )  # fmt: skip
 def test_latex_numbers_are_read_exactly(text, value):

@@ -22,6 +22,21 @@ from astro_jax.verify import verify
         ("The answer is twelve.", "12", False),
         ("x12 is no number", "12", False),
         ("", "12", False),
+        ("The answer is **12** dollars.", "12", True),
+        ("The answer is 3 * 4 = 12", "12", True),
+        ("The answer is 7? No, the answer is really 12.", "12", True),
+        (r"#### 7 \boxed{x=12}", "12", True),
+        (r"\boxed{\frac{1}{2}}", "0.5", True),
+        ("The answer is -$12", "-12", True),
+        ("The answer is $12 a day for 7 days", "12", True),
+        # The number goes on in another notation, or the last marker has none.
+        (r"\boxed{12\sqrt{3}}", "12", False),
+        ("The answer is 12^5", "12", False),
+        ("The answer is 12x10^3", "12", False),
+        ("The answer is 12:30", "12", False),
+        ("The answer is 12,0000", "12", False),
+        (r"#### 12\boxed{}", "12", False),
+        ("1" + ",000" * 1500 + " The answer is 12.", "12", True),  # a number beyond Python's limit of digits
     ],
 )
 def test_last_marked_answer_counts(response, answer, correct):

@@ -69,6 +69,13 @@ def test_bad_line_is_named_after_the_verdicts_before_it(monkeypatch, capsys, lin
     assert "line 3" in error and error.count("\n") == 1
 
 
+def test_blank_lines_and_a_byte_order_mark_are_no_lines(tmp_path, capsys):
+    line = json.dumps({"gold": 5, "response": "\\boxed{5}"})
+    (tmp_path / "a.jsonl").write_text(f"{line}\n\n{line}\n\n", encoding="utf-8-sig")
+    assert cli.main(["verify", str(tmp_path / "a.jsonl")]) == 0
+    assert capsys.readouterr().out.count('"correct"') == 2
+
+
 def test_missing_file_is_one_line(capsys):
     assert cli.main(["verify", "nowhere.jsonl"]) == 2
     assert capsys.readouterr().err == "astro: nowhere.jsonl: cannot be read (No such file or directory)\n"
