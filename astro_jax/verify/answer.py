@@ -37,10 +37,10 @@ _MARKER = re.compile(r"(?:\banswer\s*(?:is|:|=)|####)\s*:?", re.IGNORECASE)
 # Delimiters that may stand around an answer and are not part of the answer.
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("\\displaystyle", ""))
 _WIDE_DIGITS = str.maketrans("０１２３４５６７８９", "0123456789")
-_SPACES = re.compile(r"\\[,;:!> ]|\\q?quad\b|~|\s+")
-_MIXED = re.compile(rf"(?<![\d.,/^_{{])(\d+)(?:{_SPACES.pattern})+(\d+)/(\d+)(?![\d.])")  # 2 1/2
+_SPACE = r"\\[,;:!> ]|\\q?quad\b|~|\s"
+_MIXED = re.compile(rf"(?<![\d.,/^_{{])(\d+)(?:{_SPACE})+(\d+)/(\d+)(?![\d.])")  # 2 1/2
 # Between two numbers a space stays, but for thousands: 1 000.
-_SPACING = re.compile(rf"(?P<between>(?<=\d)(?:{_SPACES.pattern})+(?=\d)(?!\d{{3}}(?!\d)))|{_SPACES.pattern}")
+_SPACING = re.compile(rf"(?P<between>(?<=\d)(?:{_SPACE})+(?=\d)(?!\d{{3}}(?!\d)))|{_SPACE}")
 _WORDS = re.compile(r"\\(?:text|mathrm|mathbf|textbf|mathit|operatorname|mbox|rm|bf)\s*\{([^{}]*)\}")
 
 

@@ -1,5 +1,7 @@
 """The final answer of a response, and the normalized notation of an answer."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +34,12 @@ from astro_jax.verify.answer import extract, normalize
 )
 def test_last_box_counts_or_with_the_lenient_rule_a_marked_answer(response, strict, lenient):
     assert (extract(response, "strict"), extract(response, "lenient")) == (strict, lenient)
+
+
+def test_a_run_of_spaces_is_normalized_at_once():
+    start = time.process_time()
+    assert normalize("1" + " \\ " * 5000 + "x") == "1x" and normalize("1" + " " * 9000 + "2/a") == "1 2/a"
+    assert time.process_time() - start < 5
 
 
 @given(st.text(max_size=60))
