@@ -96,7 +96,8 @@ def fine_tune(
     tokenizer = tokenizers.load(model)
     pairs = [Example(tokenizer.prompt(prompt), tokenizer.encode_after(response)) for prompt, response in examples]
     path, c = storage.absolute(os.fspath(folder)), c or cfg.Sft()
-    _claim(path, model=_digest(params), examples=content_hash(pairs), settings=content_hash([repr(c), seed]))
+    inputs = {"examples": content_hash(list(map(repr, pairs))), "settings": content_hash([repr(c), seed])}
+    _claim(path, model=_digest(params), **inputs)
     sft.train(path, c, config, params, tokenizer, pairs, sharding, seed)
     return str(path / "model")
 
@@ -138,4 +139,4 @@ def _claim(folder: epath.Path, **inputs: str) -> None:
         storage.write_json(path, inputs)
     changed = [name for name, value in storage.read_json(path).items() if inputs[name] != value]
     if changed:
-        raise AstroError(f"{folder}: holds results of other {' and '.join(changed)}; choose another folder")
+        raise AstroError(f"{folder}: its results have other inputs ({', '.join(changed)}); choose another folder")

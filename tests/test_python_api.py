@@ -1,10 +1,17 @@
 """The examples of docs/python-api.md run as they stand on the page."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
+
+from astro_jax import api, countdown
+from astro_jax import config as cfg
+from astro_jax.errors import AstroError
+from astro_jax.policy import Policy
 
 PAGE = (Path(__file__).parents[1] / "docs" / "python-api.md").read_text()
 EXAMPLES = dict(re.findall(r"^## (.*?)\n.*?^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -65,3 +72,14 @@ def test_an_example_names_its_code(name):
     section = PAGE.partition(f"## {name}\n")[2].partition("\n## ")[0]
     for path in re.findall(r"`(astro_jax/[\w/.]+)`", section.partition("Code: ")[2]):
         assert (Path(__file__).parents[1] / path).exists(), path
+
+
+def test_a_folder_with_results_of_other_inputs_is_refused(tmp_path):
+    policy = Policy.load("countdown-base", max_num_seqs=4)
+    problems, c = countdown.problems(countdown.Game(), 3, seed=0, held_out=True), cfg.Eval(max_tokens=4)
+    results = api.evaluate(policy, problems, tmp_path / "answers", c)
+    assert api.evaluate(policy, problems, tmp_path / "answers", c) == results
+    other = dataclasses.replace(policy, params=jax.tree.map(lambda x: 2 * x, policy.params))
+    for inputs, changed in (((other, problems), "model"), ((policy, problems[:2]), "problems")):
+        with pytest.raises(AstroError, match=rf"answers: its results have other inputs \({changed}\)"):
+            api.evaluate(*inputs, tmp_path / "answers", c)
