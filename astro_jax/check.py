@@ -21,7 +21,7 @@ from etils import epath
 from astro_jax import config as cfg
 from astro_jax import mesh as meshes
 from astro_jax import prompts as prompt_files
-from astro_jax import stage_folder, stage_inputs, storage
+from astro_jax import run_plan, stage_inputs, storage
 from astro_jax import stages as registry
 from astro_jax.errors import AstroError, is_transient
 from astro_jax.evaluate import responses
@@ -70,10 +70,8 @@ class Subject:
     @functools.cached_property
     def model_folder(self) -> Any:
         """The folder of the base model: in the run if the stage has finished with this model, else the config's."""
-        base = stage_folder.resolve(storage.absolute(self.c.out), "base")
-        made = stage_folder.read_inputs(base)
-        if made is not None and stage_folder.digest_of(base) and made.settings.get("model") == self.c.model:
-            return base / "model"  # a new machine would download the model again
+        if (base := run_plan.finished_base(storage.absolute(self.c.out), self.c.model)) is not None:
+            return base[0] / "model"  # a new machine would download the model again
         return paths.resolve(self.c.model, download=True)
 
     @functools.cached_property

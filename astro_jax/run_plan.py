@@ -170,8 +170,15 @@ def _model_content(run: RunContext) -> str:
     try:
         return storage.fingerprint(paths.resolve(run.c.model, download=True))
     except AstroError:
-        base = stage_folder.resolve(run.folder, "base")
-        old, finished = stage_folder.read_inputs(base), stage_folder.digest_of(base) is not None
-        if old is None or not finished or old.settings.get("model") != run.c.model:
+        if (base := finished_base(run.folder, run.c.model)) is None:
             raise
-        return old.contents["model"]
+        return base[1].contents["model"]
+
+
+def finished_base(run: epath.Path, model: str) -> tuple[epath.Path, Inputs] | None:
+    """The folder and the inputs of a run's finished base, if it was made from this model."""
+    base = stage_folder.resolve(run, "base")
+    inputs = stage_folder.read_inputs(base)
+    if inputs is None or stage_folder.digest_of(base) is None or inputs.settings.get("model") != model:
+        return None
+    return base, inputs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from etils import epath
 
 from astro_jax import config as cfg
 from astro_jax.errors import AstroError
+from astro_jax.stage_folder import content_hash
 
 DEFAULT = "default"
 
@@ -34,7 +34,7 @@ class Variant:
     def folder(self) -> str:
         """The name of its folder. Names that need other characters end with a hash: `+*` and `+/` have two folders."""
         plain = re.sub(r"[^\w.=-]+", "_", self.name)
-        return plain if plain == self.name else f"{plain}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
+        return plain if plain == self.name else f"{plain}-{content_hash(self.name)[:6]}"
 
 
 @dataclasses.dataclass(frozen=True)

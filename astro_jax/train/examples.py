@@ -11,7 +11,7 @@ from astro_jax.llama.tokenizer import Tokenizer
 from astro_jax.problems import record_files
 from astro_jax.storage import Json
 
-Prompt = str | list[dict[str, str]]  # a text, or the messages before the response
+_Prompt = str | list[dict[str, str]]  # a text, or the messages before the response
 _RESPONSES = ("response", "completion")
 
 
@@ -41,7 +41,7 @@ def check(path: epath.PathLike, tokenizer: Tokenizer) -> None:
 _FORMS = '{"prompt": "...", "response": "..."} or {"messages": [...]}'
 
 
-def _parse(path: epath.PathLike) -> list[tuple[Prompt, str]]:
+def _parse(path: epath.PathLike) -> list[tuple[_Prompt, str]]:
     """The prompt and the response of each example."""
     examples = [_texts(record, place) for place, record in record_files.read(epath.Path(path))]
     if not examples:
@@ -49,8 +49,8 @@ def _parse(path: epath.PathLike) -> list[tuple[Prompt, str]]:
     return examples
 
 
-def _texts(record: Json, place: str) -> tuple[Prompt, str]:
-    prompt: Prompt
+def _texts(record: Json, place: str) -> tuple[_Prompt, str]:
+    prompt: _Prompt
     if "messages" in record:
         messages = _messages(record["messages"], place)
         prompt, response = messages[:-1], messages[-1]["content"]
@@ -64,7 +64,7 @@ def _texts(record: Json, place: str) -> tuple[Prompt, str]:
     return prompt, response
 
 
-def _tokenize(prompt: Prompt, response: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def _tokenize(prompt: _Prompt, response: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     token_ids = tokenizer.prompt(prompt) if isinstance(prompt, str) else tokenizer.chat_prompt(prompt)
     return token_ids, tokenizer.encode_after(response)
 

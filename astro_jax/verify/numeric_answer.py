@@ -18,8 +18,9 @@ from astro_jax.verify.answer import MAX_CHARACTERS, braced
 from astro_jax.verify.number import FRACTION, NUMBER, parse, parse_latex
 
 _MARKER = re.compile(r"answer is|\\boxed\s*(?=(\{))|####", re.IGNORECASE)
+_BEFORE = r"[\s:*$\\(]*([-−]?)\$?"  # what may stand before a number
 _FIRST = re.compile(
-    rf"[\s:*$\\(]*([-−]?)\$?({FRACTION})"
+    rf"{_BEFORE}({FRACTION})"
     r"(?![\d.,^:/*×x]*\d|\s\d{3}(?!\d)|\s*[*×x^/]\s*[\d({\\]|\s*\\(?:sqrt|frac|pi|times|cdot|div))"
 )
 
@@ -53,4 +54,4 @@ def _read(text: str) -> Fraction | None:
         value = parse(match[2])
         return value if value is None or not match[1] else -value
     numbers = NUMBER.findall(text)
-    return parse(numbers[0]) if len(numbers) == 1 and not re.match(r"[\s:*$\\(]*[-−]?\$?[\d\\]", text) else None
+    return parse(numbers[0]) if len(numbers) == 1 and not re.match(rf"{_BEFORE}[\d\\]", text) else None
